@@ -1,0 +1,1 @@
+"""The cloud gateway: makes edge nodes ordinary Kubernetes nodes. Not part of the edge binary."""

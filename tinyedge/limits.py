@@ -1,0 +1,46 @@
+"""Every limit in one file, its unit last in its name, with the relations between them required below."""
+
+from __future__ import annotations
+
+from tinyedge.errors import require
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# The store.
+BLOCK_BYTES = 4 * KIB  # records start on these; the unit a flash card rewrites at least
+SEGMENT_BYTES = 4 * MIB
+RECORD_BYTES_MAX = 3 * MIB  # one commit, framing included
+VALUE_BYTES_MAX = 1 * MIB + 64 * KIB  # one state value; Kubernetes' own limit for an object is about 1 MiB
+SERIES_ITEM_BYTES_MAX = 64 * KIB
+LMDB_MAP_BYTES = 64 * MIB  # fixed, and small enough for a 32-bit address space
+STATE_BYTES_MAX = LMDB_MAP_BYTES // 4
+RESERVE_BYTES = 2 * MIB  # given back on a full disk, so that there is room to delete
+SERIES_BYTES_MAX = 256 * MIB
+SERIES_AGE_MAX_S = 30 * 24 * 3600
+CHECKPOINT_BYTES = 1 * MIB  # fold after this much journal, or
+CHECKPOINT_AGE_S = 600  # after this long with something to fold
+BLACKBOX_BYTES = 256 * KIB
+COMMIT_BATCH_MAX = 512
+
+# The daemon.
+INBOX_EVENTS_MAX = 1024
+PODS_MAX = 250
+CONTAINERS_PER_POD_MAX = 32
+EVENTS_KEPT_MAX = 256
+OBJECT_BYTES_MAX = 1 * MIB
+MANIFEST_FILE_BYTES_MAX = 4 * MIB
+MANIFEST_FILES_MAX = 1000
+TERMINATION_MESSAGE_BYTES_MAX = 4 * KIB  # as the kubelet
+PROBE_BODY_BYTES_MAX = 10 * KIB
+API_REQUEST_BYTES_MAX = 4 * MIB
+API_CONNECTIONS_MAX = 64
+GRPC_MESSAGE_BYTES_MAX = 16 * MIB
+EXEC_OUTPUT_BYTES_MAX = 64 * KIB
+
+require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
+require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")
+require(VALUE_BYTES_MAX < RECORD_BYTES_MAX, "a value fits in a record")
+require(SERIES_ITEM_BYTES_MAX < RECORD_BYTES_MAX, "a reading fits in a record")
+require(STATE_BYTES_MAX * 4 <= LMDB_MAP_BYTES, "LMDB has room to copy pages and a fold of everything beside it")
+require(OBJECT_BYTES_MAX < VALUE_BYTES_MAX, "an object with its bookkeeping fits in a value")
