@@ -16,7 +16,7 @@ class K8s(Struct, frozen=True, rename="camel", omit_defaults=True):
     """Base of all shapes: camelCase on the wire, immutable, defaults left out."""
 
 
-class ObjectMeta(K8s):
+class ObjectMeta(K8s, frozen=True):
     """`uid` is stable by node, namespace and name for objects that were not made by an API server."""
 
     name: str
@@ -32,42 +32,42 @@ class ObjectMeta(K8s):
 # --- environment ---------------------------------------------------------------------------------
 
 
-class KeySelector(K8s):
+class KeySelector(K8s, frozen=True):
     key: str
     name: str = ""
     optional: bool = False
 
 
-class ObjectFieldSelector(K8s):
+class ObjectFieldSelector(K8s, frozen=True):
     field_path: str
     api_version: str = "v1"
 
 
-class ResourceFieldSelector(K8s):
+class ResourceFieldSelector(K8s, frozen=True):
     resource: str
     container_name: str = ""
     divisor: str | int | float = "0"
 
 
-class EnvVarSource(K8s):
+class EnvVarSource(K8s, frozen=True):
     config_map_key_ref: KeySelector | None = None
     secret_key_ref: KeySelector | None = None
     field_ref: ObjectFieldSelector | None = None
     resource_field_ref: ResourceFieldSelector | None = None
 
 
-class EnvVar(K8s):
+class EnvVar(K8s, frozen=True):
     name: str
     value: str = ""
     value_from: EnvVarSource | None = None
 
 
-class ObjectRef(K8s):
+class ObjectRef(K8s, frozen=True):
     name: str = ""
     optional: bool = False
 
 
-class EnvFromSource(K8s):
+class EnvFromSource(K8s, frozen=True):
     prefix: str = ""
     config_map_ref: ObjectRef | None = None
     secret_ref: ObjectRef | None = None
@@ -76,16 +76,16 @@ class EnvFromSource(K8s):
 # --- probes and hooks ----------------------------------------------------------------------------
 
 
-class ExecAction(K8s):
+class ExecAction(K8s, frozen=True):
     command: list[str] = field(default_factory=list)
 
 
-class HTTPHeader(K8s):
+class HTTPHeader(K8s, frozen=True):
     name: str
     value: str
 
 
-class HTTPGetAction(K8s):
+class HTTPGetAction(K8s, frozen=True):
     port: int | str
     path: str = "/"
     host: str = ""
@@ -93,17 +93,17 @@ class HTTPGetAction(K8s):
     http_headers: list[HTTPHeader] = field(default_factory=list)
 
 
-class TCPSocketAction(K8s):
+class TCPSocketAction(K8s, frozen=True):
     port: int | str
     host: str = ""
 
 
-class GRPCAction(K8s):
+class GRPCAction(K8s, frozen=True):
     port: int
     service: str = ""
 
 
-class Probe(K8s):
+class Probe(K8s, frozen=True):
     """Times in seconds, defaults as in Kubernetes."""
 
     exec: ExecAction | None = None
@@ -118,18 +118,18 @@ class Probe(K8s):
     termination_grace_period_seconds: int | None = None
 
 
-class SleepAction(K8s):
+class SleepAction(K8s, frozen=True):
     seconds: int
 
 
-class LifecycleHandler(K8s):
+class LifecycleHandler(K8s, frozen=True):
     exec: ExecAction | None = None
     http_get: HTTPGetAction | None = None
     tcp_socket: TCPSocketAction | None = None
     sleep: SleepAction | None = None
 
 
-class Lifecycle(K8s):
+class Lifecycle(K8s, frozen=True):
     post_start: LifecycleHandler | None = None
     pre_stop: LifecycleHandler | None = None
 
@@ -137,17 +137,17 @@ class Lifecycle(K8s):
 # --- security ------------------------------------------------------------------------------------
 
 
-class Capabilities(K8s):
+class Capabilities(K8s, frozen=True):
     add: list[str] = field(default_factory=list)
     drop: list[str] = field(default_factory=list)
 
 
-class Profile(K8s):
+class Profile(K8s, frozen=True):
     type: str
     localhost_profile: str = ""
 
 
-class SecurityContext(K8s):
+class SecurityContext(K8s, frozen=True):
     run_as_user: int | None = None
     run_as_group: int | None = None
     run_as_non_root: bool | None = None
@@ -160,12 +160,12 @@ class SecurityContext(K8s):
     proc_mount: str | None = None
 
 
-class Sysctl(K8s):
+class Sysctl(K8s, frozen=True):
     name: str
     value: str
 
 
-class PodSecurityContext(K8s):
+class PodSecurityContext(K8s, frozen=True):
     run_as_user: int | None = None
     run_as_group: int | None = None
     run_as_non_root: bool | None = None
@@ -182,12 +182,12 @@ class PodSecurityContext(K8s):
 Quantity = str | int | float
 
 
-class ResourceRequirements(K8s):
+class ResourceRequirements(K8s, frozen=True):
     requests: dict[str, Quantity] = field(default_factory=dict)
     limits: dict[str, Quantity] = field(default_factory=dict)
 
 
-class ContainerPort(K8s):
+class ContainerPort(K8s, frozen=True):
     container_port: int
     name: str = ""
     host_port: int = 0
@@ -195,7 +195,7 @@ class ContainerPort(K8s):
     protocol: str = "TCP"
 
 
-class VolumeMount(K8s):
+class VolumeMount(K8s, frozen=True):
     name: str
     mount_path: str
     sub_path: str = ""
@@ -204,7 +204,7 @@ class VolumeMount(K8s):
     mount_propagation: str = "None"
 
 
-class Container(K8s):
+class Container(K8s, frozen=True):
     """`restart_policy` is only for init containers: `Always` makes one a sidecar."""
 
     name: str
@@ -234,49 +234,49 @@ class Container(K8s):
 # --- volumes -------------------------------------------------------------------------------------
 
 
-class KeyToPath(K8s):
+class KeyToPath(K8s, frozen=True):
     key: str
     path: str
     mode: int | None = None
 
 
-class EmptyDirVolume(K8s):
+class EmptyDirVolume(K8s, frozen=True):
     medium: str = ""
     size_limit: Quantity | None = None
 
 
-class HostPathVolume(K8s):
+class HostPathVolume(K8s, frozen=True):
     path: str
     type: str = ""
 
 
-class ConfigMapVolume(K8s):
+class ConfigMapVolume(K8s, frozen=True):
     name: str = ""
     items: list[KeyToPath] = field(default_factory=list)
     default_mode: int = 0o644
     optional: bool = False
 
 
-class SecretVolume(K8s):
+class SecretVolume(K8s, frozen=True):
     secret_name: str = ""
     items: list[KeyToPath] = field(default_factory=list)
     default_mode: int = 0o644
     optional: bool = False
 
 
-class DownwardAPIItem(K8s):
+class DownwardAPIItem(K8s, frozen=True):
     path: str
     field_ref: ObjectFieldSelector | None = None
     resource_field_ref: ResourceFieldSelector | None = None
     mode: int | None = None
 
 
-class DownwardAPIVolume(K8s):
+class DownwardAPIVolume(K8s, frozen=True):
     items: list[DownwardAPIItem] = field(default_factory=list)
     default_mode: int = 0o644
 
 
-class ProjectedObject(K8s):
+class ProjectedObject(K8s, frozen=True):
     """A configMap or secret source inside a projected volume."""
 
     name: str = ""
@@ -284,29 +284,29 @@ class ProjectedObject(K8s):
     optional: bool = False
 
 
-class ProjectedDownward(K8s):
+class ProjectedDownward(K8s, frozen=True):
     items: list[DownwardAPIItem] = field(default_factory=list)
 
 
-class ServiceAccountTokenProjection(K8s):
+class ServiceAccountTokenProjection(K8s, frozen=True):
     path: str
     audience: str = ""
     expiration_seconds: int = 3600
 
 
-class ProjectedSource(K8s):
+class ProjectedSource(K8s, frozen=True):
     config_map: ProjectedObject | None = None
     secret: ProjectedObject | None = None
     downward_api: ProjectedDownward | None = field(default=None, name="downwardAPI")
     service_account_token: ServiceAccountTokenProjection | None = None
 
 
-class ProjectedVolume(K8s):
+class ProjectedVolume(K8s, frozen=True):
     sources: list[ProjectedSource] = field(default_factory=list)
     default_mode: int = 0o644
 
 
-class Volume(K8s):
+class Volume(K8s, frozen=True):
     name: str
     empty_dir: EmptyDirVolume | None = None
     host_path: HostPathVolume | None = None
@@ -319,27 +319,27 @@ class Volume(K8s):
 # --- pod -----------------------------------------------------------------------------------------
 
 
-class HostAlias(K8s):
+class HostAlias(K8s, frozen=True):
     ip: str
     hostnames: list[str] = field(default_factory=list)
 
 
-class DNSOption(K8s):
+class DNSOption(K8s, frozen=True):
     name: str
     value: str | None = None
 
 
-class PodDNSConfig(K8s):
+class PodDNSConfig(K8s, frozen=True):
     nameservers: list[str] = field(default_factory=list)
     searches: list[str] = field(default_factory=list)
     options: list[DNSOption] = field(default_factory=list)
 
 
-class LocalRef(K8s):
+class LocalRef(K8s, frozen=True):
     name: str = ""
 
 
-class PodSpec(K8s):
+class PodSpec(K8s, frozen=True):
     containers: list[Container]
     init_containers: list[Container] = field(default_factory=list)
     volumes: list[Volume] = field(default_factory=list)
@@ -363,7 +363,7 @@ class PodSpec(K8s):
     priority: int | None = None
 
 
-class Pod(K8s):
+class Pod(K8s, frozen=True):
     metadata: ObjectMeta
     spec: PodSpec
 
@@ -374,7 +374,7 @@ class Pod(K8s):
         return f"{self.metadata.namespace}/{self.metadata.name}"
 
 
-class ConfigMap(K8s):
+class ConfigMap(K8s, frozen=True):
     """`data` is text; `binary_data` holds bytes (base64 on the wire)."""
 
     metadata: ObjectMeta
@@ -389,7 +389,7 @@ class ConfigMap(K8s):
         return f"{self.metadata.namespace}/{self.metadata.name}"
 
 
-class Secret(K8s):
+class Secret(K8s, frozen=True):
     """`data` holds the decoded bytes; `stringData` of a manifest is merged into it when it is decoded."""
 
     metadata: ObjectMeta
