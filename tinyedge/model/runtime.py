@@ -34,7 +34,7 @@ class Resources(Struct, frozen=True):
 
 
 class Security(Struct, frozen=True):
-    """`seccomp` and `apparmor` are `RuntimeDefault`, `Unconfined` or `Localhost:PATH`; empty leaves it to the runtime."""
+    """`seccomp` and `apparmor`: `RuntimeDefault`, `Unconfined` or `Localhost:PATH`; empty leaves it to the runtime."""
 
     run_as_user: int | None = None
     run_as_group: int | None = None

@@ -1,0 +1,245 @@
+"""The configuration: one frozen value, read once, checked once, passed by hand. The daemon never writes it.
+
+One TOML file, every key also as `section.key=value` on the command line. An unknown key is an error. The words under
+each key are what docs/configuration.md shows.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from tinyedge.errors import BadInput, TinyEdgeError
+
+DEFAULT_PATH = "/etc/tinyedge/tinyedge.toml"
+FILE_BYTES_MAX = 256 * 1024
+
+Name = Annotated[str, Meta(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/")]
+Percent = Annotated[int, Meta(ge=0, le=100)]
+Seconds = Annotated[int, Meta(ge=1, le=86400)]
+
+
+class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    name: Annotated[Name, Meta(description="Name of this node. Empty: the host name in lower case.")] = ""
+    pods_dir: Annotated[
+        AbsolutePath, Meta(description="Where volumes of pods are made. Must be visible to the container runtime.")
+    ] = "/var/lib/tinyedge/pods"
+    logs_dir: Annotated[AbsolutePath, Meta(description="Where containers' log files are kept.")] = "/var/log/pods"
+    cluster_dns: Annotated[
+        tuple[str, ...],
+        Meta(description="DNS servers for pods with dnsPolicy ClusterFirst. Empty: they use the host's (Default)."),
+    ] = ()
+
+
+class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    path: Annotated[AbsolutePath, Meta(description="Folder of the crash-safe store.")] = "/var/lib/tinyedge/store"
+    series_mb: Annotated[int, Meta(ge=8, le=65536, description="Room for queued readings and events, in MiB.")] = 256
+    series_days: Annotated[int, Meta(ge=1, le=3650, description="Age at which queued readings are dropped.")] = 30
+
+
+class RuntimeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    kind: Annotated[
+        Literal["containerd", "process"],
+        Meta(
+            description="`containerd` runs containers by CRI. `process` runs pods as plain host processes, without "
+            "isolation, for demos and for boards too small for containerd."
+        ),
+    ] = "containerd"
+    endpoint: Annotated[
+        AbsolutePath, Meta(description="Socket of containerd, or the state folder of the process runtime.")
+    ] = "/run/containerd/containerd.sock"
+    parallel: Annotated[
+        int, Meta(ge=1, le=64, description="Operations on the runtime at the same time, over all pods.")
+    ] = 8
+    relist_s: Annotated[
+        Seconds, Meta(description="How often the runtime is listed when it has no container events, in seconds.")
+    ] = 5
+    cgroup_driver: Annotated[
+        Literal["cgroupfs", "systemd"], Meta(description="As containerd is configured (SystemdCgroup).")
+    ] = "cgroupfs"
+
+
+class ManifestsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    paths: Annotated[
+        tuple[AbsolutePath, ...],
+        Meta(description="Folders of YAML or JSON manifests (Pod, ConfigMap, Secret), watched for changes."),
+    ] = ("/etc/tinyedge/manifests",)
+
+
+class ImagesConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    import_path: Annotated[
+        str, Meta(description="Watched folder of image archives, imported as they appear. Empty: none.")
+    ] = ""
+    gc_high_percent: Annotated[Percent, Meta(description="Disk use at which unused images are removed.")] = 85
+    gc_low_percent: Annotated[Percent, Meta(description="Disk use down to which they are removed.")] = 80
+    pull_parallel: Annotated[int, Meta(ge=1, le=16, description="Image pulls at the same time.")] = 2
+
+
+class PressureConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    memory_available_mb: Annotated[
+        int, Meta(ge=0, description="Below this much available memory, in MiB, pods are evicted. 0: never.")
+    ] = 50
+    disk_free_percent: Annotated[
+        Percent, Meta(description="Below this share of free disk for pods and logs, pods are evicted. 0: never.")
+    ] = 10
+    image_disk_free_percent: Annotated[
+        Percent, Meta(description="The same for the disk of the images, if it is another one. 0: never.")
+    ] = 10
+    inodes_free_percent: Annotated[Percent, Meta(description="The same for inodes. 0: never.")] = 5
+    transition_s: Annotated[
+        Seconds, Meta(description="How long pressure must be gone before its condition clears, in seconds.")
+    ] = 60
+    sample_s: Annotated[Seconds, Meta(description="How often the machine is looked at, in seconds.")] = 10
+
+
+class LogsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    container_max_mb: Annotated[
+        int, Meta(ge=1, le=1024, description="Size at which a container's log file is rotated, in MiB.")
+    ] = 10
+    container_files: Annotated[
+        int, Meta(ge=2, le=100, description="Log files kept for each container, the live one included.")
+    ] = 5
+
+
+class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    socket: Annotated[AbsolutePath, Meta(description="Unix socket of the local API.")] = "/run/tinyedge/api.sock"
+    group: Annotated[
+        str,
+        Meta(description="Group that may use the socket; whoever may, is as powerful as root. Empty: root's own."),
+    ] = ""
+
+
+class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    format: Annotated[Literal["human", "json"], Meta(description="Form of the daemon's own log on stderr.")] = "human"
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is shown.")] = (
+        "info"
+    )
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    node: NodeConfig = NodeConfig()
+    store: StoreConfig = StoreConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    manifests: ManifestsConfig = ManifestsConfig()
+    images: ImagesConfig = ImagesConfig()
+    pressure: PressureConfig = PressureConfig()
+    logs: LogsConfig = LogsConfig()
+    api: ApiConfig = ApiConfig()
+    log: LogConfig = LogConfig()
+
+
+SECTIONS: dict[str, type[Struct]] = {name: type(getattr(Config(), name)) for name in Config.__struct_fields__}
+
+
+def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (None: the default file if it is there, else defaults) and apply `section.key=value` overrides.
+
+    Raises BadInput naming the key and what would be right, or TinyEdgeError when the file can't be read.
+    """
+    raw = _read(path or DEFAULT_PATH, required=path is not None)
+    for override in overrides:
+        _override(raw, override)
+    _refuse_unknown(raw)
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise _explain(raw, str(error)) from None
+    if config.images.gc_low_percent > config.images.gc_high_percent:
+        raise BadInput("images.gc_low_percent", config.images.gc_low_percent, "at most images.gc_high_percent")
+    return config
+
+
+def _read(path: str, *, required: bool) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError as error:
+        if not required:
+            return {}
+        raise TinyEdgeError(
+            f"can't read {path}", "it is not there", "name another file with --config, or leave --config out"
+        ) from error
+    except OSError as error:
+        raise TinyEdgeError(f"can't read {path}", os.strerror(error.errno or 0), "check its permissions") from error
+    if len(text) > FILE_BYTES_MAX:
+        raise TinyEdgeError(f"can't read {path}", f"it is larger than {FILE_BYTES_MAX} bytes", "is it the right file?")
+    try:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TinyEdgeError(f"{path} is not valid TOML", str(error), "correct that line") from error
+
+
+def _override(raw: dict[str, object], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not (equals and dot and name):
+        raise BadInput("--set", override, "section.key=value, such as node.name=gate-7")
+    table = raw.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise BadInput(section, table, "a section (a TOML table)")
+    table[name] = _scalar(text, _declared(section, name))
+
+
+def _declared(section: str, name: str) -> object:
+    """The default of a key, which tells how its text is read on the command line."""
+    known = SECTIONS.get(section)
+    return getattr(known(), name, "") if known else ""
+
+
+def _scalar(text: str, default: object) -> object:
+    if isinstance(default, tuple):
+        return [part for part in text.split(",") if part]
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(text, text)
+    if isinstance(default, int):
+        return int(text) if text.lstrip("-").isdigit() else text
+    return text
+
+
+def _refuse_unknown(raw: dict[str, object]) -> None:
+    for section, table in raw.items():
+        if section not in SECTIONS:
+            raise BadInput(section, table, "one of the sections " + _nearest(section, list(SECTIONS)))
+        if not isinstance(table, dict):
+            raise BadInput(section, table, "a section (a TOML table)")
+        known = SECTIONS[section].__struct_fields__
+        for name, value in table.items():
+            if name not in known:
+                raise BadInput(f"{section}.{name}", value, "one of the keys " + _nearest(name, list(known)))
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    """The known words, the one that is most like `word` first."""
+    pairs = set(pairwise(word))
+    return ", ".join(sorted(known, key=lambda other: -len(pairs & set(pairwise(other)))))
+
+
+def _explain(raw: dict[str, object], message: str) -> BadInput:
+    """msgspec says `Expected X, got Y - at `$.section.key``: name the key and show its value."""
+    what, _, where = message.partition(" - at `$.")
+    path = where.rstrip("`")
+    value: object = raw
+    for part in path.split("["):
+        for name in part.rstrip("]").split("."):
+            if isinstance(value, dict):
+                value = value.get(name)
+    return BadInput(path, value, what.removeprefix("Expected ").removeprefix("Invalid enum value ") or "another value")
+
+
+def described() -> list[tuple[str, object, str]]:
+    """Every key as (section.key, default, description), in order; for the documentation and `tinyedge config`."""
+    rows = []
+    for section, struct in SECTIONS.items():
+        hints = get_type_hints(struct, include_extras=True)
+        defaults = struct()
+        for name in struct.__struct_fields__:
+            words = [meta.description for meta in getattr(hints[name], "__metadata__", ()) if meta.description]
+            rows.append((f"{section}.{name}", getattr(defaults, name), words[-1] if words else ""))
+    return rows
