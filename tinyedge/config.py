@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,6 +19,12 @@ from tinyedge.errors import BadInput, TinyEdgeError
 
 DEFAULT_PATH = "/etc/tinyedge/tinyedge.toml"
 FILE_BYTES_MAX = 256 * 1024
+
+# What the patterns below ask for, in words.
+WORDS = {
+    r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$": "lower-case letters, digits, '-' and '.', such as gate-7",
+    r"^/": "an absolute path",
+}
 
 Name = Annotated[str, Meta(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/")]
@@ -222,15 +228,23 @@ def _nearest(word: str, known: list[str]) -> str:
 
 
 def _explain(raw: dict[str, object], message: str) -> BadInput:
-    """msgspec says `Expected X, got Y - at `$.section.key``: name the key and show its value."""
+    """msgspec says `Expected X, got Y - at `$.section.key``: name the key, show its value, say what would be right."""
     what, _, where = message.partition(" - at `$.")
     path = where.rstrip("`")
-    value: object = raw
-    for part in path.split("["):
-        for name in part.rstrip("]").split("."):
-            if isinstance(value, dict):
-                value = value.get(name)
-    return BadInput(path, value, what.removeprefix("Expected ").removeprefix("Invalid enum value ") or "another value")
+    section, _, name = path.partition("[")[0].partition(".")
+    table = raw.get(section)
+    value = table.get(name) if isinstance(table, dict) else table
+    expected = what.removeprefix("Expected ")
+    for pattern, words in WORDS.items():
+        if repr(pattern) in what:
+            expected = words
+    if what.startswith("Invalid enum value"):
+        expected = " or ".join(map(repr, _choices(section, name)))
+    return BadInput(path, value, expected)
+
+
+def _choices(section: str, name: str) -> tuple[object, ...]:
+    return get_args(get_type_hints(SECTIONS[section])[name])
 
 
 def described() -> list[tuple[str, object, str]]:
