@@ -1,0 +1,41 @@
+"""Small files beside the store that must survive a lost store: identity, format, the mark of a running daemon."""
+
+from __future__ import annotations
+
+import os
+
+from tinyedge.store.disk import Disk
+
+
+def write_file(disk: Disk, path: str, data: bytes) -> None:
+    """Replace `path` (0600): after a power cut it holds the old bytes or the new, never a mixture or nothing."""
+    aside = path + ".new"
+    if disk.exists(aside):
+        disk.unlink(aside)
+    handle = disk.open(aside, create=True)
+    try:
+        disk.pwrite(handle, data, 0)
+        disk.fsync(handle)
+    finally:
+        disk.close(handle)
+    disk.rename(aside, path)
+    disk.fsync_dir(os.path.dirname(path))
+
+
+def read_file(disk: Disk, path: str, max_bytes: int) -> bytes | None:
+    """The file's bytes, None when it is not there; at most `max_bytes`."""
+    try:
+        handle = disk.open(path, write=False)
+    except FileNotFoundError:
+        return None
+    try:
+        return disk.pread(handle, max_bytes, 0)
+    finally:
+        disk.close(handle)
+
+
+def remove_file(disk: Disk, path: str) -> None:
+    """Remove `path` durably; nothing to do when it is not there."""
+    if disk.exists(path):
+        disk.unlink(path)
+        disk.fsync_dir(os.path.dirname(path))
