@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-BURST_LINES = 30  # of one key at once, then
+BURST_LINES = 100  # of one key at once, then
 LINES_PER_S = 0.5
 KEYS_MAX = 512
 VALUE_CHARS_MAX = 2000

@@ -1,0 +1,59 @@
+# make demo   the main job on embedded defaults: no root, no cluster, no containerd
+# make test   all tests that this machine can run; what it can't is skipped with its reason
+PYTHON ?= python3
+SEEDS ?= 500
+SEED ?=
+BENCH ?= store pods
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test lint fmt bench sim crash e2e proto docs clean
+.DELETE_ON_ERROR:
+
+.venv/.run: pyproject.toml
+	@echo "Making .venv (once; about a minute)…" >&2
+	@test -x .venv/bin/python || $(PYTHON) -c 'import sys; sys.exit("tinyedge needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …") if sys.version_info < (3, 11) else 0'
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.dev: pyproject.toml .venv/.run
+	@echo "Installing what the tests need into .venv (once)…" >&2
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: .venv/.run
+	@.venv/bin/tinyedge demo
+
+test: .venv/.dev
+	.venv/bin/python -m pytest -q
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+fmt: .venv/.dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/.dev
+	@for bench in $(BENCH); do .venv/bin/python -m tests.bench.$$bench || exit 1; done
+
+sim: .venv/.dev
+	@.venv/bin/python -m tests.sim --seeds $(SEEDS)
+
+crash: .venv/.dev
+	@.venv/bin/python -m tests.crash $(if $(SEED),--seed $(SEED))
+
+e2e: .venv/.dev
+	.venv/bin/python -m pytest -q -rs tests/e2e
+
+proto: .venv/.dev
+	.venv/bin/python build/protobuf.py
+
+docs: .venv/.dev
+	.venv/bin/python -m tests.docs
+
+clean:
+	rm -rf .venv dist .work .pytest_cache .mypy_cache .ruff_cache

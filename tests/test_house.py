@@ -1,0 +1,139 @@
+"""The house rules that no linter holds: sizes with a ratchet, and calls that have a better one here."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PRODUCT = sorted(
+    path for room in ("tinyedge", "cloud_gateway") for path in (ROOT / room).rglob("*.py") if "_pb2" not in path.name
+)
+
+FUNCTION_LINES_MAX = 70
+MODULE_LINES_MAX = 600
+
+# What is larger than the rule allows today may shrink, never grow; nothing new joins this list.
+MODULES_OVER: dict[str, int] = {}
+FUNCTIONS_OVER: dict[str, int] = {}
+
+# Import or call, where it is banned, and what to use instead.
+BANNED_IMPORTS = {
+    "dataclasses": ("tinyedge", "msgspec.Struct: one kind of record, at a price in memory that is paid once"),
+    "logging": ("tinyedge", "log.Log.note: one line per fact, rate-limited"),
+    "requests": ("", "h11 on Trio"),
+    "asyncio": ("tinyedge", "Trio; adapters/grpc.py is the only place that knows asyncio"),
+    "subprocess": ("tinyedge", "trio.run_process: a child without a nursery is nobody's child"),
+    "pickle": ("", "msgspec: a peer must never choose what is constructed"),
+}
+ALLOWED_IMPORTS = {
+    ("tinyedge/adapters/grpc.py", "asyncio"),
+}
+SYNC_CALLS = {"fsync", "fdatasync", "sync"}
+SYNC_ROOMS = ("tinyedge/store/",)
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def test_every_function_can_be_read_at_once() -> None:
+    found = {
+        f"{_name(path)}:{function.name}": function.end_lineno - function.lineno + 1
+        for path in PRODUCT
+        for function in _functions(ast.parse(path.read_text()))
+        if function.end_lineno is not None
+    }
+    too_long = {
+        name: lines
+        for name, lines in found.items()
+        if lines > FUNCTION_LINES_MAX and lines > FUNCTIONS_OVER.get(name, 0)
+    }
+    assert not too_long, f"longer than {FUNCTION_LINES_MAX} lines: split them, or they will be read by nobody"
+
+
+def test_every_module_fits_in_one_head() -> None:
+    sizes = {_name(path): path.read_text().count("\n") for path in PRODUCT}
+    too_long = {
+        name: lines for name, lines in sizes.items() if lines > MODULE_LINES_MAX and lines > MODULES_OVER.get(name, 0)
+    }
+    assert not too_long, f"longer than {MODULE_LINES_MAX} lines: is it still one room?"
+
+
+def test_the_ratchet_only_tightens() -> None:
+    sizes = {_name(path): path.read_text().count("\n") for path in PRODUCT}
+    slack = {name: (limit, sizes.get(name, 0)) for name, limit in MODULES_OVER.items() if sizes.get(name, 0) < limit}
+    assert not slack, "these modules have shrunk: lower their number here, or take them off the list"
+
+
+@pytest.mark.parametrize("banned", sorted(BANNED_IMPORTS))
+def test_what_has_a_better_one_here_is_not_imported(banned: str) -> None:
+    room, instead = BANNED_IMPORTS[banned]
+    users = [
+        _name(path)
+        for path in PRODUCT
+        if _name(path).startswith(room)
+        and (_name(path), banned) not in ALLOWED_IMPORTS
+        and banned in set(_imports(ast.parse(path.read_text())))
+    ]
+    assert not users, f"{banned} is imported; use {instead}"
+
+
+def test_only_the_store_syncs() -> None:
+    users = [
+        f"{_name(path)}:{node.lineno}"
+        for path in PRODUCT
+        if not _name(path).startswith(SYNC_ROOMS)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SYNC_CALLS
+    ]
+    assert not users, "durability is done once, in one place: tinyedge/store"
+
+
+def test_invariants_survive_optimised_bytecode() -> None:
+    users = [
+        f"{_name(path)}:{node.lineno}"
+        for path in PRODUCT
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]
+    assert not users, "assert vanishes under -OO: use errors.require"
+
+
+def test_no_command_line_goes_through_a_shell() -> None:
+    users = [
+        f"{_name(path)}:{node.lineno}"
+        for path in PRODUCT
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword)
+        and node.arg == "shell"
+        and isinstance(node.value, ast.Constant)
+        and node.value.value
+    ]
+    assert not users, "argv lists only"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        _name(path)
+        for path in PRODUCT
+        if path.name != "__init__.py"
+        and path.read_text().strip()
+        and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert not silent, "a module's docstring says what it promises"
