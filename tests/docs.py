@@ -1,4 +1,4 @@
-"""Writes the parts of docs/ that are made from the code's own tables. `python -m tests.docs`; a test holds them fresh."""
+"""Writes what of docs/ is made from the code's own tables: `python -m tests.docs`. A test holds it fresh."""
 
 from __future__ import annotations
 
