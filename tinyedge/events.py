@@ -17,6 +17,8 @@ from tinyedge.model.pod import Object
 from tinyedge.model.runtime import (
     Check,
     ContainerSpec,
+    Dns,
+    HostFile,
     ImageSeen,
     PodSeen,
     PodUsage,
@@ -79,6 +81,8 @@ class NodeFacts(Struct, frozen=True):
     pods_dir: str = "/var/lib/tinyedge/pods"
     logs_dir: str = "/var/log/pods"
     cluster_dns: tuple[str, ...] = ()
+    cluster_domain: str = "cluster.local"
+    host_dns: Dns = Dns()  # what the node's own resolv.conf says
     cgroup_driver: str = "cgroupfs"
 
 
@@ -280,7 +284,7 @@ class RemoveSandbox(Struct, frozen=True):
 
 
 class StartContainer(Struct, frozen=True):
-    """Create and start. `subpaths` are bound before."""
+    """Create and start. `files` are written and `subpaths` are bound before."""
 
     op: int
     uid: str
@@ -288,6 +292,7 @@ class StartContainer(Struct, frozen=True):
     sandbox: SandboxSpec
     spec: ContainerSpec
     subpaths: tuple[SubpathPlan, ...] = ()
+    files: tuple[HostFile, ...] = ()
 
 
 class StopContainer(Struct, frozen=True):

@@ -283,3 +283,13 @@ class SubpathPlan(Struct, frozen=True):
     target: str
     read_only: bool
     create: bool  # emptyDir and hostPath: a missing directory is made
+
+
+class HostFile(Struct, frozen=True):
+    """A file on the node that a container mounts by itself (hosts file, termination log): written before the container
+    is created, its directories made. `base` names a file of the node whose content comes first."""
+
+    path: str
+    data: bytes = b""
+    mode: int = 0o644
+    base: str = ""
