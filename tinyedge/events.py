@@ -179,7 +179,8 @@ class RuntimeListed(Struct, frozen=True):
 class OpDone(Struct, frozen=True):
     """The outcome of an effect. `error` empty means it worked; else a Kubernetes reason where there is one
     (`ErrImagePull`, `CreateContainerConfigError`, `RunContainerError`, `FailedMount`…) and `message` says more.
-    `seen` was taken after the operation, for effects on a pod."""
+    `seen` was taken after the operation, for the effects that change a sandbox or a container; None when the runtime
+    could not be asked, and then a `PodSeen` follows as soon as it can."""
 
     op: int
     error: str = ""

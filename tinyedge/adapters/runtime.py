@@ -8,11 +8,10 @@ is seen or touched.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from msgspec import Struct
-
+from tinyedge.model.image import RegistryAuth as RegistryAuth
 from tinyedge.model.runtime import (
     ContainerSpec,
     ExecResult,
@@ -22,18 +21,6 @@ from tinyedge.model.runtime import (
     RuntimeInfo,
     SandboxSpec,
 )
-
-
-class RegistryAuth(Struct, frozen=True):
-    """Credentials for one registry host; never shown."""
-
-    server: str
-    username: str = ""
-    password: str = ""
-    token: str = ""
-
-    def __repr__(self) -> str:
-        return f"RegistryAuth({self.server!r})"
 
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when unknown)
@@ -87,8 +74,10 @@ class Runtime(Protocol):
     async def import_image(self, path: str, progress: Progress | None = None) -> list[str]:
         """Imports an archive (docker or OCI layout; gzip or zstd); returns the names it held."""
 
-    def changes(self) -> AsyncIterator[str]:
-        """Uids of pods in which something happened, as soon as it is known. Ends when the runtime goes away.
-        A runtime without events relists calmly and yields what differs."""
+    def changes(self) -> AsyncGenerator[str, None]:
+        """Uids of pods in which something happened, as soon as it is known. An empty string says that whoever lists
+        now misses nothing that happens from now on: it comes first, and again whenever changes may have been lost.
+        Ends, or raises PeerError, when the runtime goes away. A runtime without events relists calmly and yields what
+        differs."""
 
     async def aclose(self) -> None: ...
