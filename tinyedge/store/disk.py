@@ -54,6 +54,10 @@ class Disk:
     def ftruncate(self, handle: int, length: int) -> None:
         os.ftruncate(handle, length)
 
+    def allocate(self, handle: int, length: int) -> None:
+        """Reserve `length` bytes on the device without writing them."""
+        os.posix_fallocate(handle, 0, length)
+
     def rename(self, old: str, new: str) -> None:
         os.rename(old, new)
 

@@ -1,0 +1,229 @@
+"""The segmented journal: one record and one flush per commit.
+
+A segment is a file of zeros named by its number, `000000000007.seg`. Numbers only grow: a segment that is used again is
+renamed to a new number, and since the number begins each record's check, what it held before can't come back.
+
+    prepare   zeros, sync, rename, sync the directory (S2); one spare stands ready, made beside the commit path
+    append    write whole blocks at the end (S3), one flush, one at a time (S1)
+    switch    go on in the spare: when the segment is full, or when its flush has failed (S10)
+    release   a segment that nobody needs (S5, S7) waits here to be used again
+
+Reading (`SegmentReader`) trusts nothing: it looks at every block for a record of this segment and of one life.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from tinyedge.errors import StoreError, require
+from tinyedge.limits import BLOCK_BYTES, KIB, RECORD_BYTES_MAX
+from tinyedge.store import record
+from tinyedge.store.disk import Disk
+from tinyedge.store.record import Record
+
+_SUFFIX = ".seg"
+_ASIDE = "spare.new"
+_NONE = -1  # no open handle
+_CHUNK_BYTES = 64 * KIB  # zeros written and bytes read at a time
+
+
+def segment_path(directory: str, number: int) -> str:
+    return f"{directory}/{number:012d}{_SUFFIX}"
+
+
+def segment_numbers(disk: Disk, directory: str) -> list[int]:
+    """The numbers of all segment files, ascending."""
+    stems = [name[: -len(_SUFFIX)] for name in disk.listdir(directory) if name.endswith(_SUFFIX)]
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+class SegmentReader:
+    """One segment, read in order. `torn` says that bytes of a record stand behind the last whole one;
+    `skipped` counts blocks that should have begun a record and did not, unreadable ones included."""
+
+    def __init__(self, disk: Disk, directory: str, number: int) -> None:
+        self._disk = disk
+        self._number = number
+        self._handle = disk.open(segment_path(directory, number), write=False)
+        self._window = b""
+        self._window_offset = 0
+        self.size = disk.size(self._handle)
+        self.life: int | None = None
+        self.torn = False
+        self.skipped = 0
+
+    def close(self) -> None:
+        self._disk.close(self._handle)
+
+    def records(self, start: int = 0, end: int | None = None) -> Iterator[Record]:
+        """Every whole record between two offsets: of one life, its sequence growing.
+
+        A block that begins none is stepped over, for a valid record behind it means damage and not a tail (S8).
+        """
+        offset, last = start, -1
+        limit = self.size if end is None else min(end, self.size)
+        while offset + BLOCK_BYTES <= limit:
+            found = self._record_at(offset)
+            if found is None or self.life not in (None, found.life) or found.sequence <= last:
+                offset += BLOCK_BYTES
+                self.skipped += 1
+                continue
+            self.life, last, self.torn = found.life, found.sequence, False
+            yield found
+            offset += found.span
+
+    def _record_at(self, offset: int) -> Record | None:
+        header = record.decode_header(self._bytes(offset, record.HEADER_BYTES))
+        if header is None or header.segment != self._number:
+            return None
+        span = record.span_of(header.length)
+        if span > min(self.size - offset, RECORD_BYTES_MAX):
+            self.torn = True
+            return None
+        body = self._bytes(offset + record.HEADER_BYTES, header.length)
+        if not self.accepts(header, body):
+            self.torn = True
+            return None
+        return Record(header.life, header.segment, header.sequence, offset, span, body)
+
+    def accepts(self, header: record.Header, body: bytes) -> bool:
+        return record.is_whole(header, body)
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        """Bytes from the window, which moves on when they are not in it; what can't be read is missing."""
+        first = offset - self._window_offset
+        if first < 0 or first + length > len(self._window):
+            self._window = self._pread(offset, max(length, _CHUNK_BYTES))
+            self._window_offset, first = offset, 0
+        return self._window[first : first + length]
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        try:
+            return self._disk.pread(self._handle, length, offset)
+        except OSError:
+            if length <= BLOCK_BYTES:
+                return b""
+        return self._pread(offset, BLOCK_BYTES - offset % BLOCK_BYTES)
+
+
+class Journal:
+    """The appending end. `append` and `switch` from one thread; `prepare` and `release` from any."""
+
+    reader = SegmentReader
+
+    def __init__(self, disk: Disk, directory: str, life: int, segment_bytes: int, next_number: int) -> None:
+        require(segment_bytes % BLOCK_BYTES == 0, "S3: a segment is whole blocks")
+        self.disk = disk
+        self.directory = directory
+        self.life = life
+        self.segment_bytes = segment_bytes
+        self.number = 0  # of the segment that is appended to
+        self.offset = 0
+        self._size = 0
+        self._handle = _NONE
+        self._next_number = next_number
+        self._spare: int | None = None
+        self._free: list[int] = []
+        self._preparing = threading.Lock()
+
+    @property
+    def record_bytes_max(self) -> int:
+        return min(RECORD_BYTES_MAX, self.segment_bytes)
+
+    @property
+    def has_spare(self) -> bool:
+        return self._spare is not None
+
+    def fits(self, body_length: int) -> bool:
+        return self.offset + record.span_of(body_length) <= self._size
+
+    def append(self, sequence: int, body: bytes) -> int:
+        """Make the record durable and return the offset behind it. OSError: it may or may not be there, and this
+        segment must not be used again (S10)."""
+        require(self.fits(len(body)), "a record is appended where it fits")
+        framed = record.encode(self.life, self.number, sequence, body)
+        self._write(framed, self.offset)
+        self._flush()
+        self.offset += len(framed)
+        return self.offset
+
+    def _write(self, framed: bytes, offset: int) -> None:
+        self.disk.pwrite(self._handle, framed, offset)
+
+    def _flush(self) -> None:
+        self.disk.fdatasync(self._handle)
+
+    def switch(self) -> None:
+        """Go on in the spare, which is made now if none stands ready. OSError: nothing has changed."""
+        if self._spare is None:
+            self.prepare()
+        with self._preparing:
+            number, self._spare = self._spare, None
+        if number is None:
+            raise StoreError("the journal can't go on", "no segment stands ready")
+        handle = self.disk.open(segment_path(self.directory, number))
+        self.close()
+        self._handle, self.number, self.offset = handle, number, 0
+        self._size = self.disk.size(handle)
+
+    def prepare(self, length: int | None = None) -> None:
+        """Have a spare stand ready (S2). `length` makes it shorter than a full segment."""
+        with self._preparing:
+            if self._spare is not None:
+                return
+            number, self._next_number = self._next_number, self._next_number + 1
+            self._make(segment_path(self.directory, number), length or self.segment_bytes)
+            self._spare = number
+
+    def _make(self, path: str, length: int) -> None:
+        """A file of `length` bytes at `path`: a segment used before if there is one, else zeros."""
+        source = f"{self.directory}/{_ASIDE}"
+        reused = bool(self._free)
+        if reused:
+            source = segment_path(self.directory, self._free[-1])
+        handle = self.disk.open(source, create=True)
+        try:
+            size = self.disk.size(handle)
+            if not reused or size < length:
+                self._fill_with_zeros(handle, size if reused else 0, length)
+        finally:
+            self.disk.close(handle)
+        self.disk.rename(source, path)
+        if reused:
+            self._free.pop()
+        self._sync_directory()
+
+    def _fill_with_zeros(self, handle: int, start: int, end: int) -> None:
+        """Written zeros, so that an append changes no metadata: allocation alone costs a second flush every time."""
+        if start == 0:
+            self.disk.ftruncate(handle, 0)
+        for offset in range(start, end, _CHUNK_BYTES):
+            self.disk.pwrite(handle, bytes(min(_CHUNK_BYTES, end - offset)), offset)
+        self.disk.fsync(handle)
+
+    def _sync_directory(self) -> None:
+        self.disk.fsync_dir(self.directory)
+
+    def release(self, number: int, keep: int) -> None:
+        """Nobody needs this segment any more. At most `keep` wait for their next use, the others are removed.
+        No sync: should the file be there again after a power cut, recovery finds it released again."""
+        with self._preparing:
+            if len(self._free) < keep:
+                self._free.append(number)
+            else:
+                self.disk.unlink(segment_path(self.directory, number))
+
+    def shorten(self, number: int, length: int) -> None:
+        """Give back the unused end of a segment that is never appended to again."""
+        handle = self.disk.open(segment_path(self.directory, number))
+        try:
+            if self.disk.size(handle) > length:
+                self.disk.ftruncate(handle, length)
+        finally:
+            self.disk.close(handle)
+
+    def close(self) -> None:
+        if self._handle != _NONE:
+            self.disk.close(self._handle)
+            self._handle = _NONE
