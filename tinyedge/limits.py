@@ -32,10 +32,19 @@ OBJECT_BYTES_MAX = 1 * MIB
 MANIFEST_FILE_BYTES_MAX = 4 * MIB
 MANIFEST_FILES_MAX = 1000
 TERMINATION_MESSAGE_BYTES_MAX = 4 * KIB  # as the kubelet
+TERMINATION_LOG_BYTES_MAX = 2 * KIB  # taken from the end of a log, as the kubelet
+TERMINATION_LOG_LINES_MAX = 80
+HOST_FILE_BYTES_MAX = 64 * KIB  # /etc/hosts of the node, put before a pod's own lines
+HOOK_S_MAX = 600  # a postStart hook that takes longer has failed
 PROBE_BODY_BYTES_MAX = 10 * KIB
 API_REQUEST_BYTES_MAX = 4 * MIB
 API_CONNECTIONS_MAX = 64
+API_CALLER_CONNECTIONS_MAX = 48  # of one user id, so that no user can shut the others out
+API_HEAD_BYTES_MAX = 32 * KIB
+API_IDLE_S = 30  # for a request to arrive whole
+API_STALL_S = 30  # for a client to take what it is sent
 GRPC_MESSAGE_BYTES_MAX = 16 * MIB
+GRPC_WINDOW_BYTES = 256 * KIB  # what a peer may send ahead of us
 EXEC_OUTPUT_BYTES_MAX = 64 * KIB
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
@@ -44,3 +53,4 @@ require(VALUE_BYTES_MAX < RECORD_BYTES_MAX, "a value fits in a record")
 require(SERIES_ITEM_BYTES_MAX < RECORD_BYTES_MAX, "a reading fits in a record")
 require(STATE_BYTES_MAX * 4 <= LMDB_MAP_BYTES, "LMDB has room to copy pages and a fold of everything beside it")
 require(OBJECT_BYTES_MAX < VALUE_BYTES_MAX, "an object with its bookkeeping fits in a value")
+require(API_CALLER_CONNECTIONS_MAX < API_CONNECTIONS_MAX, "one caller leaves room for another")
