@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from tinyedge.model.image import RegistryAuth as RegistryAuth
+from tinyedge.model.image import RegistryAuth
 from tinyedge.model.runtime import (
     ContainerSpec,
     ExecResult,
@@ -22,6 +22,7 @@ from tinyedge.model.runtime import (
     SandboxSpec,
 )
 
+__all__ = ["Progress", "RegistryAuth", "Runtime"]
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0 when unknown)
 

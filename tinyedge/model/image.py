@@ -73,7 +73,7 @@ def find_image(images: Iterable[ImageSeen], reference: str) -> str:
     wanted = normal_reference(reference)
     for image in images:
         names = (*image.tags, *image.digests)
-        if image.id == wanted or image.id == reference or any(normal_reference(name) == wanted for name in names):
+        if image.id in (wanted, reference) or any(normal_reference(name) == wanted for name in names):
             return image.id
     return ""
 
