@@ -20,7 +20,6 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeAlias, TypeVar
 from urllib.parse import unquote
 
@@ -108,6 +107,10 @@ class _Connection(AbstractHandler):
         self.lost = True
 
 
+class _Protocol(H2Protocol):
+    handler: _Connection
+
+
 class Channel:
     """One connection to the gRPC server on a unix socket, made at the first call and again after it was lost."""
 
@@ -116,8 +119,7 @@ class Channel:
         self._unix_socket = unix_socket
         self._metadata = list(metadata)
         self._connecting = trio.Lock()
-        self._handler = _Connection()
-        self._protocol: H2Protocol | None = None
+        self._protocol: _Protocol | None = None
 
     async def unary(self, path: str, request: Message, response: type[M], *, timeout_s: float) -> M:
         """One request, one answer, or GrpcError. A cancelled or late call is cancelled at the peer too."""
@@ -146,13 +148,11 @@ class Channel:
             self._protocol.processor.close("the channel was closed")
             self._protocol = None
 
-    async def _connected(self, path: str) -> H2Protocol:
+    async def _connected(self, path: str) -> _Protocol:
         async with self._connecting:
-            if self._protocol is None or self._handler.lost:
-                self._handler = handler = _Connection()
-                factory = partial(_new_protocol, handler)
+            if self._protocol is None or self._protocol.handler.lost:
                 connect = self._loop.create_unix_connection
-                self._protocol = (await self._in_asyncio(path, connect, factory, self._unix_socket))[1]
+                self._protocol = (await self._in_asyncio(path, connect, _new_protocol, self._unix_socket))[1]
             return self._protocol
 
     def _headers(self, path: str, timeout_s: float | None) -> list[tuple[str, str]]:
@@ -196,7 +196,7 @@ class Messages(Generic[M]):
 class _Call:
     """One call as asyncio sees it: an HTTP/2 stream and where in it we are."""
 
-    def __init__(self, protocol: H2Protocol, path: str) -> None:
+    def __init__(self, protocol: _Protocol, path: str) -> None:
         self.path = path
         self._protocol = protocol
         self._wrapper = Wrapper()  # wakes the task that waits when the stream or the connection ends
@@ -217,6 +217,8 @@ class _Call:
             raise GrpcError(self.path, Status.INVALID_ARGUMENT, f"the request has {len(data)} bytes")
         with self._terminations():
             self._release_stream = await self._stream.send_request(headers, _processor=self._protocol.processor)
+            if self._protocol.handler.lost:  # before the stream was known, so nobody will end it
+                raise StreamTerminatedError("Connection lost")
             await self._stream.send_data(_PREFIX.pack(0, len(data)) + data, end_stream=True)
 
     async def receive(self) -> bytes | None:
@@ -282,7 +284,7 @@ def _decoded(data: bytes, response: type[M], path: str) -> M:
         raise GrpcError(path, Status.INTERNAL, f"the answer does not decode: {error}") from None
 
 
-def _new_protocol(handler: _Connection) -> H2Protocol:
+def _new_protocol() -> _Protocol:
     config = Configuration(
         http2_connection_window_size=GRPC_WINDOW_BYTES, http2_stream_window_size=GRPC_WINDOW_BYTES
     ).__for_client__()
@@ -294,4 +296,4 @@ def _new_protocol(handler: _Connection) -> H2Protocol:
         normalize_inbound_headers=False,
         normalize_outbound_headers=False,
     )
-    return H2Protocol(handler, config, h2_config)
+    return _Protocol(_Connection(), config, h2_config)
