@@ -25,7 +25,7 @@ from tinyedge import events as ev
 from tinyedge import limits
 from tinyedge.adapters.container_files import Ended, read_messages, write_files
 from tinyedge.adapters.runtime import Runtime
-from tinyedge.errors import InvariantBroken, PeerError, TinyEdgeError
+from tinyedge.errors import PeerError, TinyEdgeError
 from tinyedge.events import Effect, Event, OpDone
 from tinyedge.model.image import auths_for, find_image
 from tinyedge.model.runtime import (
@@ -152,13 +152,15 @@ class _Shared:
 
 
 class Executor:
-    """`carry_out` is called with each effect once what it promises is durable; `run` is the task under which it all
-    happens. `pods_dir` is NodeFacts.pods_dir. `in_thread` runs the few calls that touch files."""
+    """`carry_out` is called with each effect once what it promises is durable; effects run as tasks of the nursery
+    `tasks`, which `run` is started in too. What is under way when that is cancelled is left as it stands: it is
+    observed again. `pods_dir` is NodeFacts.pods_dir; `in_thread` runs the few calls that touch files."""
 
     def __init__(
         self,
         runtime: Runtime,
         post: Post,
+        tasks: trio.Nursery,
         *,
         pods_dir: str,
         mount: Mount,
@@ -173,6 +175,7 @@ class Executor:
     ) -> None:
         self._runtime = runtime
         self._post = post
+        self._tasks = tasks
         self._pods_dir = pods_dir
         self._mount = mount
         self._unmount = unmount
@@ -191,7 +194,6 @@ class Executor:
         self._pulls: dict[tuple[str, Sequence[ev.PullSecret]], _Shared] = {}
         self._look: _Shared | None = None
         self._messages: dict[str, dict[str, str]] = {}  # uid → container id → termination message
-        self._tasks: trio.Nursery | None = None
         self._up = False
         self._acts: dict[type, tuple[Callable[[Any], Awaitable[str]], trio.CapacityLimiter | None]] = {
             ev.RunSandbox: (self._run_sandbox, self._starting),
@@ -209,27 +211,15 @@ class Executor:
             ev.RotateLog: (self._rotate_log_file, self._starting),
         }
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs until it is cancelled. What is under way then is left as it stands: it is observed again."""
-        async with trio.open_nursery() as nursery:
-            self._tasks = nursery
-            task_status.started()
-            await self._stay_connected()
-
     def carry_out(self, effect: Effect) -> bool:
         """Begin; never waits. False when the effect is not one for a runtime (Answer, Note, Record)."""
         if isinstance(effect, ev.RunProbe):
-            self._begin(self._carry_probe, effect)
+            self._tasks.start_soon(self._carry_probe, effect)
         elif type(effect) in self._acts:
-            self._begin(self._carry, effect)
+            self._tasks.start_soon(self._carry, effect)
         else:
             return False
         return True
-
-    def _begin(self, task: Callable[[Any], Awaitable[None]], argument: Any) -> None:
-        if self._tasks is None:
-            raise InvariantBroken("effects are carried out while run() is running")
-        self._tasks.start_soon(task, argument)
 
     async def usage(self) -> tuple[PodUsage, ...]:
         """Of all containers; nothing while the runtime is away."""
@@ -248,7 +238,8 @@ class Executor:
 
     # --- the runtime, there and away ---------------------------------------------------------------
 
-    async def _stay_connected(self) -> None:
+    async def run(self) -> None:
+        """Keeps in touch with the runtime until it is cancelled."""
         told = ""
         pause_s = _RETRY_S_MIN
         while True:
@@ -298,7 +289,7 @@ class Executor:
             return
         self._touched.add(uid)
         if uid not in self._quick:
-            self._begin(self._refresh, uid)
+            self._tasks.start_soon(self._refresh, uid)
 
     async def _refresh(self, uid: str) -> None:
         while uid in self._touched:
@@ -350,7 +341,7 @@ class Executor:
         if not self._quick[uid]:
             del self._quick[uid]
             if uid in self._touched:
-                self._begin(self._refresh, uid)
+                self._tasks.start_soon(self._refresh, uid)
 
     async def _run_sandbox(self, effect: ev.RunSandbox) -> str:
         return await self._runtime.run_sandbox(effect.spec)
@@ -464,7 +455,7 @@ class Executor:
             return str(await pull.outcome())
         pull = self._pulls[key] = _Shared()
         pull.ops.append(effect.op)
-        self._begin(self._report, pull)
+        self._tasks.start_soon(self._report, pull)
         try:
             await pull.lead(lambda: self._pull(effect, pull))
         finally:
