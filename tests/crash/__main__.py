@@ -1,0 +1,196 @@
+"""`make crash`: what is left of the store after a power cut, at every moment of real runs.
+
+    python -m tests.crash [--seed N] [--states N] [--seconds N] [--jobs 2] [--only WORKLOAD] [--replay ID]
+
+Prints one JSON line per figure and exits with 1 on a violation or on a planted bug that was not caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct, field
+
+from tests.crash import explore, planted, record, workloads
+
+REPLAYS = explore.REPO / ".work" / "crash"
+MEMORY = Path("/dev/shm")
+CONTROL_TRIES = 3  # seeds that a planted bug may hide from before it counts as not caught
+
+
+class Task(Struct, frozen=True):
+    """One lineage: of the real store, or of a planted one."""
+
+    name: str
+    workload: str
+    kind: str
+    plan: explore.Plan
+
+
+class Tally(Struct):
+    states: set[bytes] = field(default_factory=set)
+    by_order: list[int] = field(default_factory=lambda: [0, 0, 0])
+    violations: list[explore.Violation] = field(default_factory=list)
+    caught: dict[str, str] = field(default_factory=dict)
+    covered: set[str] = field(default_factory=set)
+
+
+def explore_task(task: Task, seed: int, deadline: float) -> explore.Found:
+    """In a worker process."""
+    work = Path(tempfile.mkdtemp(prefix=f"tinyedge-crash-{os.getpid()}-", dir=MEMORY if MEMORY.is_dir() else None))
+    try:
+        return explore.Explorer(work, seed, deadline).lineage(task.name, task.workload, task.kind, task.plan)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def control_tasks() -> Iterator[Task]:
+    for attempt in range(CONTROL_TRIES):
+        for control in planted.CONTROLS:
+            workload = control.workloads[attempt % len(control.workloads)]
+            plan = explore.Plan(states=control.states, lives=control.lives, stop_at_first=True)
+            yield Task(f"{control.kind}.{attempt}", workload, control.kind, plan)
+
+
+def store_tasks(only: str) -> Iterator[Task]:
+    """The workloads, round after round, without end."""
+    round_ = 0
+    while True:
+        for workload in workloads.BASE:
+            if workload.startswith(only):
+                yield Task(f"{workload}.{round_}", workload, "store", explore.Plan())
+        round_ += 1
+
+
+class Driver:
+    """Hands out tasks until there are states enough, every workload was there, and every control is decided."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._began = time.monotonic()
+        self._deadline = self._began + args.seconds
+        self._controls = iter(()) if args.only else control_tasks()
+        self._stores = store_tasks(args.only)
+        self._wanted = {name for name in workloads.BASE if name.startswith(args.only)}
+        self.tally = Tally()
+
+    def run(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._args.jobs, mp_context=context) as pool:
+            running: dict[Future[explore.Found], Task] = {}
+            while True:
+                while len(running) < self._args.jobs and (task := self._next()) is not None:
+                    running[pool.submit(explore_task, task, self._args.seed, self._deadline)] = task
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._take(running.pop(future), future.result())
+
+    def _next(self) -> Task | None:
+        if time.monotonic() > self._deadline:
+            return None
+        for task in self._controls:
+            if task.kind not in self.tally.caught:
+                return task
+        enough = len(self.tally.states) >= self._args.states and self._wanted <= self.tally.covered
+        return None if enough or len(self.tally.violations) >= 5 else next(self._stores)
+
+    def _take(self, task: Task, found: explore.Found) -> None:
+        if task.kind == "store":
+            before = len(self.tally.states)
+            self.tally.states |= found.digests
+            self.tally.covered.add(task.workload)
+            self.tally.by_order = [a + b for a, b in zip(self.tally.by_order, found.by_order, strict=True)]
+            self.tally.violations += found.violations
+            self._progress(f"{task.name}: {len(self.tally.states) - before} states {found.by_order}", found)
+            for violation in found.violations:
+                show(violation)
+        elif found.violations:
+            self.tally.caught.setdefault(task.kind, found.violations[0].why)
+            self._progress(f"planted {task.kind}: caught after {len(found.digests)} states", found)
+            if self._args.verbose:
+                show(found.violations[0])
+        else:
+            self._progress(f"planted {task.kind}: not caught by {task.workload} in {len(found.digests)} states", found)
+
+    def _progress(self, text: str, found: explore.Found) -> None:
+        spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.seconds.items())
+        total = f"{time.monotonic() - self._began:5.0f} s {len(self.tally.states):7d} states"
+        print(f"{total}  {text} ({spent})", file=sys.stderr, flush=True)
+
+    def figures(self) -> list[tuple[str, float, str]]:
+        controls = [] if self._args.only else planted.CONTROLS
+        return [
+            ("seed", self._args.seed, ""),
+            ("states", len(self.tally.states), "states"),
+            *((f"states_order_{n}", count, "states") for n, count in enumerate(self.tally.by_order, 1)),
+            ("workloads", len(self.tally.covered), "workloads"),
+            ("violations", len(self.tally.violations), "violations"),
+            ("controls", len(controls), "planted bugs"),
+            ("controls_caught", len(self.tally.caught), "planted bugs"),
+            ("seconds", round(time.monotonic() - self._began, 1), "s"),
+        ]
+
+
+def show(violation: explore.Violation) -> None:
+    """On stderr: what went wrong, in which state, and how to see it again."""
+    path = explore.save(violation, REPLAYS)
+    print(f"VIOLATION {violation.id} in {violation.job.workload}: {violation.why}", file=sys.stderr)
+    for line in violation.words:
+        print(f"    {line}", file=sys.stderr)
+    print(f"    again: .venv/bin/python -m tests.crash --replay {path}", file=sys.stderr, flush=True)
+
+
+def replay(name: str) -> int:
+    path = Path(name) if name.endswith(".replay") else REPLAYS / f"{name}.replay"
+    work = Path(tempfile.mkdtemp(prefix="tinyedge-crash-replay-"))
+    violation, why = explore.replay(path, work)
+    for line in violation.words:
+        print(line)
+    print(f"was: {violation.why}\nis:  {why or 'fine'}\nthe state, as recovery has left it, is in {work}/state")
+    return 1 if why else 0
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3), "big"))
+    parser.add_argument("--states", type=int, default=100_000, help="distinct states to reach")
+    parser.add_argument("--seconds", type=float, default=290.0, help="give up after this long")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="only workloads that begin so, and no controls")
+    parser.add_argument("--replay", metavar="ID", help="build one violating state again")
+    parser.add_argument("--verbose", action="store_true", help="also show how each planted bug was caught")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    args = arguments(argv)
+    if args.replay:
+        return replay(args.replay)
+    missing = record.missing()
+    if missing:
+        print(f"make crash can't run here: {missing} (apt-get install strace)", file=sys.stderr)
+        return 1
+    print(f"seed {args.seed}", file=sys.stderr)
+    driver = Driver(args)
+    driver.run()
+    for metric, value, unit in driver.figures():
+        print(msgspec.json.encode({"bench": "crash", "metric": metric, "value": value, "unit": unit}).decode())
+    figures = {metric: value for metric, value, _ in driver.figures()}
+    failed = figures["violations"] or figures["controls_caught"] != figures["controls"]
+    return 1 if failed or figures["states"] < args.states else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

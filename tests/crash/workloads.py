@@ -1,0 +1,483 @@
+"""What is recorded: short lives of a store, each with a seed, each telling the oracle what it does.
+
+Run as a program (`python -m tests.crash.workloads JOBS`) it carries out a list of jobs, one after the other; that is
+the program that runs under strace. `BASE` are the first lives, from an empty directory; `NEXT` are the lives after a
+cut, in whatever that cut left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from tests.crash import oracle, planted
+from tests.crash.record import FAULT, JOB, NOTE
+from tinyedge.errors import StoreError
+from tinyedge.events import Append, Delete, Put, Trim, Write
+from tinyedge.limits import BLOCK_BYTES, KIB
+from tinyedge.store.committer import open_committer
+from tinyedge.store.disk import Disk
+from tinyedge.store.store import StoreOptions
+
+SMALL = StoreOptions(
+    segment_bytes=8 * BLOCK_BYTES,
+    map_bytes=1024 * KIB,
+    reserve_bytes=2 * BLOCK_BYTES,
+    series_bytes=1024 * KIB,
+    checkpoint_bytes=24 * BLOCK_BYTES,
+)
+DROPPING = msgspec.structs.replace(SMALL, segment_bytes=4 * BLOCK_BYTES, series_bytes=12 * BLOCK_BYTES)
+EAGER = msgspec.structs.replace(SMALL, checkpoint_bytes=4 * BLOCK_BYTES)
+ROOMY = msgspec.structs.replace(SMALL, segment_bytes=32 * BLOCK_BYTES, checkpoint_bytes=64 * BLOCK_BYTES)
+DAY_MS = 24 * 3600 * 1000
+START_MS = 1_800_000_000_000
+
+
+class Job(Struct, frozen=True):
+    """One recording: carry out `workload` on the store in `root`, made by `kind`."""
+
+    root: str
+    workload: str
+    seed: int
+    kind: str = "store"
+    options: StoreOptions = SMALL
+    drops: bool = False
+
+
+class Client:
+    """One life after the other of the store in one directory, told to the oracle."""
+
+    def __init__(self, job: Job, disk: Disk | None = None) -> None:
+        self.job = job
+        self.rng = random.Random(job.seed)
+        self.path = job.root + "/store"
+        self.disk = disk
+        self.wall_ms = START_MS
+        self.store: Any = None
+        self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+        self._count = self.rng.randrange(1000) * 1000
+        self._submitted = 0
+
+    def tell(self, fact: oracle.Fact) -> None:
+        os.write(self._null, NOTE + oracle.note(fact))
+
+    def tell_fault(self, handle: int) -> None:
+        """A flush of this file is about to fail."""
+        os.write(self._null, FAULT + b"%d" % handle)
+
+    def open(self, *, read_only: bool = False) -> None:
+        self.tell(oracle.Opening(self.job.drops))
+        self._submitted = 0
+        self.store = planted.open_store(
+            self.job.kind,
+            self.path,
+            options=self.job.options,
+            disk=self.disk,
+            life=lambda: self.rng.getrandbits(64),
+            wall_ms=lambda: self.wall_ms,
+            read_only=read_only,
+        )
+        loaded = self.store.take_loaded()
+        self.tell(oracle.Opened(oracle.content_of(self.store, loaded)))
+
+    def submit(self, writes: Sequence[Write]) -> int:
+        self.tell(oracle.Submitted(oracle.pack(writes)))
+        self._submitted += 1
+        return self._submitted - 1
+
+    def commit(self, writes: Sequence[Write]) -> None:
+        nth = self.submit(writes)
+        try:
+            self.store.commit(writes, self.wall_ms)
+        except StoreError:
+            self.tell(oracle.Refused(nth))
+            raise
+        self.tell(oracle.Acknowledged(nth))
+
+    def close(self) -> None:
+        self.store.close()
+        self.tell(oracle.Closed())
+
+    def some_writes(self, size: int = 200) -> list[Write]:
+        """A commit over several tables and series; no two are alike."""
+        self._count += 1
+        rng, mark = self.rng, b"<%d>" % self._count
+        writes: list[Write] = [Put("twins", f"t{rng.randrange(8)}", mark + rng.randbytes(rng.randrange(size)))]
+        if rng.random() < 0.7:
+            writes.append(Append("readings", mark + rng.randbytes(rng.randrange(size))))
+        if rng.random() < 0.4:
+            writes.append(Append("events", mark))
+        if rng.random() < 0.5:
+            writes.append(Put("pods", f"p{rng.randrange(4)}", mark + rng.randbytes(rng.randrange(size))))
+        if rng.random() < 0.2:
+            writes.append(Delete("twins", f"t{rng.randrange(8)}"))
+        return writes
+
+    def some_trim(self) -> list[Write]:
+        """A reader has taken some of what is there, most often all but a little."""
+        infos = self.store.series()
+        trims: list[Write] = []
+        for name, info in sorted(infos.items()):
+            if info.last > info.cursor:
+                trims.append(Trim(name, self.rng.randint(info.cursor + 1, info.last)))
+        return [*trims, Put("cursors", "cloud", b"%d" % self._count)]
+
+
+# --- first lives ------------------------------------------------------------------------------------
+
+
+def small_commits(c: Client) -> None:
+    """A new store, a dozen small commits, a clean end."""
+    c.open()
+    for _ in range(12):
+        c.commit(c.some_writes())
+    c.close()
+
+
+def creation(c: Client) -> None:
+    """A store is made three times over: nothing but creation and a commit (S6)."""
+    c.open()
+    c.commit(c.some_writes())
+    c.close()
+    c.open()
+    c.close()
+
+
+def large_commits(c: Client) -> None:
+    """Commits over several blocks."""
+    c.open()
+    for _ in range(8):
+        c.commit(c.some_writes(size=c.rng.choice((500, 4000, 20000))))
+    c.close()
+
+
+def segment_switches(c: Client) -> None:
+    """Many commits of one or two blocks through several segments."""
+    c.open()
+    for _ in range(40):
+        c.commit(c.some_writes(size=3000))
+    c.close()
+
+
+def checkpoints(c: Client) -> None:
+    """Checkpoints in a thread of their own while commits go on."""
+    c.open()
+    for _ in range(5):
+        c.commit(c.some_writes())
+        fold = threading.Thread(target=c.store.checkpoint)
+        fold.start()
+        for _ in range(5):
+            c.commit(c.some_writes(size=1500))
+        fold.join()
+    c.close()
+
+
+def trims(c: Client) -> None:
+    """Readers that keep up: cursors move, checkpoints fold, segments are freed and used again."""
+    c.open()
+    for _ in range(12):
+        for _ in range(4):
+            c.commit(c.some_writes(size=2000))
+        c.commit(c.some_trim())
+        c.store.checkpoint()
+    c.close()
+
+
+def bounds(c: Client) -> None:
+    """No reader, and a bound so small that the oldest readings are dropped."""
+    c.open()
+    for n in range(50):
+        c.commit([*c.some_writes(size=1000), Append("readings", b"%d" % n + c.rng.randbytes(500))])
+        if n % 10 == 9:
+            c.store.checkpoint()
+        if n % 17 == 16:
+            c.commit(c.some_trim())
+    c.close()
+
+
+def reopened(c: Client) -> None:
+    """Clean ends and new lives."""
+    for _ in range(4):
+        c.open()
+        for _ in range(c.rng.randrange(5)):
+            c.commit(c.some_writes())
+        if c.rng.random() < 0.5:
+            c.commit(c.some_trim())
+        c.close()
+
+
+def days(c: Client) -> None:
+    """The clock moves on by days: daily backups, with commits in between."""
+    c.open()
+    for _ in range(4):
+        for _ in range(3):
+            c.commit(c.some_writes())
+        c.wall_ms += DAY_MS + 1000
+        c.store.checkpoint()
+        c.commit(c.some_writes())
+    c.close()
+
+
+def shared_flushes(c: Client) -> None:
+    """Ten tasks that commit at once through the committer, so that what waits shares a flush."""
+    c.open()
+
+    async def one(committer: Any) -> None:
+        for _ in range(3):
+            writes = c.some_writes()
+            nth = c.submit(writes)
+            ticket = committer.submit(writes)
+            await committer.wait_durable(ticket)
+            c.tell(oracle.Acknowledged(nth))
+
+    async def all_tasks() -> None:
+        async with open_committer(c.store, wall_ms=lambda: c.wall_ms) as committer, trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(one, committer)
+
+    trio.run(all_tasks)
+    c.close()
+
+
+def killed(c: Client) -> None:
+    """The daemon alone dies, three times, at any moment; what it left unflushed is still in the page cache."""
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            try:
+                _life_until_killed(c)
+            finally:
+                os._exit(9)
+        os.waitpid(child, 0)
+        c.rng.seed(c.rng.random())
+        c._count += 1000
+    c.open()
+    c.commit(c.some_writes())
+    c.close()
+
+
+class _Exit(BaseException):
+    pass
+
+
+class _KilledDisk(Disk):
+    """The process dies right before its nth flush."""
+
+    def __init__(self, nth: int) -> None:
+        self._left = nth
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            os._exit(9)
+
+    def fdatasync(self, handle: int) -> None:
+        self._count()
+        super().fdatasync(handle)
+
+    def fsync(self, handle: int) -> None:
+        self._count()
+        super().fsync(handle)
+
+    def fsync_dir(self, path: str) -> None:
+        self._count()
+        super().fsync_dir(path)
+
+
+def _life_until_killed(c: Client) -> None:
+    c.disk = _KilledDisk(c.rng.randrange(25))
+    c.open()
+    for n in range(30):
+        c.commit(c.some_writes(size=1500))
+        if n % 5 == 4:
+            c.store.checkpoint()
+
+
+class FaultyDisk(Disk):
+    """Some flushes fail with EIO, told to the model: what was dirty may be lost. Writes may fail too."""
+
+    def __init__(self) -> None:
+        self.client: Client | None = None
+        self.fail_flushes: set[int] = set()
+        self.refuse_writes: OSError | None = None
+        self.flushes = 0
+
+    def fdatasync(self, handle: int) -> None:
+        self._flush(handle, super().fdatasync)
+
+    def fsync(self, handle: int) -> None:
+        self._flush(handle, super().fsync)
+
+    def _flush(self, handle: int, really: Callable[[int], None]) -> None:
+        self.flushes += 1
+        if self.flushes in self.fail_flushes and self.client is not None:
+            self.client.tell_fault(handle)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        really(handle)
+
+    def pwrite(self, handle: int, data: bytes, offset: int) -> None:
+        if self.refuse_writes is not None:
+            raise self.refuse_writes
+        super().pwrite(handle, data, offset)
+
+
+def failed_flushes(c: Client) -> None:
+    """Flushes fail now and then. When the store gives up, the daemon dies and comes back (S10)."""
+    disk = FaultyDisk()
+    disk.client, c.disk = c, disk
+    c.open()
+    at = disk.flushes
+    for _ in range(3):
+        at += c.rng.randint(2, 6)
+        disk.fail_flushes.add(at)
+    for _ in range(20):
+        try:
+            c.commit(c.some_writes(size=1500))
+        except StoreError:
+            return
+    c.close()
+
+
+def read_only(c: Client) -> None:
+    """The file system turns read-only under the store; it comes back read-only, then writable."""
+    disk = FaultyDisk()
+    disk.client, c.disk = c, disk
+    c.open()
+    for _ in range(4):
+        c.commit(c.some_writes())
+    disk.refuse_writes = OSError(errno.EROFS, os.strerror(errno.EROFS))
+    try:
+        c.commit(c.some_writes())
+    except StoreError:
+        pass
+    _abandon(c)
+    c.open(read_only=True)
+    c.store.close()
+    disk.refuse_writes = None
+    c.open()
+    c.commit(c.some_writes())
+    c.close()
+
+
+def full(c: Client) -> None:
+    """The disk is full for a while: promises are refused, or kept whole."""
+    disk = FaultyDisk()
+    disk.client, c.disk = c, disk
+    c.open()
+    for n in range(14):
+        disk.refuse_writes = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if n in (4, 5, 9) else None
+        try:
+            c.commit(c.some_writes(size=2500))
+        except StoreError:
+            _abandon(c)
+            disk.refuse_writes = None
+            c.open()
+    disk.refuse_writes = None
+    c.close()
+
+
+def _abandon(c: Client) -> None:
+    """The daemon ends after a failed commit: whatever close still can do, it may."""
+    try:
+        c.store.close()
+    except StoreError:
+        pass
+
+
+# --- lives after a cut ------------------------------------------------------------------------------
+
+
+def next_life(c: Client) -> None:
+    """Recover, go on for a while, with or without a checkpoint, a trim, a clean end."""
+    c.open()
+    for _ in range(c.rng.randrange(1, 7)):
+        choice = c.rng.random()
+        if choice < 0.15:
+            c.store.checkpoint()
+        elif choice < 0.3:
+            c.commit(c.some_trim())
+        else:
+            c.commit(c.some_writes(size=c.rng.choice((200, 200, 3000))))
+    if c.rng.random() < 0.7:
+        c.close()
+
+
+def two_lives(c: Client) -> None:
+    """Recover, one commit, end without closing, recover again."""
+    child = os.fork()
+    if child == 0:
+        try:
+            c.open()
+            c.commit(c.some_writes())
+        finally:
+            os._exit(9)
+    os.waitpid(child, 0)
+    c._count += 500
+    c.open()
+    c.commit(c.some_writes())
+    c.close()
+
+
+class Shape(Struct, frozen=True):
+    run: Callable[[Client], None]
+    options: StoreOptions = SMALL
+    drops: bool = False
+
+
+BASE = {
+    "small_commits": Shape(small_commits),
+    "creation": Shape(creation),
+    "large_commits": Shape(large_commits, ROOMY),
+    "segment_switches": Shape(segment_switches),
+    "checkpoints": Shape(checkpoints),
+    "trims": Shape(trims, EAGER),
+    "bounds": Shape(bounds, DROPPING, drops=True),
+    "reopened": Shape(reopened),
+    "days": Shape(days),
+    "shared_flushes": Shape(shared_flushes),
+    "killed": Shape(killed),
+    "failed_flushes": Shape(failed_flushes),
+    "read_only": Shape(read_only),
+    "full": Shape(full),
+}
+NEXT = {"next_life": Shape(next_life), "two_lives": Shape(two_lives)}
+
+
+def first_job(root: Path, workload: str, seed: int, kind: str = "store") -> Job:
+    shape = BASE[workload]
+    return Job(str(root), workload, seed, kind, shape.options, shape.drops)
+
+
+def _run(client: Client) -> None:
+    """A store that does not come up ends its own job alone, in words for the oracle."""
+    try:
+        (BASE.get(client.job.workload) or NEXT[client.job.workload]).run(client)
+    except oracle.Broken as broken:
+        client.tell(oracle.Died(str(broken)))
+    except BaseException as error:
+        client.tell(oracle.Died("".join(traceback.format_exception(error)[-6:])))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Carry out the jobs in the file argv[1]; each begins with its number written to /dev/null."""
+    jobs = msgspec.msgpack.decode(Path(argv[1]).read_bytes(), type=list[Job])
+    null = os.open("/dev/null", os.O_WRONLY)
+    for number, job in enumerate(jobs):
+        os.write(null, JOB + b"%d" % number)
+        _run(Client(job))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
