@@ -12,6 +12,7 @@ BLOCK_BYTES = 4 * KIB  # records start on these; the unit a flash card rewrites 
 SEGMENT_BYTES = 4 * MIB
 RECORD_BYTES_MAX = 3 * MIB  # one commit, framing included
 VALUE_BYTES_MAX = 1 * MIB + 64 * KIB  # one state value; Kubernetes' own limit for an object is about 1 MiB
+STORE_KEY_BYTES_MAX = 480  # a table's name and a key together; LMDB takes 511
 SERIES_ITEM_BYTES_MAX = 64 * KIB
 LMDB_MAP_BYTES = 64 * MIB  # fixed, and small enough for a 32-bit address space
 STATE_BYTES_MAX = LMDB_MAP_BYTES // 4

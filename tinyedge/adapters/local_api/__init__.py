@@ -1,0 +1,31 @@
+"""HTTP/1.1 and JSON on a unix socket: what the command line, a metrics collector and scripts on this machine use.
+
+    GET    /healthz /readyz /metrics
+    GET    /v1/version /v1/status /v1/node /v1/usage /v1/blackbox /v1/store /v1/config
+    GET    /v1/KINDS                             KINDS: pods nodes configmaps secrets images events; ?watch=1 goes on
+    GET    /v1/namespaces/NS/KINDS[/NAME]
+    GET    /v1/namespaces/NS/pods/NAME/why
+    GET    /v1/namespaces/NS/pods/NAME/log       ?container= follow= previous= tailLines= sinceSeconds= timestamps=
+    POST   /v1/namespaces/NS/pods/NAME/exec      ?container= command=…&command=… stdin= tty=     answers {"url": …}
+    POST   /v1/namespaces/NS/pods/NAME/attach    ?container= stdin= tty=
+    POST   /v1/namespaces/NS/pods/NAME/portforward ?ports=
+    POST   /v1/namespaces/NS/pods/NAME/restart   ?container=
+    DELETE /v1/namespaces/NS/KINDS/NAME          ?gracePeriodSeconds=
+    POST   /v1/apply                             {"items": [manifest, …]}: all of them or none
+    POST   /v1/images/pull ?image=   /v1/images/import ?path=      lines of progress
+    DELETE /v1/images ?image=
+
+Lists are Kubernetes lists; a watch is JSON lines of {"type", "object"}. An error is {"what", "why", "remedy",
+"reason"}, in the body or, once a stream has begun, in the trailer `tinyedge-error`. `?redact=1` on any GET takes every
+value of a Secret out of the answer. Who may open the socket is as powerful as root; each change is logged with the
+caller's uid.
+
+A client that is slow, silent or greedy costs only itself: all waits on it end, and one user can't take all connections.
+"""
+
+from __future__ import annotations
+
+from tinyedge.adapters.local_api.backend import Backend, LogOptions
+from tinyedge.adapters.local_api.server import LocalApi
+
+__all__ = ["Backend", "LocalApi", "LogOptions"]

@@ -1,0 +1,98 @@
+"""What the local API is given: callables of the wiring, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
+from tinyedge.model.pod import Object
+
+Json = dict[str, Any]
+Note = Callable[[str, str, Mapping[str, str | int | bool]], None]  # level, key, fields: log.Log.note
+
+
+class LogOptions(Struct, frozen=True):
+    """`tail_lines` and `since_s` None mean: from the beginning."""
+
+    follow: bool = False
+    previous: bool = False
+    tail_lines: int | None = None
+    since_s: int | None = None
+    timestamps: bool = False
+
+
+class Backend(Protocol):
+    """What the wiring gives the API. Objects have Kubernetes' JSON shape; `{}` or None means: there is none.
+
+    Views are pure and quick. Anything may raise TinyEdgeError, which the caller gets to read.
+    """
+
+    def pods(self) -> Sequence[Json]: ...
+
+    def pod(self, namespace: str, name: str) -> Json | None: ...
+
+    def node(self) -> Json: ...
+
+    def configmaps(self) -> Sequence[Json]: ...
+
+    def secrets(self) -> Sequence[Json]:
+        """Secrets without values: `keys` maps each key to its size in bytes; there is no `data`."""
+
+    def images(self) -> Sequence[Json]:
+        """`{"id", "names": […], "bytes", "pinned", "used"}`."""
+
+    def events(self) -> Sequence[Json]: ...
+
+    def status(self) -> Json:
+        """The node at a glance; docs/cli.md shows it under `status`."""
+
+    def usage(self) -> Json:
+        """`{"node": NodeMetrics, "pods": [PodMetrics, …]}` as of metrics.k8s.io."""
+
+    def why(self, namespace: str, name: str) -> Json | None:
+        """`{"state", "summary", "reasons": [{"container", "what", "why", "remedy"}, …]}`."""
+
+    def decode(self, documents: Sequence[object]) -> tuple[Object, ...]:
+        """Manifests to objects; BadInput names the field."""
+
+    async def request(self, uid: int, what: Apply | DeleteObject | RestartPod) -> Answer:
+        """Returns when the answer is durable."""
+
+    def watch(self, kind: str) -> AsyncGenerator[Json, None]:
+        """`{"type": "ADDED" | "MODIFIED" | "DELETED", "object"}`, what there is first. Bounded by itself."""
+
+    def logs(self, namespace: str, name: str, container: str, options: LogOptions) -> AsyncGenerator[bytes, None]: ...
+
+    async def exec_url(
+        self, namespace: str, name: str, container: str, argv: Sequence[str], *, stdin: bool, tty: bool
+    ) -> str: ...
+
+    async def attach_url(self, namespace: str, name: str, container: str, *, stdin: bool, tty: bool) -> str: ...
+
+    async def port_forward_url(self, namespace: str, name: str, ports: Sequence[int]) -> str: ...
+
+    def import_image(self, path: str) -> AsyncGenerator[Json, None]:
+        """Progress `{"done", "total"}` in bytes, and last `{"names": […]}`."""
+
+    def pull_image(self, image: str) -> AsyncGenerator[Json, None]:
+        """Progress `{"done", "total"}` in bytes, and last `{"id"}`."""
+
+    async def remove_image(self, image: str) -> None: ...
+
+    def blackbox(self) -> Sequence[Json]:
+        """Oldest first: `{"time", "kind", …}`."""
+
+    async def store_report(self) -> Json: ...
+
+    def config(self) -> Json: ...
+
+    def metrics(self) -> str: ...
+
+    def health(self) -> Json:
+        """`{"ready": bool, "checks": {name: "ok" or what is wrong}}`."""
+
+    def secret_values(self) -> Iterable[bytes]:
+        """Every value of every Secret, for taking them out of what is shown."""

@@ -1,0 +1,372 @@
+"""What can be asked: one handler for each path, from a `Call` to a `Reply`. Bytes are the server's business."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+import msgspec
+from msgspec import Struct
+
+from tinyedge import __version__
+from tinyedge.adapters.local_api.backend import Backend, Json, LogOptions, Note
+from tinyedge.errors import BadInput, PeerError, StoreError, StoreFull, StoreReadOnly, TinyEdgeError
+from tinyedge.events import Apply, DeleteObject, RestartPod
+
+KINDS = {"pods": "Pod", "configmaps": "ConfigMap", "secrets": "Secret", "nodes": "Node", "events": "Event"}
+CHANGEABLE = ("pods", "configmaps", "secrets")
+
+
+class ApiError(TinyEdgeError):
+    """An error with its HTTP status and a `reason` that a program may look at."""
+
+    def __init__(self, status: int, reason: str, what: str, why: str = "", remedy: str = "") -> None:
+        super().__init__(what, why, remedy)
+        self.status = status
+        self.reason = reason
+
+
+class Caller(Struct, frozen=True):
+    """Who is at the other end of the socket, as the kernel says."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Call(Struct, frozen=True):
+    method: str
+    segments: tuple[str, ...]
+    query: dict[str, list[str]]
+    body: bytes
+    caller: Caller
+
+    def text(self, name: str) -> str:
+        return self.query.get(name, [""])[-1]
+
+    def flag(self, name: str) -> bool:
+        return self.text(name).lower() in ("1", "true", "yes")
+
+    def number(self, name: str) -> int | None:
+        text = self.text(name)
+        if not text:
+            return None
+        if not text.isdigit() or len(text) > 12:
+            raise BadInput(f"?{name}", text, "a whole number, not negative")
+        return int(text)
+
+
+class Reply(Struct, frozen=True):
+    """`body` is bytes, or an iterator of pieces that are sent as they come."""
+
+    body: bytes | AsyncGenerator[bytes, None]
+    status: int = 200
+    content_type: str = "application/json"
+
+
+# --- answers ---------------------------------------------------------------------------------------
+
+
+def _json(value: object, status: int = 200) -> Reply:
+    return Reply(msgspec.json.encode(value) + b"\n", status)
+
+
+async def _lines(items: AsyncGenerator[Json, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(items) as closing:
+        async for item in closing:
+            yield msgspec.json.encode(item) + b"\n"
+
+
+def _not_found(kind: str, namespace: str, name: str) -> ApiError:
+    where = f" in namespace {namespace}" if namespace else ""
+    return ApiError(404, "NotFound", f'{kind} "{name}" not found{where}', "", f"tinyedge get {kind} -A lists them")
+
+
+def explained(error: TinyEdgeError) -> ApiError:
+    """Any error for people as an answer of the API."""
+    if isinstance(error, ApiError):
+        return error
+    status, reason = 500, "InternalError"
+    if isinstance(error, BadInput):
+        status, reason = 400, "BadRequest"
+    elif isinstance(error, StoreFull):
+        status, reason = 507, "StoreFull"
+    elif isinstance(error, StoreReadOnly):
+        status, reason = 503, "StoreReadOnly"
+    elif isinstance(error, StoreError):
+        status, reason = 500, "StoreError"
+    elif isinstance(error, PeerError):
+        status, reason = 502, "RuntimeError"
+    return ApiError(status, reason, error.what, error.why, error.remedy)
+
+
+def error_body(error: ApiError) -> bytes:
+    return msgspec.json.encode({"what": error.what, "why": error.why, "remedy": error.remedy, "reason": error.reason})
+
+
+ANSWER_STATUS = {
+    "NotFound": 404,
+    "Conflict": 409,
+    "Invalid": 422,
+    "Forbidden": 403,
+    "StoreReadOnly": 503,
+    "StoreFull": 507,
+}
+
+
+class Routes:
+    """One method for each thing that can be asked."""
+
+    def __init__(self, backend: Backend, note: Note) -> None:
+        self.backend = backend
+        self.note = note
+
+    # what is
+
+    def listed(self, kind: str) -> Sequence[Json]:
+        if kind == "nodes":
+            return [node] if (node := self.backend.node()) else []
+        views: dict[str, Callable[[], Sequence[Json]]] = {
+            "pods": self.backend.pods,
+            "configmaps": self.backend.configmaps,
+            "secrets": self.backend.secrets,
+            "events": self.backend.events,
+        }
+        if kind not in views:
+            raise ApiError(404, "NotFound", f"there is no kind {kind}", "", f"known are {', '.join(KINDS)}, images")
+        return views[kind]()
+
+    async def list_all(self, call: Call, kind: str) -> Reply:
+        return await self.list_in(call, "", kind)
+
+    async def list_in(self, call: Call, namespace: str, kind: str) -> Reply:
+        if kind == "images":
+            return _json({"items": list(self.backend.images())})
+        found = self.listed(kind)
+        if call.flag("watch"):
+            return Reply(_lines(self._changes(kind, namespace)), content_type="application/jsonl")
+        items = [item for item in found if not namespace or item["metadata"].get("namespace") == namespace]
+        return _json({"apiVersion": "v1", "kind": f"{KINDS[kind]}List", "items": items})
+
+    async def _changes(self, kind: str, namespace: str) -> AsyncGenerator[Json, None]:
+        async with aclosing(self.backend.watch(kind)) as changes:
+            async for change in changes:
+                if not namespace or change["object"]["metadata"].get("namespace") == namespace:
+                    yield change
+
+    async def one(self, call: Call, namespace: str, kind: str, name: str) -> Reply:
+        for item in self.listed(kind):
+            if item["metadata"]["name"] == name and item["metadata"].get("namespace", namespace) == namespace:
+                return _json(item)
+        raise _not_found(kind, namespace, name)
+
+    async def node(self, call: Call) -> Reply:
+        return _json(self.backend.node())
+
+    async def version(self, call: Call) -> Reply:
+        return _json({"version": __version__})
+
+    async def status(self, call: Call) -> Reply:
+        return _json(self.backend.status())
+
+    async def usage(self, call: Call) -> Reply:
+        return _json(self.backend.usage())
+
+    async def blackbox(self, call: Call) -> Reply:
+        return _json({"items": list(self.backend.blackbox())})
+
+    async def store(self, call: Call) -> Reply:
+        return _json(await self.backend.store_report())
+
+    async def config(self, call: Call) -> Reply:
+        return _json(self.backend.config())
+
+    async def metrics(self, call: Call) -> Reply:
+        return Reply(self.backend.metrics().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def alive(self, call: Call) -> Reply:
+        return Reply(b"ok\n", content_type="text/plain")
+
+    async def ready(self, call: Call) -> Reply:
+        health = self.backend.health()
+        return _json(health, 200 if health.get("ready") else 503)
+
+    async def why(self, call: Call, namespace: str, name: str) -> Reply:
+        found = self.backend.why(namespace, name)
+        if found is None:
+            raise _not_found("pod", namespace, name)
+        return _json(found)
+
+    async def log(self, call: Call, namespace: str, name: str) -> Reply:
+        container = self._container(call, namespace, name)
+        options = LogOptions(
+            follow=call.flag("follow"),
+            previous=call.flag("previous"),
+            tail_lines=call.number("tailLines"),
+            since_s=call.number("sinceSeconds"),
+            timestamps=call.flag("timestamps"),
+        )
+        pieces = self.backend.logs(namespace, name, container, options)
+        return Reply(pieces, content_type="text/plain; charset=utf-8")
+
+    def _container(self, call: Call, namespace: str, name: str) -> str:
+        """The container that is meant: named, or the one that the pod declares as its default, or its first."""
+        pod = self.backend.pod(namespace, name)
+        if pod is None:
+            raise _not_found("pod", namespace, name)
+        spec = pod.get("spec", {})
+        names = [c["name"] for c in (*spec.get("containers", ()), *spec.get("initContainers", ()))]
+        asked = call.text("container") or pod["metadata"].get("annotations", {}).get(
+            "kubectl.kubernetes.io/default-container", ""
+        )
+        if asked and asked not in names:
+            raise ApiError(
+                400, "BadRequest", f'pod "{name}" has no container "{asked}"', "", f"it has: {', '.join(names)}"
+            )
+        return asked or names[0]
+
+    # what changes
+
+    async def exec(self, call: Call, namespace: str, name: str) -> Reply:
+        container = self._container(call, namespace, name)
+        argv = call.query.get("command", [])
+        if not argv:
+            raise BadInput("?command", "", "the command to run, one parameter for each word")
+        target = f"{namespace}/{name}/{container}"
+        with self._logged(call, "exec", target, command=argv[0]):
+            stdin, tty = call.flag("stdin"), call.flag("tty")
+            return _json({"url": await self.backend.exec_url(namespace, name, container, argv, stdin=stdin, tty=tty)})
+
+    async def attach(self, call: Call, namespace: str, name: str) -> Reply:
+        container = self._container(call, namespace, name)
+        with self._logged(call, "attach", f"{namespace}/{name}/{container}"):
+            stdin, tty = call.flag("stdin"), call.flag("tty")
+            return _json({"url": await self.backend.attach_url(namespace, name, container, stdin=stdin, tty=tty)})
+
+    async def port_forward(self, call: Call, namespace: str, name: str) -> Reply:
+        if self.backend.pod(namespace, name) is None:
+            raise _not_found("pod", namespace, name)
+        ports = call.query.get("ports", [])
+        numbers = [int(port) for port in ports if port.isdigit() and 0 < int(port) < 65536]
+        if not numbers or len(numbers) != len(ports):
+            raise BadInput("?ports", ",".join(ports), "ports of the pod, 1 to 65535")
+        with self._logged(call, "port-forward", f"{namespace}/{name}", ports=",".join(ports)):
+            return _json({"url": await self.backend.port_forward_url(namespace, name, numbers)})
+
+    async def restart(self, call: Call, namespace: str, name: str) -> Reply:
+        what = RestartPod(namespace, name, call.text("container"))
+        return await self._request(call, "restart", f"pods/{namespace}/{name}", what)
+
+    async def delete(self, call: Call, namespace: str, kind: str, name: str) -> Reply:
+        if kind not in CHANGEABLE:
+            raise ApiError(405, "MethodNotAllowed", f"{kind} can't be deleted", "", f"{', '.join(CHANGEABLE)} can")
+        what = DeleteObject(KINDS[kind], namespace, name, call.number("gracePeriodSeconds"))
+        return await self._request(call, "delete", f"{kind}/{namespace}/{name}", what)
+
+    async def apply(self, call: Call) -> Reply:
+        try:
+            document = msgspec.json.decode(call.body)
+        except msgspec.DecodeError as error:
+            raise BadInput("the request's body", call.body[:40], f"JSON ({error})") from None
+        items = document.get("items") if isinstance(document, dict) else None
+        if not isinstance(items, list) or not items:
+            raise BadInput("the request's body", document, '{"items": [manifest, …]}')
+        objects = self.backend.decode(items)
+        target = " ".join(f"{o.kind.lower()}s/{o.metadata.namespace}/{o.metadata.name}" for o in objects[:10])
+        return await self._request(call, "apply", target, Apply(objects))
+
+    async def _request(self, call: Call, verb: str, target: str, what: Apply | DeleteObject | RestartPod) -> Reply:
+        with self._logged(call, verb, target):
+            answer = await self.backend.request(call.caller.uid, what)
+            if answer.error:
+                reason = answer.error if answer.error.isalpha() else "Refused"
+                words = answer.message or answer.error
+                raise ApiError(ANSWER_STATUS.get(reason, 409), reason, words)
+            return _json({"message": answer.message})
+
+    async def pull(self, call: Call) -> Reply:
+        image = self._named(call, "image", "a reference such as docker.io/library/busybox:1.36")
+        with self._logged(call, "image.pull", image):
+            return Reply(_lines(self.backend.pull_image(image)), content_type="application/jsonl")
+
+    async def import_image(self, call: Call) -> Reply:
+        path = self._named(call, "path", "the absolute path of an image archive")
+        if not path.startswith("/"):
+            raise BadInput("?path", path, "an absolute path")
+        with self._logged(call, "image.import", path):
+            return Reply(_lines(self.backend.import_image(path)), content_type="application/jsonl")
+
+    async def remove_image(self, call: Call) -> Reply:
+        image = self._named(call, "image", "an image's name or id")
+        with self._logged(call, "image.remove", image):
+            await self.backend.remove_image(image)
+            return _json({"message": f"image {image} removed"})
+
+    def _named(self, call: Call, name: str, expected: str) -> str:
+        if not call.text(name):
+            raise BadInput(f"?{name}", "", expected)
+        return call.text(name)
+
+    def _logged(self, call: Call, verb: str, target: str, **more: str) -> _Logged:
+        return _Logged(self.note, verb, {"target": target, "uid": call.caller.uid, "pid": call.caller.pid, **more})
+
+
+class _Logged:
+    """A change by a caller: one line of log with its outcome, whatever that is."""
+
+    def __init__(self, note: Note, verb: str, fields: dict[str, str | int | bool]) -> None:
+        self.note = note
+        self.verb = verb
+        self.fields = fields
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        outcome = "ok" if error is None else str(error) or type(error).__name__
+        self.note("info" if error is None else "warning", f"api.{self.verb}", {**self.fields, "outcome": outcome})
+
+
+Handler = Callable[..., Awaitable[Reply]]
+POD = "v1/namespaces/*/pods/*"
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "healthz", Routes.alive),
+    ("GET", "readyz", Routes.ready),
+    ("GET", "metrics", Routes.metrics),
+    ("GET", "v1/version", Routes.version),
+    ("GET", "v1/status", Routes.status),
+    ("GET", "v1/node", Routes.node),
+    ("GET", "v1/usage", Routes.usage),
+    ("GET", "v1/blackbox", Routes.blackbox),
+    ("GET", "v1/store", Routes.store),
+    ("GET", "v1/config", Routes.config),
+    ("POST", "v1/apply", Routes.apply),
+    ("POST", "v1/images/pull", Routes.pull),
+    ("POST", "v1/images/import", Routes.import_image),
+    ("DELETE", "v1/images", Routes.remove_image),
+    ("GET", "v1/*", Routes.list_all),
+    ("GET", "v1/namespaces/*/*", Routes.list_in),
+    ("GET", "v1/namespaces/*/*/*", Routes.one),
+    ("DELETE", "v1/namespaces/*/*/*", Routes.delete),
+    ("GET", f"{POD}/why", Routes.why),
+    ("GET", f"{POD}/log", Routes.log),
+    ("POST", f"{POD}/exec", Routes.exec),
+    ("POST", f"{POD}/attach", Routes.attach),
+    ("POST", f"{POD}/portforward", Routes.port_forward),
+    ("POST", f"{POD}/restart", Routes.restart),
+)
+
+
+def route(method: str, segments: tuple[str, ...]) -> tuple[Handler, list[str]]:
+    """The handler of a request and the parts of the path that it is given."""
+    allowed = []
+    for verb, pattern, handler in ROUTES:
+        parts = pattern.split("/")
+        if len(parts) == len(segments) and all(p in ("*", s) for p, s in zip(parts, segments, strict=True)):
+            if verb == method:
+                return handler, [s for p, s in zip(parts, segments, strict=True) if p == "*"]
+            allowed.append(verb)
+    path = "/" + "/".join(segments)
+    if allowed:
+        raise ApiError(405, "MethodNotAllowed", f"{method} {path} is not possible", "", f"use {' or '.join(allowed)}")
+    raise ApiError(404, "NotFound", f"there is nothing at {path}", "", "docs/cli.md lists the paths")
