@@ -29,6 +29,8 @@ INBOX_EVENTS_MAX = 1024
 STEPS_AHEAD_MAX = 256  # decided, not yet durable
 PODS_MAX = 250
 CONTAINERS_PER_POD_MAX = 32
+VOLUMES_PER_POD_MAX = 64
+LIST_ITEMS_MAX = 1000  # of any list in an object
 EVENTS_KEPT_MAX = 256
 EVENT_MESSAGE_BYTES_MAX = 1 * KIB  # as Kubernetes
 OBJECT_BYTES_MAX = 1 * MIB
@@ -55,6 +57,7 @@ API_STALL_S = 30  # for a client to take what it is sent
 GRPC_MESSAGE_BYTES_MAX = 16 * MIB
 GRPC_WINDOW_BYTES = 256 * KIB  # what a peer may send ahead of us
 EXEC_OUTPUT_BYTES_MAX = 64 * KIB
+IMPORT_OUTPUT_BYTES_MAX = 64 * KIB  # what the program that imports an image archive may print
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")

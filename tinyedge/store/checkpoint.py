@@ -61,6 +61,10 @@ class CheckpointDamaged(StoreError):
     """The checkpoint can't be used as it is."""
 
 
+class DiskFull(StoreFull):
+    """The file system has no room; the reserve may help."""
+
+
 class Checkpoint:
     """What the store needs of a checkpoint; LMDB's is below, tests have one on their own disk."""
 
@@ -68,6 +72,10 @@ class Checkpoint:
         raise NotImplementedError
 
     def has_backup(self) -> bool:
+        raise NotImplementedError
+
+    def tidy(self) -> None:
+        """Remove what was being made when the power went."""
         raise NotImplementedError
 
     def path(self) -> str:
@@ -110,6 +118,12 @@ class LmdbCheckpoint(Checkpoint):
 
     def has_backup(self) -> bool:
         return self._disk.exists(self.backup_path())
+
+    def tidy(self) -> None:
+        remove_tree(self._disk, self._aside())
+        for left in (self.backup_path() + ".new", self.path() + ".new"):
+            if self._disk.exists(left):
+                self._disk.unlink(left)
 
     def path(self) -> str:
         return self._state() + "/data.mdb"
@@ -320,7 +334,7 @@ def _named(error: lmdb.Error) -> StoreError:
     if isinstance(error, lmdb.MapFullError):
         return StoreFull("the store's state has no room left", str(error), "delete objects that are no longer needed")
     if isinstance(error, lmdb.DiskError):
-        return StoreFull("the disk is full", str(error), "free some space on the store's file system")
+        return DiskFull("the disk is full", str(error), "free some space on the store's file system")
     return StoreError("the checkpoint can't be used", str(error))
 
 

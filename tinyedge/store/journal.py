@@ -40,6 +40,7 @@ def segment_numbers(disk: Disk, directory: str) -> list[int]:
 
 class SegmentReader:
     """One segment, read in order. `torn` says that bytes of a record stand behind the last whole one;
+    `cut` that a record says it goes on behind the end of the file, as none ever does by itself;
     `skipped` counts blocks that should have begun a record and did not, unreadable ones included."""
 
     def __init__(self, disk: Disk, directory: str, number: int) -> None:
@@ -51,6 +52,7 @@ class SegmentReader:
         self.size = disk.size(self._handle)
         self.life: int | None = None
         self.torn = False
+        self.cut = False
         self.skipped = 0
 
     def close(self) -> None:
@@ -79,7 +81,9 @@ class SegmentReader:
             return None
         span = record.span_of(header.length)
         if span > min(self.size - offset, RECORD_BYTES_MAX):
+            # The one unused block of a short segment may hold the beginning of what was never acknowledged.
             self.torn = True
+            self.cut = self.size - offset > BLOCK_BYTES
             return None
         body = self._bytes(offset + record.HEADER_BYTES, header.length)
         if not self.accepts(header, body):
@@ -120,7 +124,8 @@ class Journal:
         self.segment_bytes = segment_bytes
         self.number = 0  # of the segment that is appended to
         self.offset = 0
-        self._size = 0
+        self.size = 0  # of its file
+        self._end = 0  # of the part that is used
         self._handle = _NONE
         self._next_number = next_number
         self._spare: int | None = None
@@ -135,8 +140,13 @@ class Journal:
     def has_spare(self) -> bool:
         return self._spare is not None
 
+    @property
+    def has_free(self) -> bool:
+        """Whether a segment waits to be used again."""
+        return bool(self._free)
+
     def fits(self, body_length: int) -> bool:
-        return self.offset + record.span_of(body_length) <= self._size
+        return self.offset + record.span_of(body_length) <= self._end
 
     def append(self, sequence: int, body: bytes) -> int:
         """Make the record durable and return the offset behind it. OSError: it may or may not be there, and this
@@ -165,7 +175,9 @@ class Journal:
         handle = self.disk.open(segment_path(self.directory, number))
         self.close()
         self._handle, self.number, self.offset = handle, number, 0
-        self._size = self.disk.size(handle)
+        self.size = self._end = self.disk.size(handle)
+        if self.size < self.segment_bytes:
+            self._end -= BLOCK_BYTES  # an unused block is how recovery tells a short segment from one that was cut
 
     def prepare(self, length: int | None = None) -> None:
         """Have a spare stand ready (S2). `length` makes it shorter than a full segment."""
@@ -214,12 +226,15 @@ class Journal:
             else:
                 self.disk.unlink(segment_path(self.directory, number))
 
-    def shorten(self, number: int, length: int) -> None:
-        """Give back the unused end of a segment that is never appended to again."""
+    def shorten(self, number: int, used: int) -> int:
+        """Give back the unused end of a segment that is never appended to again, but for one block. Returns its size."""
         handle = self.disk.open(segment_path(self.directory, number))
         try:
-            if self.disk.size(handle) > length:
-                self.disk.ftruncate(handle, length)
+            size = self.disk.size(handle)
+            if size > used + BLOCK_BYTES:
+                size = used + BLOCK_BYTES
+                self.disk.ftruncate(handle, size)
+            return size
         finally:
             self.disk.close(handle)
 

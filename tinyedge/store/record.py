@@ -4,10 +4,10 @@
 
 The check is a CRC-32 over the header (without the check) and the body, begun with the life and the segment's number.
 32 bits are enough because they are not alone: magic, format, life, segment and the order of the sequence are compared
-too, so a left-over of another life or of the segment's former use has 192 bits against it. What the CRC alone decides
-is whether the last record of this life is torn: one cut in 2**32 that falls inside a flush could be taken for whole.
-A second CRC-32 with another seed would add nothing (CRC is linear: both collide together). Single flipped bits and
-bursts up to 32 bits are always seen.
+too, and they keep out whatever another life or the segment's former use has left behind. The CRC alone decides only
+whether the last record of this life is torn: of the power cuts that fall inside a flush, one in 2**32 could pass for
+whole. A second CRC-32 with another seed would add nothing (CRC is linear: both collide together). Single flipped bits
+and bursts of up to 32 bits are always seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from tinyedge.errors import require
+from tinyedge.errors import StoreError, require
 from tinyedge.events import Append, Delete, Put, Trim, Write
 from tinyedge.limits import BLOCK_BYTES
 
@@ -102,13 +102,16 @@ def rows_of(writes: Sequence[Write], last: dict[str, int]) -> list[Row]:
     return rows
 
 
-def encode_body(wall_ms: int, rows: list[Row]) -> bytes:
-    return _encoder.encode(Body(wall_ms, rows))
+def encode_body(body: Body) -> bytes:
+    return _encoder.encode(body)
 
 
 def decode_body(body: bytes) -> Body:
-    """Raises msgspec.DecodeError; a body whose check is right always decodes."""
-    return _decoder.decode(body)
+    """Raises StoreError: a body whose check is right decodes, unless another version wrote it."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.DecodeError as error:
+        raise StoreError("a journal record does not decode", str(error), "run the version that wrote it") from error
 
 
 def span_of(body_length: int) -> int:

@@ -1,7 +1,7 @@
 """Is this LMDB file sound? Asked in a child process, since a flipped bit can kill whoever reads it (S11).
 
-Run as `python -m tinyedge.store.verify FILE` it reads every row through the engine: the check for 32-bit machines, whose
-files LMDB's own structural checker does not take.
+Run as `python -m tinyedge.store.verify FILE` it reads every row through the engine: the check for 32-bit machines,
+whose files LMDB's own structural checker does not take.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import select
 import sys
 import time
 from collections.abc import Callable, Sequence
+
+import lmdb
 
 from tinyedge.limits import KIB
 
@@ -79,8 +81,6 @@ def _read_until_closed(handle: int, deadline: float) -> bytes:
 
 
 def main(path: str) -> int:
-    import lmdb
-
     try:
         with lmdb.open(path, subdir=False, readonly=True, lock=False, create=False) as env, env.begin() as txn:
             for key, value in txn.cursor():
