@@ -6,8 +6,8 @@ import errno
 
 import msgspec
 from msgspec import Struct
-from tests.fakes.disk import MemoryDisk, PowerCut
 
+from tests.fakes.disk import MemoryDisk, PowerCut
 from tinyedge.errors import StoreError
 from tinyedge.store.checkpoint import (
     Checkpoint,

@@ -16,7 +16,19 @@ from tinyedge.store.disk import Disk
 
 SECTOR_BYTES = 512
 _CHANGING = frozenset(
-    ("create", "pwrite", "fdatasync", "fsync", "ftruncate", "allocate", "rename", "unlink", "mkdir", "rmdir", "fsync_dir")
+    (
+        "create",
+        "pwrite",
+        "fdatasync",
+        "fsync",
+        "ftruncate",
+        "allocate",
+        "rename",
+        "unlink",
+        "mkdir",
+        "rmdir",
+        "fsync_dir",
+    )
 )
 
 

@@ -227,7 +227,7 @@ class Journal:
                 self.disk.unlink(segment_path(self.directory, number))
 
     def shorten(self, number: int, used: int) -> int:
-        """Give back the unused end of a segment that is never appended to again, but for one block. Returns its size."""
+        """Give back the unused end of a segment that is never appended to again, but for one block; returns its size."""
         handle = self.disk.open(segment_path(self.directory, number))
         try:
             size = self.disk.size(handle)

@@ -293,6 +293,21 @@ class Life:
                 "nobody has taken their readings, and the series are at their bounds in size or age",
             )
 
+    def tend(self, *, fold: bool, backup: bool, wall_ms: int) -> bool:
+        if self.failed:
+            return True  # only opening it again helps
+        self.prepare()
+        try:
+            if fold:
+                self.fold()
+            self.bound(wall_ms)
+            if backup:
+                self.back_up(wall_ms)
+        except (OSError, StoreError) as error:
+            self._faults.note("upkeep-failed", "the store's upkeep failed", str(error))
+            return False
+        return not self.is_full() and self._journal.has_spare
+
     def back_up(self, wall_ms: int) -> None:
         self._folder.back_up(wall_ms)
 

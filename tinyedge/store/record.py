@@ -85,6 +85,22 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Body)
 
 
+ROW_OVERHEAD_BYTES = 32  # what msgpack adds to a row at most
+
+
+def size_of(write: Write) -> int:
+    """Bytes that a write takes in a body, at most."""
+    match write:
+        case Put(table, key, value):
+            return ROW_OVERHEAD_BYTES + len(table.encode()) + len(key.encode()) + len(value)
+        case Delete(table, key):
+            return ROW_OVERHEAD_BYTES + len(table.encode()) + len(key.encode())
+        case Append(series, item):
+            return ROW_OVERHEAD_BYTES + len(series.encode()) + len(item)
+        case Trim(series, _):
+            return ROW_OVERHEAD_BYTES + len(series.encode())
+
+
 def rows_of(writes: Sequence[Write], last: dict[str, int]) -> list[Row]:
     """The rows for `writes`; `last` holds each series' last number and is counted on."""
     rows: list[Row] = []

@@ -21,7 +21,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from tinyedge import __version__
+from tinyedge import __version__, limits
 from tinyedge.errors import StoreError, StoreFull, StoreLocked, StoreReadOnly
 from tinyedge.events import Write
 from tinyedge.store import record
@@ -265,6 +265,15 @@ class Store:
     def spare_due(self) -> bool:
         return self._life is not None and self._life.spare_due()
 
+    @property
+    def commit_bytes_max(self) -> int:
+        """What the writes of one commit may take, counted by `record.size_of`."""
+        return min(limits.RECORD_BYTES_MAX, self._options.segment_bytes) - 2 * record.HEADER_BYTES
+
+    def is_full(self) -> bool:
+        """Make no new promise; deletes still fit."""
+        return self._life is not None and self._life.is_full()
+
     def checkpoint(self) -> None:
         """Fold everything that is flushed into the checkpoint and release what that sets free."""
         self._writable().fold()
@@ -281,6 +290,13 @@ class Store:
     def back_up(self, wall_ms: int) -> None:
         """Renew the checkpoint's backup."""
         self._writable().back_up(wall_ms)
+
+    def tend(self, fold: bool, backup: bool, wall_ms: int) -> bool:
+        """All of the above that is due, in the order of its urgency. False: something failed, and is noted as a fault;
+        come again soon."""
+        if self._life is None:
+            return True
+        return self._life.tend(fold=fold, backup=backup, wall_ms=wall_ms)
 
     def backup_age(self) -> tuple[int, int]:
         """Records since the backup was made, and when that was (wall ms, 0: never, or the clock was not trusted)."""
