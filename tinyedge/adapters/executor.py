@@ -246,14 +246,12 @@ class Executor:
             since_s = trio.current_time()
             reason = "the runtime closed its stream of changes"
             try:
-                info = await self._runtime.info()
-                told = ""
-                await self._follow(info)
+                await self._follow(await self._runtime.info())
             except TinyEdgeError as error:
                 reason = str(error)
-            self._up = False
+            was_up, self._up = self._up, False
             self._touched.clear()
-            if reason != told:
+            if was_up or reason != told:
                 await self._post(ev.RuntimeDown(reason))
                 told = reason
             if trio.current_time() - since_s > _STEADY_S:
