@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from tinyedge.core import resources
 from tinyedge.core.refs import Refs, Unready
-from tinyedge.errors import require
+from tinyedge.errors import InvariantBroken, require
 from tinyedge.events import NodeFacts
 from tinyedge.model import quantity
 from tinyedge.model.pod import Container, EnvFromSource, EnvVarSource, KeySelector, Pod, ResourceFieldSelector
@@ -139,8 +139,9 @@ def _one_value(pod: Pod, container: Container, source: EnvVarSource, around: Aro
         )
     if source.config_map_key_ref is not None:
         return _config_map_value(pod, source.config_map_key_ref, around.refs)
-    require(source.secret_key_ref is not None, "a variable has one source: checked when the pod was decoded")
-    return _secret_value(pod, source.secret_key_ref, around.refs) if source.secret_key_ref else None
+    if source.secret_key_ref is not None:
+        return _secret_value(pod, source.secret_key_ref, around.refs)
+    raise InvariantBroken("a variable has one source: checked when the pod was decoded")
 
 
 def _config_map_value(pod: Pod, ref: KeySelector, refs: Refs) -> str | Unready | None:

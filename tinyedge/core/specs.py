@@ -13,11 +13,11 @@ from tinyedge.core.digest import digest
 from tinyedge.core.env import Around
 from tinyedge.core.refs import Refs, Unready
 from tinyedge.core.resources import priority, qos_class, requests
+from tinyedge.errors import InvariantBroken
 from tinyedge.events import NodeFacts, PullSecret
 from tinyedge.model.pod import (
     Container,
     ExecAction,
-    GRPCAction,
     HTTPGetAction,
     LifecycleHandler,
     Pod,
@@ -353,9 +353,11 @@ def probe_check(pod: Pod, container: Container, handler: Probe | LifecycleHandle
         return _http_check(container, handler.http_get, host)
     if handler.tcp_socket is not None:
         return TcpCheck(handler.tcp_socket.host or host, _port(container, handler.tcp_socket.port))
-    if isinstance(handler, LifecycleHandler):
-        return SleepCheck(handler.sleep.seconds if handler.sleep else 0)
-    return GrpcCheck(host, handler.grpc or GRPCAction(0))
+    if isinstance(handler, Probe) and handler.grpc is not None:
+        return GrpcCheck(host, handler.grpc)
+    if isinstance(handler, LifecycleHandler) and handler.sleep is not None:
+        return SleepCheck(handler.sleep.seconds)
+    raise InvariantBroken("a probe or hook does one thing: checked when the pod was decoded")
 
 
 def _argv(container: Container, handler: Probe | LifecycleHandler, action: ExecAction) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tinyedge.core import env, resources
 from tinyedge.core.env import Around
 from tinyedge.core.refs import Refs, Unready
-from tinyedge.errors import require
+from tinyedge.errors import InvariantBroken, require
 from tinyedge.events import NodeFacts
 from tinyedge.model import quantity
 from tinyedge.model.pod import (
@@ -182,8 +182,9 @@ def _files(pod: Pod, volume: Volume, around: Around) -> Files | Unready:
         return _of_secret(pod, kept.secret_name, around.refs, kept.items, kept.default_mode, optional=kept.optional)
     if volume.downward_api is not None:
         return _downward(pod, volume.downward_api.items, volume.downward_api.default_mode, around)
-    require(volume.projected is not None, "a volume has one source: checked when the pod was decoded")
-    return _projected(pod, volume, volume.projected, around) if volume.projected else ()
+    if volume.projected is not None:
+        return _projected(pod, volume, volume.projected, around)
+    raise InvariantBroken("a volume has one source: checked when the pod was decoded")
 
 
 def _projected(pod: Pod, volume: Volume, projected: ProjectedVolume, around: Around) -> Files | Unready:
@@ -209,9 +210,9 @@ def _of_source(pod: Pod, source: ProjectedSource, mode: int, around: Around, *, 
         return _of_secret(pod, kept.name, around.refs, kept.items, mode, optional=kept.optional)
     if source.downward_api is not None:
         return _downward(pod, source.downward_api.items, mode, around)
-    require(source.service_account_token is not None, "a source is one thing: checked when the pod was decoded")
-    token = source.service_account_token
-    return (ProjectedFile(token.path, b"", mode),) if token else ()
+    if source.service_account_token is not None:
+        return (ProjectedFile(source.service_account_token.path, b"", mode),)
+    raise InvariantBroken("a source is one thing: checked when the pod was decoded")
 
 
 def _of_config_map(
@@ -253,10 +254,10 @@ def _downward(pod: Pod, items: Iterable[DownwardAPIItem], mode: int, around: Aro
     for item in items:
         if item.field_ref is not None:
             text = env.field_value(pod, item.field_ref.field_path, around)
+        elif item.resource_field_ref is not None:
+            container = env.find_container(pod, item.resource_field_ref.container_name)
+            text = env.resource_value(container, item.resource_field_ref, around.node)
         else:
-            selector = item.resource_field_ref
-            require(selector is not None, "an item has one source: checked when the pod was decoded")
-            container = env.find_container(pod, selector.container_name) if selector else None
-            text = env.resource_value(container, selector, around.node) if container and selector else ""
+            raise InvariantBroken("an item has one source: checked when the pod was decoded")
         files.append(ProjectedFile(item.path, text.encode(), mode if item.mode is None else item.mode))
     return tuple(files)

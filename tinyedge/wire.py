@@ -1,0 +1,149 @@
+"""What the store keeps of the state, and how it is spelled: one Struct per table, in canonical msgpack.
+
+    table      key               row
+    pod        namespace/name    PodRow        what is wanted, where it came from
+    podstate   uid               StateRow      of a pod's status only what can't be observed again
+    configmap  namespace/name    ConfigMapRow
+    secret     namespace/name    SecretRow
+    folder     folder            FolderRow     what each manifest file declared, so that its removal is noticed
+    node       self              NodeRow       boot id and conditions
+
+Equal rows are equal bytes. Times are wall-clock ms. Each row begins with a byte that says how it is written: a field
+may be added with a default; any other change is a new version, and `decode` then reads the old one too. A row that does
+not decode is left where it is and reported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from tinyedge.model.pod import ConfigMap, Pod, Secret
+
+
+class Deletion(Struct, frozen=True, omit_defaults=True):
+    """A pod that is going: `grace_s` is what its containers get, `since_ms` when that was decided."""
+
+    grace_s: int
+    since_ms: int
+
+
+class Successor(Struct, frozen=True, omit_defaults=True):
+    """What takes the place of a pod under the same name once it is gone."""
+
+    source: str
+    pod: Pod
+
+
+class PodRow(Struct, frozen=True, omit_defaults=True):
+    """`source` is `file:FOLDER/PATH` or `api`. `generation` grows with each change of the spec, `incarnation` with each
+    time the pod starts over under its uid, as a controller would make a new pod."""
+
+    uid: str
+    source: str
+    pod: Pod
+    generation: int = 1
+    incarnation: int = 0
+    deletion: Deletion | None = None
+    successor: Successor | None = None
+
+
+class ConfigMapRow(Struct, frozen=True, omit_defaults=True):
+    source: str
+    object: ConfigMap
+
+
+class SecretRow(Struct, frozen=True, omit_defaults=True):
+    source: str
+    object: Secret
+
+
+class Transition(Struct, frozen=True, omit_defaults=True):
+    """A condition: `True`, `False` or `Unknown`, and since when."""
+
+    status: str
+    since_ms: int
+
+
+class Terminal(Struct, frozen=True, omit_defaults=True):
+    """How a pod ended. Until `final` its containers are still being stopped. The statuses are Kubernetes' objects."""
+
+    phase: str
+    reason: str = ""
+    message: str = ""
+    final: bool = False
+    at_ms: int = 0
+    containers: list[dict[str, Any]] = field(default_factory=list)
+    init_containers: list[dict[str, Any]] = field(default_factory=list)
+
+
+class StateRow(Struct, frozen=True, omit_defaults=True):
+    """`attempts` names, per container, the attempt that was promised last: what runs with an older one is replaced.
+    `elapsed_ms` is a lower bound of how long the pod has been active, for a deadline when the clock can't be
+    trusted."""
+
+    start_ms: int = 0
+    start_trusted: bool = False
+    elapsed_ms: int = 0
+    attempts: dict[str, int] = field(default_factory=dict)
+    conditions: dict[str, Transition] = field(default_factory=dict)
+    terminal: Terminal | None = None
+
+
+class FileProblemRow(Struct, frozen=True, omit_defaults=True):
+    line: int
+    field: str
+    message: str
+
+
+class FileRow(Struct, frozen=True, omit_defaults=True):
+    """`digest` is empty when the file must be read again. `keys` are `Kind namespace/name`, declared and owned;
+    `shadowed` are declared too but owned by another source."""
+
+    digest: str
+    keys: list[str] = field(default_factory=list)
+    shadowed: list[str] = field(default_factory=list)
+    problems: list[FileProblemRow] = field(default_factory=list)
+
+
+class FolderRow(Struct, frozen=True, omit_defaults=True):
+    identity: str = ""
+    files: dict[str, FileRow] = field(default_factory=dict)
+
+
+class NodeRow(Struct, frozen=True, omit_defaults=True):
+    name: str = ""
+    boot_id: str = ""
+    conditions: dict[str, Transition] = field(default_factory=dict)
+
+
+Row = PodRow | StateRow | ConfigMapRow | SecretRow | FolderRow | NodeRow
+
+ROWS: dict[str, type[Struct]] = {
+    "pod": PodRow,
+    "podstate": StateRow,
+    "configmap": ConfigMapRow,
+    "secret": SecretRow,
+    "folder": FolderRow,
+    "node": NodeRow,
+}
+_DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
+_ENCODER = msgspec.msgpack.Encoder(order="deterministic")
+_VERSION = b"\x01"  # before each row
+
+
+def encode(row: Struct) -> bytes:
+    """Canonical: equal rows give equal bytes."""
+    return _VERSION + _ENCODER.encode(row)
+
+
+def decode(table: str, value: bytes) -> Any:
+    """The row of `table` in `value`. Raises msgspec.MsgspecError when it is none, KeyError for an unknown table."""
+    decoder = _DECODERS[table]
+    if value[:1] != _VERSION:
+        raise msgspec.ValidationError(
+            f"written as version {value[0] if value else 'none'} of this table's rows; known is 1"
+        )
+    return decoder.decode(memoryview(value)[1:])
