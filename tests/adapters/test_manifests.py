@@ -15,24 +15,13 @@ import trio
 from tinyedge import limits
 from tinyedge.adapters import manifests
 from tinyedge.adapters.manifests import ManifestFolder, line_of
-from tinyedge.errors import BadInput
 from tinyedge.events import FileSeen, FolderSeen
-from tinyedge.model.pod import ConfigMap, ObjectMeta
+from tinyedge.model import decode
 
-GOOD = "kind: ConfigMap\nmetadata:\n  name: {name}\ndata:\n  a: b\n"
-
-
-def decode(raw: object, where: str) -> ConfigMap:
-    """Enough of a decoder: a name, text as data."""
-    assert isinstance(raw, dict)
-    assert where == ""
-    for key, value in raw.get("data", {}).items():
-        if not isinstance(value, str):
-            raise BadInput(f"data.{key}", value, "text")
-    name = raw.get("metadata", {}).get("name")
-    if not name:
-        raise BadInput("metadata.name", name, "a name")
-    return ConfigMap(ObjectMeta(name))
+GOOD = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {name}\ndata:\n  a: b\n"
+BAD = "apiVersion: v1\n  kind: ConfigMap\n  metadata: {name: x}\n  data: {k: 1}\n"
+CONFIG = "{apiVersion: v1, kind: ConfigMap, "
+JSON = '{"apiVersion": "v1", "kind": "ConfigMap",\n "metadata": {"name": "NAME"}}'
 
 
 class Folder:
@@ -57,7 +46,7 @@ class Folder:
         async def deliver(seen: FolderSeen) -> None:
             self.delivered.append(seen)
 
-        reader = ManifestFolder(str(self.path), deliver, decode, known=known, parser=parser)
+        reader = ManifestFolder(str(self.path), deliver, decode.read, known=known, parser=parser)
         child = reader._child
 
         async def counted(contents: Any) -> Any:
@@ -89,8 +78,10 @@ def folder(tmp_path: Path) -> Folder:
 
 async def test_yaml_and_json_with_several_documents_and_lists_become_objects(folder: Folder) -> None:
     folder.write("a.yaml", GOOD.format(name="one") + "---\n" + GOOD.format(name="two"))
-    folder.write("b.yml", "kind: List\nitems:\n- metadata: {name: three}\n- metadata: {name: four}\n")
-    folder.write("c.json", '{"metadata": {"name": "five"}}')
+    folder.write(
+        "b.yml", f"kind: List\nitems:\n- {CONFIG}metadata: {{name: three}}}}\n- {CONFIG}metadata: {{name: four}}}}\n"
+    )
+    folder.write("c.json", JSON.replace("NAME", "five"))
     await folder.reader().look()
     assert folder.names() == {"a.yaml": ["one", "two"], "b.yml": ["three", "four"], "c.json": ["five"]}
     assert folder.delivered[-1].problem == ""
@@ -98,7 +89,7 @@ async def test_yaml_and_json_with_several_documents_and_lists_become_objects(fol
 
 
 async def test_json_alone_needs_no_child(folder: Folder) -> None:
-    folder.write("c.json", '{"metadata": {"name": "five"}}')
+    folder.write("c.json", JSON.replace("NAME", "five"))
     await folder.reader().look()
     assert folder.parsed == []
 
@@ -165,25 +156,27 @@ async def test_a_deleted_file_is_gone_and_comes_back_whole(folder: Folder) -> No
 
 
 async def test_a_bad_field_is_told_with_file_line_and_path_and_the_file_has_no_objects(folder: Folder) -> None:
-    folder.write("a.yaml", GOOD.format(name="fine") + "---\nmetadata:\n  name: x\ndata:\n  ok: a\n  my.key: 7\n")
+    folder.write("a.yaml", GOOD.format(name="fine") + "---\n" + GOOD.format(name="x") + "  my.key: 7\n")
     await folder.reader().look()
     (problem,) = folder.files()["a.yaml"].problems
     assert folder.files()["a.yaml"].objects is None
-    assert (problem.file, problem.line, problem.field) == ("a.yaml", 11, "data.my.key")
-    assert problem.message == "data.my.key is 7: expected text"
+    assert (problem.file, problem.line, problem.field) == ("a.yaml", 14, "data.my.key")
+    assert problem.message.startswith("data.my.key is 7: expected ")
 
 
 async def test_every_bad_document_of_a_file_is_told(folder: Folder) -> None:
-    folder.write("a.yaml", "kind: List\nitems:\n- metadata: {}\n- metadata: {name: x}\n- data:\n    k: 1\n")
+    folder.write(
+        "a.yaml", f"kind: List\nitems:\n- {CONFIG}metadata: {{}}}}\n- {CONFIG}metadata: {{name: x}}}}\n- {BAD}"
+    )
     await folder.reader().look()
     assert [(p.line, p.field) for p in folder.files()["a.yaml"].problems] == [
         (3, "items[0].metadata.name"),
-        (6, "items[2].data.k"),
+        (8, "items[2].data.k"),
     ]
 
 
 async def test_a_bad_field_in_json_has_its_line_too(folder: Folder) -> None:
-    folder.write("a.json", '{\n "metadata": {"name": "x"},\n "data": {\n  "k": 1\n }\n}\n')
+    folder.write("a.json", JSON[:-1] + ',\n "data": {\n  "k": 1\n }\n}\n')
     folder.write("b.json", '{\n "metadata": \n x}')
     folder.write("c.json", "[]")
     await folder.reader().look()
@@ -193,10 +186,10 @@ async def test_a_bad_field_in_json_has_its_line_too(folder: Folder) -> None:
 
 
 async def test_the_value_of_a_secret_is_not_told(folder: Folder) -> None:
-    folder.write("a.yaml", "kind: Secret\nmetadata: {name: x}\ndata:\n  pin: 31415926\n")
+    folder.write("a.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\ndata:\n  pin: 31415926\n")
     await folder.reader().look()
     assert "31415926" not in repr(folder.delivered)
-    assert folder.files()["a.yaml"].problems[0].line == 4
+    assert folder.files()["a.yaml"].problems[0].line == 5
 
 
 async def test_a_problem_stays_told_without_parsing_again_and_goes_with_its_cause(folder: Folder) -> None:
@@ -268,7 +261,7 @@ async def test_a_parser_that_can_not_be_started_is_told(folder: Folder) -> None:
 
 
 async def test_batches_hold_a_bounded_number_of_bytes(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifests, "MANIFEST_BATCH_BYTES", 60)
+    monkeypatch.setattr(manifests, "MANIFEST_BATCH_BYTES", 100)
     folder.good("a.yaml", "b.yaml", "c.yaml")
     await folder.reader().look()
     assert folder.parsed == [2, 1]
@@ -389,7 +382,7 @@ async def watched(folder: Folder, quiet_s: float = 0.01) -> AsyncIterator[Callab
         with trio.fail_after(10):
             return await receive.receive()
 
-    reader = ManifestFolder(str(folder.path), deliver, decode, quiet_s=quiet_s, rescan_s=3600)
+    reader = ManifestFolder(str(folder.path), deliver, decode.read, quiet_s=quiet_s, rescan_s=3600)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader.run)
         yield following
@@ -421,12 +414,12 @@ async def test_a_rename_over_a_file_is_seen(folder: Folder) -> None:
 
 
 async def test_a_change_that_leaves_size_and_times_alone_is_seen(folder: Folder) -> None:
-    folder.write("a.json", '{"metadata": {"name": "old"}}')
+    folder.write("a.json", JSON.replace("NAME", "old"))
     os.utime(folder.path / "a.json", ns=(5, 5))
     async with watched(folder) as following:
         await following()
         with open(folder.path / "a.json", "r+b") as file:
-            file.write(b'{"metadata": {"name": "new"}}')
+            file.write(JSON.replace("NAME", "new").encode())
         os.utime(folder.path / "a.json", ns=(5, 5))
         while folder.names() != {"a.json": ["new"]}:
             await following()

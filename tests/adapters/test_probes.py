@@ -198,8 +198,15 @@ async def test_https_takes_a_certificate_that_nobody_signed(tmp_path: Path) -> N
     async with serving(answering(status(200)), context) as port:
         assert await probe(http(port, scheme="HTTPS"), 5) == ("success", "")
         assert (await probe(http(port), 5))[0] == "failure"  # HTTP spoken to it
-    async with serving(answering(status(200))) as port:
-        assert (await probe(http(port, scheme="HTTPS"), 5))[0] == "failure"
+
+
+async def test_https_spoken_to_a_plain_server_is_a_failure() -> None:
+    async def prompt(stream: trio.abc.Stream) -> None:
+        await stream.send_all(status(400))
+
+    async with serving(prompt) as port:
+        result, message = await probe(http(port, scheme="HTTPS"), 5)
+    assert (result, "the connection broke" in message) == ("failure", True)
 
 
 # --- gRPC -----------------------------------------------------------------------------------------

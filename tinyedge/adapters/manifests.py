@@ -37,8 +37,8 @@ from tinyedge.limits import (
 )
 from tinyedge.model.pod import Object
 
-Decode = Callable[[object, str], Object]
-"""(raw, where) → object; raises BadInput with a field path. As tinyedge.model.decode.decode_object."""
+Decode = Callable[[object], tuple[Object | None, list[BadInput]]]
+"""What a document holds, or what is wrong with it, with field paths and no secrets: tinyedge.model.decode.read."""
 Deliver = Callable[[FolderSeen], Awaitable[None]]
 
 QUIET_S = 0.3  # a change is looked at once nothing has changed for this long,
@@ -202,12 +202,13 @@ class ManifestFolder:
         problems = []
         for document in parsed.documents:
             for raw, path in _items(document.value):
-                try:
-                    objects.append(self._decode(raw, ""))
-                except BadInput as error:
+                found, bad = self._decode(raw)
+                if found is not None:
+                    objects.append(found)
+                for error in bad:
                     field = f"{path}.{error.field}".strip(".")
                     line = line_of(document.value, document.lines, field)
-                    problems.append(FileProblem(name, line, field, _words(raw, error)))
+                    problems.append(FileProblem(name, line, field, str(error)))
         if problems:
             return FileSeen(name, digest, None, tuple(problems))
         return FileSeen(name, digest, tuple(objects))
@@ -399,13 +400,6 @@ def _items(value: Any) -> Iterator[tuple[Any, str]]:
             yield item, f"items[{index}]"
     else:
         yield value, ""
-
-
-def _words(raw: Any, error: BadInput) -> str:
-    """A value may be a secret one."""
-    if isinstance(raw, dict) and raw.get("kind") == "Secret":
-        return f"expected {error.expected}"
-    return str(error)
 
 
 def line_of(value: Any, lines: Sequence[int], field: str) -> int:
