@@ -236,6 +236,10 @@ class MemoryDisk(Disk):
     def size(self, handle: int) -> int:
         return len(self._handles[handle][0].data)
 
+    def links(self, path: str) -> int:
+        file = self._file(path)
+        return sum(f is file for d in self._directories.values() for f in d.names.values())
+
     def pread(self, handle: int, length: int, offset: int) -> bytes:
         file, path = self._handles[handle]
         self.tick("pread", path)

@@ -29,6 +29,10 @@ class Disk:
         """Length in bytes."""
         return os.fstat(handle).st_size
 
+    def links(self, path: str) -> int:
+        """How many names the file has."""
+        return os.lstat(path).st_nlink
+
     def pread(self, handle: int, length: int, offset: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer only at the end of the file."""
         data = os.pread(handle, length, offset)

@@ -219,15 +219,19 @@ class Journal:
 
     def release(self, number: int, keep: int) -> None:
         """Nobody needs this segment any more. At most `keep` wait for their next use, the others are removed.
-        No sync: should the file be there again after a power cut, recovery finds it released again."""
+
+        No sync: should the file be there again after a power cut, recovery finds it unused again. A cut in a rename
+        may have left the file with both names: then this one goes, or one file would become two segments.
+        """
+        path = segment_path(self.directory, number)
         with self._preparing:
-            if len(self._free) < keep:
+            if len(self._free) < keep and self.disk.links(path) == 1:
                 self._free.append(number)
             else:
-                self.disk.unlink(segment_path(self.directory, number))
+                self.disk.unlink(path)
 
     def shorten(self, number: int, used: int) -> int:
-        """Give back the unused end of a segment that is never appended to again, but for one block; returns its size."""
+        """Give back the unused end of a segment that is never appended to again, but for one block: its size now."""
         handle = self.disk.open(segment_path(self.directory, number))
         try:
             size = self.disk.size(handle)

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from tinyedge import limits
 from tinyedge.errors import StoreError, StoreFull, StoreReadOnly, require
-from tinyedge.events import Append, Delete, Put, Write
+from tinyedge.events import Append, Delete, Put, Trim, Write
 from tinyedge.store import record
 from tinyedge.store.checkpoint import Checkpoint, DiskFull, state_cost
 from tinyedge.store.disk import Disk
@@ -138,7 +138,7 @@ class Life:
             )
         for write in writes:
             _require_limits(write)
-        last = {w.series: self._last_number(w.series) for w in writes if isinstance(w, Append)}
+        last = {w.series: self._last_number(w.series) for w in writes if isinstance(w, Append | Trim)}
         body = Body(wall_ms, record.rows_of(writes, last))
         encoded = record.encode_body(body)
         if record.span_of(len(encoded)) > self._journal.record_bytes_max:

@@ -102,7 +102,10 @@ def size_of(write: Write) -> int:
 
 
 def rows_of(writes: Sequence[Write], last: dict[str, int]) -> list[Row]:
-    """The rows for `writes`; `last` holds each series' last number and is counted on."""
+    """The rows for `writes`; `last` holds each series' last number and is counted on.
+
+    A trim is cut to what there is, here and not when it is applied: applying a record twice must change nothing.
+    """
     rows: list[Row] = []
     for write in writes:
         match write:
@@ -114,7 +117,7 @@ def rows_of(writes: Sequence[Write], last: dict[str, int]) -> list[Row]:
                 number = last[series] = last.get(series, 0) + 1
                 rows.append(AppendRow(series, number, item))
             case Trim(series, through):
-                rows.append(TrimRow(series, through))
+                rows.append(TrimRow(series, min(through, last.get(series, 0))))
     return rows
 
 

@@ -23,7 +23,7 @@ from tinyedge.store.checkpoint import Checkpoint, CheckpointDamaged, Image, Ledg
 from tinyedge.store.disk import Disk
 from tinyedge.store.faults import Fault, FaultLog
 from tinyedge.store.journal import SegmentReader, segment_numbers
-from tinyedge.store.record import Body, DeleteRow, PutRow, Record, Row
+from tinyedge.store.record import Body, DeleteRow, PutRow, Record, Row, TrimRow
 from tinyedge.store.series import Index, Segment
 from tinyedge.store.verify import Verifier
 
@@ -53,7 +53,7 @@ class Recovered(Struct):
     index: Index
     tail: Record | None  # the last record, when nothing says that it was flushed; not in `index`
     repairs: dict[tuple[str, str], bytes | None]  # rows of the checkpoint that must be written once more
-    unused: list[int]  # segments without any use
+    unused: list[int]  # segments without a record that anyone needs
     next_number: int
     unfolded_bytes: int  # what the replayed puts count for against the state's limit
     report: RecoveryReport
@@ -107,6 +107,7 @@ class Recovery:
         self._replay(scan)
         sequence = max(ledger.sequence, scan.last.sequence if scan.last else 0)
         tail = scan.finish(aside=self._unclean and not self._read_only)
+        self._check_missing(index, ledger)
         report = RecoveryReport(
             fresh=self._fresh,
             clean=not self._unclean,
@@ -240,8 +241,10 @@ class Recovery:
             scan.apply(found)
         if previous < ledger.sequence:
             self._lose(previous + 1, ledger.sequence)
+
+    def _check_missing(self, index: Index, ledger: Ledger) -> None:
         for segment in ledger.segments:
-            if segment.number not in self._numbers and scan.index.is_pending(segment):
+            if segment.number not in self._numbers and index.is_pending(segment):
                 self._damage(
                     "segment-missing", f"segment {segment.number} of the journal is missing", "its file is gone"
                 )
@@ -255,9 +258,9 @@ class Recovery:
         """All records of these segments in order, without those that a later segment voids."""
         begins = {number: first for number in numbers if (first := self._first_sequence(number)) is not None}
         for number in numbers:
+            if number == scan.image.ledger.floor or number in begins:
+                scan.keep(number)
             if number not in begins:
-                if number == scan.image.ledger.floor:
-                    scan.keep_empty(number)
                 continue
             voided_from = min((first for n, first in begins.items() if n > number), default=None)
             yield from self._records(number, voided_from, scan)
@@ -332,16 +335,21 @@ class _Scan:
         """The last record is followed by another one: it had been flushed (S1)."""
         if self.last is not None:
             used = self.last.offset + self.last.span
+            self.index.segments[self.last.segment].size = self._last_size
             self.index.note(self.last.segment, self._last_size, self.last.sequence, used, self._last_body)
 
     def finish(self, *, aside: bool) -> Record | None:
         """The last record goes into the index too, unless it may exist in the page cache alone: then it is returned, to
         be written once more by the new life before anything is built on it."""
         if aside and self.last is not None and self.last.sequence > self.image.ledger.sequence:
+            for row in self._last_body.rows:
+                if isinstance(row, TrimRow):
+                    self.index.trim(row.series, row.through)
             return self.last
         self._settle()
         return None
 
-    def keep_empty(self, number: int) -> None:
-        """The checkpoint's floor stays, even without a record, until a later checkpoint has another floor."""
+    def keep(self, number: int) -> None:
+        """Not to be used again before a later checkpoint has another floor: the floor itself; a segment whose records
+        are all void or set aside, for what replaces them may exist in the page cache alone."""
         self.index.segments[number] = Segment(number, 0, 0, 0, 0, 0, {})

@@ -87,9 +87,10 @@ class Index:
         cursor.last = max(cursor.last, row.number)
 
     def trim(self, series: str, through: int) -> None:
-        """The cursor only grows, and never beyond the last item: a reader may know more than a damaged store."""
-        cursor = self.cursors.setdefault(series, Cursor(0, 0))
-        cursor.cursor = max(cursor.cursor, min(through, cursor.last))
+        """The cursor only grows. Items that were taken once had numbers, whatever has become of their records."""
+        known = self.cursors.setdefault(series, Cursor(0, 0))
+        known.cursor = max(known.cursor, through)
+        known.last = max(known.last, known.cursor)
 
     def is_pending(self, segment: Segment) -> bool:
         """Whether a reader still needs something of it."""
