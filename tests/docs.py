@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.docs_pods import pod_support
 from tinyedge import config
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+POD_SUPPORT = ROOT / "docs" / "pod-support.md"
 
 HEAD = """\
 # Configuration
@@ -36,5 +38,6 @@ def configuration() -> str:
 
 
 if __name__ == "__main__":
-    CONFIGURATION.write_text(configuration())
-    print(f"wrote {CONFIGURATION.relative_to(ROOT)}")
+    for page, text in ((CONFIGURATION, configuration()), (POD_SUPPORT, pod_support())):
+        page.write_text(text)
+        print(f"wrote {page.relative_to(ROOT)}")

@@ -40,7 +40,9 @@ def test_a_quantity_is_read_exactly(text: Quantity, nanos: int) -> None:
     assert quantity.nanos(text) == nanos
 
 
-@pytest.mark.parametrize("text", ["", ".", "m", "1 Gi", "1gi", "1KI", "1K", "ten", "0x10", "1e", "--1", "1_0", "٣", True])
+@pytest.mark.parametrize(
+    "text", ["", ".", "m", "1 Gi", "1gi", "1KI", "1K", "ten", "0x10", "1e", "--1", "1_0", "٣", True]
+)
 def test_what_is_no_quantity_is_refused(text: Quantity) -> None:
     with pytest.raises(BadInput, match="a quantity such as"):
         quantity.nanos(text)
@@ -66,11 +68,20 @@ def test_units_are_rounded_up(text: str, units: int) -> None:
     assert quantity.units(text) == units
 
 
-SUFFIXES = {"m": Fraction(1, 1000), "": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+SUFFIXES: dict[str, int | Fraction] = {
+    "m": Fraction(1, 1000),
+    "": 1,
+    "k": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+}
 
 
 @given(st.integers(0, 10**9), st.integers(0, 999), st.sampled_from(sorted(SUFFIXES)))
 def test_a_quantity_means_its_number_times_its_suffix_rounded_up(whole: int, fraction: int, suffix: str) -> None:
-    exact = (whole + Fraction(fraction, 1000)) * SUFFIXES[suffix]
+    exact: Fraction = (whole + Fraction(fraction, 1000)) * SUFFIXES[suffix]
     found = quantity.nanos(f"{whole}.{fraction:03}{suffix}")
-    assert 0 <= found - min(exact, 2**63 - 1) * 10**9 < 1
+    assert 0 <= found - min(exact, Fraction(2**63 - 1)) * 10**9 < 1

@@ -35,7 +35,7 @@ REFUSED: dict[str, dict[str, Refused]] = {
         ),
         "evictionResponders": Refused("the node asks nobody before it evicts a pod under pressure"),
         "hostUsers": Refused("the node makes no user namespaces; leave it out, or true", harmless=(True,)),
-        "hostnameOverride": Refused("use hostname"),
+        "hostnameOverride": Refused("use hostname, which names the pod in its own network too"),
         "os": Refused("the node runs Linux", harmless=({}, {"name": "linux"})),
         "readinessGates": Refused("nobody sets conditions from outside; use a readinessProbe"),
         "resourceClaims": _DEVICES,
