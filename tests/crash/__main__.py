@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -22,19 +21,10 @@ import msgspec
 from msgspec import Struct, field
 
 from tests.crash import explore, planted, record, workloads
+from tests.crash.explore import Task
 
 REPLAYS = explore.REPO / ".work" / "crash"
-MEMORY = Path("/dev/shm")
 CONTROL_TRIES = 3  # seeds that a planted bug may hide from before it counts as not caught
-
-
-class Task(Struct, frozen=True):
-    """One lineage: of the real store, or of a planted one."""
-
-    name: str
-    workload: str
-    kind: str
-    plan: explore.Plan
 
 
 class Tally(Struct):
@@ -43,15 +33,6 @@ class Tally(Struct):
     violations: list[explore.Violation] = field(default_factory=list)
     caught: dict[str, str] = field(default_factory=dict)
     covered: set[str] = field(default_factory=set)
-
-
-def explore_task(task: Task, seed: int, deadline: float) -> explore.Found:
-    """In a worker process."""
-    work = Path(tempfile.mkdtemp(prefix=f"tinyedge-crash-{os.getpid()}-", dir=MEMORY if MEMORY.is_dir() else None))
-    try:
-        return explore.Explorer(work, seed, deadline).lineage(task.name, task.workload, task.kind, task.plan)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def control_tasks() -> Iterator[Task]:
@@ -90,7 +71,7 @@ class Driver:
             running: dict[Future[explore.Found], Task] = {}
             while True:
                 while len(running) < self._args.jobs and (task := self._next()) is not None:
-                    running[pool.submit(explore_task, task, self._args.seed, self._deadline)] = task
+                    running[pool.submit(explore.run, task, self._args.seed, self._deadline)] = task
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)

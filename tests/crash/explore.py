@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +19,15 @@ import lmdb.verify
 import msgspec
 from msgspec import Struct, field
 
-from tests.crash import model, oracle, planted, record, workloads
-from tests.crash.workloads import Job, StoreOptions
+from tests.crash import cut, model, oracle, planted, record, workloads
+from tests.crash.workloads import Job
+from tinyedge.store.store import StoreOptions
 
 CHUNK = 12  # states taken from a cut before the next one has its turn
 REPEATS_MAX = 60  # a cut that gives nothing new so many times in a row is exhausted
+MEMORY = Path("/dev/shm")
+PICKED_MAX = 64
+VIOLATIONS_MAX = 5  # a lineage with so many is told in full
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -43,7 +48,7 @@ class Violation(Struct, frozen=True):
     job: Job
     trace: model.Trace
     tick: int
-    choice: model.Choice | None  # None: the recorded life itself went wrong
+    choice: cut.Choice | None  # None: the recorded life itself went wrong
     candidates: list[oracle.Candidate]
     drops: bool
     probe: int
@@ -62,7 +67,7 @@ class CutPoint(Struct):
     """One cut of a trace, and what may be recovered from it."""
 
     tick: int
-    cut: model.Cut
+    state: cut.Cut
     candidates: list[oracle.Candidate]
     drops: bool
 
@@ -82,9 +87,9 @@ def cut_points(trace: model.Trace, history: oracle.History) -> Iterator[CutPoint
     grown = True
     for tick, step in enumerate(trace.timeline):
         op = trace.ops[step if step >= 0 else ~step]
-        grows = step >= 0 and not isinstance(op, model.Note | model.Sync | model.SyncAll | model.Mapped)
+        grows = step >= 0 and not isinstance(op, model.Note | model.Sync | model.SyncAll)
         if grown and (grows or (step < 0 and disk.flushes(op))):
-            yield CutPoint(tick, disk.cut(), history.candidates, history.drops)
+            yield CutPoint(tick, cut.Cut(disk), history.candidates, history.drops)
             grown = False
         if step >= 0:
             disk.begin(step, op)
@@ -93,7 +98,7 @@ def cut_points(trace: model.Trace, history: oracle.History) -> Iterator[CutPoint
         else:
             disk.end(~step, op)
         grown = grown or grows
-    yield CutPoint(len(trace.timeline), disk.cut(), history.candidates, history.drops)
+    yield CutPoint(len(trace.timeline), cut.Cut(disk), history.candidates, history.drops)
 
 
 def write_tree(tree: model.Tree, root: str) -> None:
@@ -119,38 +124,44 @@ def write_tree(tree: model.Tree, root: str) -> None:
             os.close(handle)
 
 
-class Explorer:
-    """One worker's tools: a directory in memory, where states are built and opened."""
+Picked = tuple[CutPoint, cut.Choice]
 
-    def __init__(self, work: Path, seed: int, deadline: float = float("inf")) -> None:
+
+class Lineage:
+    """One recorded first life and what grows from it. States are built and opened in `work`, in memory."""
+
+    def __init__(self, work: Path, name: str, *, seed: int, plan: Plan, deadline: float = float("inf")) -> None:
         self.work = work
+        self.name = name
         self.seed = seed
-        self.deadline = deadline
-        self._state = work / "state"
-        self._state.mkdir(parents=True, exist_ok=True)
+        self.plan = plan
+        self.rng = random.Random(f"{seed}/{name}")
+        self.found = Found()
+        self._deadline = deadline
 
-    def lineage(self, name: str, workload: str, kind: str, plan: Plan) -> Found:
-        """Record one first life of `workload` and explore what grows from it."""
-        rng = random.Random(f"{self.seed}/{name}")
-        found = Found()
-        root = self._fresh("base")
-        job = workloads.first_job(root, workload, rng.getrandbits(32), kind)
+    @property
+    def over(self) -> bool:
+        limit = 1 if self.plan.stop_at_first else VIOLATIONS_MAX
+        return len(self.found.violations) >= limit or time.monotonic() > self._deadline
+
+    def run(self, workload: str, kind: str) -> Found:
+        """Record a first life of `workload` on a store of `kind`, and explore order after order."""
+        job = workloads.first_job(self._fresh("base"), workload, self.rng.getrandbits(32), kind)
         starts = [Start(job, [oracle.Candidate(0, oracle.Content())])]
-        for order, quota in enumerate(plan.states):
-            traces = self._record(starts, found)
-            lives = plan.lives[order] if order < len(plan.lives) else 0
+        for order, quota in enumerate(self.plan.states):
+            traces = self._record(starts)
+            began, before = time.monotonic(), len(self.found.digests)
+            lives = self.plan.lives[order] if order < len(self.plan.lives) else 0
             starts = []
             for n, (start, trace) in enumerate(traces):
-                share = quota // len(traces)
-                picked = self._explore(f"{name}.{order}.{n}", start, trace, share, plan, rng, found)
-                wanted = -(-lives // len(traces))
-                starts += self._next_lives(start.job, picked, wanted, order, rng)
-                if found.violations and plan.stop_at_first:
-                    return found
-            found.by_order[order] = len(found.digests) - sum(found.by_order[:order])
-            if not starts or time.monotonic() > self.deadline:
+                walk = Walk(self, f"{order}.{n}", start, trace)
+                walk.check(quota // len(traces))
+                starts += self._next_lives(start.job, walk.picked, wanted=-(-lives // len(traces)), order=order)
+            self.found.by_order[order] = len(self.found.digests) - before
+            self._spend("check", began)
+            if self.over or not starts:
                 break
-        return found
+        return self.found
 
     def _fresh(self, name: str) -> Path:
         path = self.work / name
@@ -158,69 +169,76 @@ class Explorer:
         path.mkdir(parents=True)
         return path
 
-    def _record(self, starts: Sequence[Start], found: Found) -> list[tuple[Start, model.Trace]]:
+    def _spend(self, what: str, began: float) -> None:
+        self.found.seconds[what] = self.found.seconds.get(what, 0.0) + time.monotonic() - began
+
+    def _record(self, starts: Sequence[Start]) -> list[tuple[Start, model.Trace]]:
         began = time.monotonic()
         traces = record_jobs([start.job for start in starts], self.work)
-        found.seconds["record"] = found.seconds.get("record", 0.0) + time.monotonic() - began
+        self._spend("record", began)
         return list(zip(starts, traces, strict=True))
 
-    def _next_lives(
-        self, job: Job, picked: Sequence[tuple[CutPoint, model.Choice]], wanted: int, order: int, rng: random.Random
-    ) -> list[Start]:
+    def _next_lives(self, job: Job, picked: Sequence[Picked], *, wanted: int, order: int) -> list[Start]:
         starts = []
-        for n, (point, choice) in enumerate(rng.sample(picked, min(wanted, len(picked)))):
+        for n, (point, choice) in enumerate(self.rng.sample(picked, min(wanted, len(picked)))):
             root = self._fresh(f"next{order}/{Path(job.root).name}-{n}")
-            write_tree(point.cut.tree(choice), str(root))
-            workload = "two_lives" if rng.random() < 0.25 else "next_life"
-            next_job = msgspec.structs.replace(job, root=str(root), workload=workload, seed=rng.getrandbits(32))
+            write_tree(point.state.tree(choice), str(root))
+            workload = "two_lives" if self.rng.random() < 0.25 else "next_life"
+            next_job = msgspec.structs.replace(job, root=str(root), workload=workload, seed=self.rng.getrandbits(32))
             starts.append(Start(next_job, list(point.candidates), point.drops))
         return starts
 
-    def _explore(
-        self, name: str, start: Start, trace: model.Trace, quota: int, plan: Plan, rng: random.Random, found: Found
-    ) -> list[tuple[CutPoint, model.Choice]]:
-        """Check up to `quota` new states of one trace; return some of them, for the lives that follow."""
-        began = time.monotonic()
-        history = oracle.History(list(start.candidates), start.drops)
-        walk = _Walk(self, name, start.job, trace, plan, rng, found)
+
+class Task(Struct, frozen=True):
+    """One lineage: of the real store, or of a planted one."""
+
+    name: str
+    workload: str
+    kind: str
+    plan: Plan
+
+
+def run(task: Task, seed: int, deadline: float) -> Found:
+    """Explore one lineage, in a directory of its own that is gone afterwards."""
+    work = Path(tempfile.mkdtemp(prefix=f"tinyedge-crash-{os.getpid()}-", dir=MEMORY if MEMORY.is_dir() else None))
+    try:
+        return Lineage(work, task.name, seed=seed, plan=task.plan, deadline=deadline).run(task.workload, task.kind)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class Walk:
+    """The states of one trace, checked one after the other, a few of each cut in turn."""
+
+    def __init__(self, lineage: Lineage, name: str, start: Start, trace: model.Trace) -> None:
+        self._lineage, self._name, self._start, self._trace = lineage, f"{lineage.name}.{name}", start, trace
+        self._state = lineage.work / "state"
+        self._state.mkdir(exist_ok=True)
+        self._verdicts: dict[bytes, oracle.Candidate | None] = {}  # state: what is recovered from it
+        self._memo: dict[int, tuple[bytes, bytes]] = {}
+        self._checked = 0
+        self._broken = False
+        self.picked: list[Picked] = []  # a fair sample, for the lives that follow
+
+    def check(self, quota: int) -> None:
+        """Check up to `quota` new states."""
+        turns = [(point, point.state.states(self._lineage.rng)) for point in self._points()]
+        while turns and not self._over(quota):
+            turns = [turn for turn in turns if not self._over(quota) and self._take(*turn)]
+
+    def _over(self, quota: int) -> bool:
+        """One violation of a trace tells enough of it."""
+        return self._checked >= quota or self._broken or self._lineage.over
+
+    def _points(self) -> list[CutPoint]:
         points: list[CutPoint] = []
         try:
-            points.extend(cut_points(trace, history))
+            points.extend(cut_points(self._trace, oracle.History(list(self._start.candidates), self._start.drops)))
         except oracle.Broken as broken:
-            walk.report(None, None, str(broken))
-        walk.check_all(points, quota)
-        found.seconds["check"] = found.seconds.get("check", 0.0) + time.monotonic() - began
-        return walk.picked
+            self._report(None, None, str(broken))
+        return points
 
-    def check(self, job: Job, tree: model.Tree, point: CutPoint, probe: int) -> tuple[int, str]:
-        write_tree(tree, str(self._state))
-        checker = oracle.Checker(lambda path: open_for_check(job.kind, path, job.options, probe))
-        return checker.check(f"{self._state}/store", point.candidates, drops=point.drops, probe=probe)
-
-
-class _Walk:
-    """The states of one trace."""
-
-    def __init__(
-        self, explorer: Explorer, name: str, job: Job, trace: model.Trace, plan: Plan, rng: random.Random, found: Found
-    ) -> None:
-        self._explorer, self._name, self._job, self._trace = explorer, name, job, trace
-        self._plan, self._rng, self._found = plan, rng, found
-        self._verdicts: dict[bytes, int] = {}  # state: the candidate that is recovered from it
-        self._memo: dict[int, tuple[bytes, bytes]] = {}
-        self.picked: list[tuple[CutPoint, model.Choice]] = []
-        self._checked = 0
-
-    def check_all(self, points: Sequence[CutPoint], quota: int) -> None:
-        turns = [(point, point.cut.states(self._rng)) for point in points]
-        while turns and self._checked < quota and not self._stop():
-            turns = [turn for turn in turns if self._checked < quota and not self._stop() and self._take(*turn)]
-
-    def _stop(self) -> bool:
-        enough = self._plan.stop_at_first and self._found.violations
-        return bool(enough) or len(self._found.violations) >= 5 or time.monotonic() > self._explorer.deadline
-
-    def _take(self, point: CutPoint, states: Iterator[model.Choice]) -> bool:
+    def _take(self, point: CutPoint, states: Iterator[cut.Choice]) -> bool:
         """Check a few new states of one cut; False when there are no more."""
         fresh = repeats = 0
         for choice in states:
@@ -228,64 +246,73 @@ class _Walk:
                 fresh, repeats = fresh + 1, 0
             else:
                 repeats += 1
-            if fresh >= CHUNK:
+            if fresh >= CHUNK or self._broken:
                 return True
             if repeats >= REPEATS_MAX:
                 return False
         return False
 
-    def _visit(self, point: CutPoint, choice: model.Choice) -> bool:
+    def _visit(self, point: CutPoint, choice: cut.Choice) -> bool:
         """Whether this state is new to this trace. One seen before is judged again by what is known now."""
-        tree = point.cut.tree(choice)
-        state = model.digest(tree, self._memo)
-        known = self._verdicts.get(state)
-        if known is not None:
-            if known >= 0 and known not in {c.number for c in point.candidates}:
-                span = f"{point.candidates[0].number}..{point.candidates[-1].number}"
-                self.report(point, choice, f"candidate {known} is recovered, and must not be any more: {span}")
+        tree = point.state.tree(choice)
+        state = cut.digest(tree, self._memo)
+        if state in self._verdicts:
+            self._judge_again(point, choice, self._verdicts[state])
             return False
-        number, why = self._explorer.check(self._job, tree, point, self._probe())
-        self._checked += 1
-        self._verdicts[state] = number
-        self._found.digests.add(state)
+        write_tree(tree, str(self._state))
+        self._verdicts[state], why = judge(self._start.job, self._state, point, probe=self._checked)
+        self._lineage.found.digests.add(state)
         if why:
-            self.report(point, choice, why)
+            self._report(point, choice, why)
         self._pick(point, choice)
+        self._checked += 1
         return True
 
-    def _probe(self) -> int:
-        return self._checked
+    def _judge_again(self, point: CutPoint, choice: cut.Choice, known: oracle.Candidate | None) -> None:
+        """The same state at another moment, when more had been said."""
+        if known is None or any(candidate.number == known.number for candidate in point.candidates):
+            return
+        try:
+            oracle.match(known.content, point.candidates, drops=point.drops)
+        except oracle.Broken as broken:
+            self._report(point, choice, str(broken))
 
-    def _pick(self, point: CutPoint, choice: model.Choice) -> None:
-        """A fair sample of 64 of the states, for the next lives."""
-        if len(self.picked) < 64:
+    def _pick(self, point: CutPoint, choice: cut.Choice) -> None:
+        if len(self.picked) < PICKED_MAX:
             self.picked.append((point, choice))
-        elif (place := self._rng.randrange(self._checked)) < 64:
+        elif (place := self._lineage.rng.randrange(self._checked)) < PICKED_MAX:
             self.picked[place] = (point, choice)
 
-    def report(self, point: CutPoint | None, choice: model.Choice | None, why: str) -> None:
+    def _report(self, point: CutPoint | None, choice: cut.Choice | None, why: str) -> None:
+        self._broken = True
         names = names_of(self._trace)
-        words = point.cut.words(choice, self._trace.ops, names) if point is not None and choice is not None else []
-        self._found.violations.append(
+        words = point.state.words(choice, self._trace.ops, names) if point is not None and choice is not None else []
+        self._lineage.found.violations.append(
             Violation(
-                id=f"{self._explorer.seed}-{self._name}.{self._checked}",
+                id=f"{self._lineage.seed}-{self._name}.{self._checked}",
                 why=why,
                 words=words,
-                job=self._job,
+                job=self._start.job,
                 trace=self._trace,
                 tick=point.tick if point else len(self._trace.timeline),
                 choice=choice,
                 candidates=point.candidates if point else [],
                 drops=point.drops if point else False,
-                probe=self._checked - 1,
+                probe=self._checked,
             )
         )
+
+
+def judge(job: Job, state: Path, point: CutPoint, *, probe: int) -> tuple[oracle.Candidate | None, str]:
+    """(what is recovered, what is wrong) of the state that lies in `state`."""
+    checker = oracle.Checker(lambda path: open_for_check(job.kind, path, job.options, probe))
+    return checker.check(f"{state}/store", point.candidates, drops=point.drops, probe=probe)
 
 
 def open_for_check(kind: str, path: str, options: StoreOptions, probe: int) -> oracle.StoreLike:
     """Open as the daemon would, but with the verifier in this process."""
     draw = random.Random(probe)
-    return planted.open_store(
+    store: oracle.StoreLike = planted.open_store(
         kind,
         path,
         options=options,
@@ -293,13 +320,15 @@ def open_for_check(kind: str, path: str, options: StoreOptions, probe: int) -> o
         wall_ms=lambda: 0,
         verify=verify_here,
     )
+    return store
 
 
 def verify_here(path: str) -> str:
     """What the product asks a child process, asked in this one: a state built from whole sectors of LMDB's own writes
     can be wrong, but not so that reading it kills."""
     try:
-        return "; ".join(lmdb.verify.verify(path, subdir=False))
+        wrong: list[str] = lmdb.verify.verify(path, subdir=False)  # type: ignore[no-untyped-call]
+        return "; ".join(wrong)
     except lmdb.verify.VerifyError as error:
         return str(error)
 
@@ -341,7 +370,6 @@ def replay(path: Path, work: Path) -> tuple[Violation, str]:
     violation = msgspec.msgpack.decode(path.read_bytes(), type=Violation)
     if violation.choice is None:
         return violation, violation.why
-    explorer = Explorer(work, 0)
     disk = model.Disk(violation.trace.base)
     for step in violation.trace.timeline[: violation.tick]:
         op = violation.trace.ops[step if step >= 0 else ~step]
@@ -349,6 +377,8 @@ def replay(path: Path, work: Path) -> tuple[Violation, str]:
             disk.begin(step, op)
         else:
             disk.end(~step, op)
-    point = CutPoint(violation.tick, disk.cut(), violation.candidates, violation.drops)
-    _, why = explorer.check(violation.job, point.cut.tree(violation.choice), point, violation.probe)
-    return violation, why
+    point = CutPoint(violation.tick, cut.Cut(disk), violation.candidates, violation.drops)
+    state = work / "state"
+    state.mkdir()
+    write_tree(point.state.tree(violation.choice), str(state))
+    return violation, judge(violation.job, state, point, probe=violation.probe)[1]

@@ -6,6 +6,7 @@ recovery may show. Commits are handed in one after the other, so a recovery show
 
     submitted      one more candidate: the newest with this commit on top, whole
     acknowledged   every candidate without this commit is out
+    refused        as if never submitted, when the store said that nothing has changed
     opened         what the new life saw is the only candidate: what it did not see must never come back
 
 A state passes when the store opens without help, shows exactly one candidate (every table, every series with its
@@ -89,9 +90,11 @@ class Acknowledged(Struct, frozen=True, tag=True):
 
 
 class Refused(Struct, frozen=True, tag=True):
-    """The commit handed in as the `nth` of this life failed: it may be there or not, until the next life."""
+    """The commit handed in as the `nth` of this life failed: it changed nothing when the store said so; else it may be
+    there or not, and which it is the next life decides."""
 
     nth: int
+    unchanged: bool
 
 
 class Closed(Struct, frozen=True, tag=True):
@@ -129,13 +132,18 @@ def pack(writes: Sequence[Write]) -> list[tuple[str, str, Any, bytes]]:
 
 
 def unpack(packed: Sequence[tuple[str, str, Any, bytes]]) -> list[Write]:
-    made: dict[str, Callable[[str, Any, bytes], Write]] = {
-        "put": lambda name, key, data: Put(name, key, data),
-        "delete": lambda name, key, _: Delete(name, key),
-        "append": lambda name, _, data: Append(name, data),
-        "trim": lambda name, through, _: Trim(name, through),
-    }
-    return [made[kind](name, key, data) for kind, name, key, data in packed]
+    writes: list[Write] = []
+    for kind, name, key, data in packed:
+        match kind:
+            case "put":
+                writes.append(Put(name, key, data))
+            case "delete":
+                writes.append(Delete(name, key))
+            case "append":
+                writes.append(Append(name, data))
+            case _:
+                writes.append(Trim(name, key))
+    return writes
 
 
 class Candidate(Struct, frozen=True):
@@ -178,6 +186,8 @@ class History(Struct):
                 self.candidates = [c for c in self.candidates if c.number >= self._life[nth]]
             case Died(why=why):
                 raise Broken(f"a recorded life ended badly: {why}")
+            case Refused(nth=nth, unchanged=True):
+                self.candidates = [c for c in self.candidates if c.number != self._life[nth]]
             case Refused() | Closed():
                 pass
 
@@ -200,9 +210,11 @@ def differences(seen: Content, expected: Content, *, drops: bool) -> list[str]:
     if seen.tables != expected.tables:
         for table in sorted(seen.tables.keys() | expected.tables.keys()):
             here, there = seen.tables.get(table, {}), expected.tables.get(table, {})
-            for key in sorted(here.keys() | there.keys()):
-                if here.get(key) != there.get(key):
-                    out.append(f"{table}/{key} is {_short(here.get(key))}, not {_short(there.get(key))}")
+            out += [
+                f"{table}/{key} is {_short(here.get(key))}, not {_short(there.get(key))}"
+                for key in sorted(here.keys() | there.keys())
+                if here.get(key) != there.get(key)
+            ]
     for name in sorted(seen.series.keys() | expected.series.keys()):
         out += _series_differences(name, seen.series.get(name), expected.series.get(name), drops=drops)
     return out
@@ -278,18 +290,20 @@ class Checker:
     def __init__(self, open_store: Callable[[str], StoreLike]) -> None:
         self._open = open_store
 
-    def check(self, path: str, candidates: Sequence[Candidate], *, drops: bool, probe: int) -> tuple[int, str]:
-        """(number of the recovered candidate, what is wrong or ""). `probe` varies what is tried afterwards."""
+    def check(
+        self, path: str, candidates: Sequence[Candidate], *, drops: bool, probe: int
+    ) -> tuple[Candidate | None, str]:
+        """(what was recovered, what is wrong or ""). `probe` varies what is tried afterwards."""
         try:
             return self._check(path, candidates, drops=drops, probe=probe), ""
         except Broken as broken:
-            return -1, str(broken)
+            return None, str(broken)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
                 raise
-            return -1, "".join(traceback.format_exception(error)[-6:])
+            return None, "".join(traceback.format_exception(error)[-6:])
 
-    def _check(self, path: str, candidates: Sequence[Candidate], *, drops: bool, probe: int) -> int:
+    def _check(self, path: str, candidates: Sequence[Candidate], *, drops: bool, probe: int) -> Candidate:
         store = self._open(path)
         try:
             loaded = store.take_loaded()
@@ -313,7 +327,7 @@ class Checker:
                 raise Broken("a clean close is not seen as one")
         finally:
             again.close()
-        return found.number
+        return found
 
 
 def _undamaged(report: Any) -> None:

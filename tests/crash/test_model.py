@@ -7,14 +7,12 @@ from itertools import islice
 
 import pytest
 
+from tests.crash.cut import Choice, Cut, digest
 from tests.crash.model import (
     ROOT,
     SECTOR,
-    Choice,
-    Cut,
     Disk,
     Link,
-    Mapped,
     Op,
     Rename,
     Resize,
@@ -23,7 +21,6 @@ from tests.crash.model import (
     Tree,
     Unlink,
     Write,
-    digest,
 )
 
 OLD, NEW = b"o" * SECTOR, b"n" * SECTOR
@@ -42,7 +39,7 @@ def after(*ops: Op, returned: int | None = None, tree: Tree | None = None) -> Cu
         disk.begin(k, op)
         if returned is None or k < returned:
             disk.end(k, op)
-    return disk.cut()
+    return Cut(disk)
 
 
 def states(cut: Cut) -> set[tuple[tuple[str, bytes | str], ...]]:
@@ -78,7 +75,7 @@ def test_a_flush_does_not_cover_a_write_that_had_not_returned_when_it_began() ->
     disk.begin(1, sync)
     disk.end(0, write)
     disk.end(1, sync)
-    assert contents(disk.cut()) == {OLD + OLD, NEW + OLD}
+    assert contents(Cut(disk)) == {OLD + OLD, NEW + OLD}
 
 
 def test_a_flush_of_another_file_covers_nothing() -> None:
@@ -129,7 +126,7 @@ def test_a_truncation_that_was_not_flushed_may_be_lost() -> None:
 
 
 def test_a_new_name_waits_for_a_flush_of_its_directory_whatever_was_flushed_of_the_file() -> None:
-    made = [Link(ROOT, "other", OTHER), Write(OTHER, 0, NEW), Sync(OTHER)]
+    made: list[Op] = [Link(ROOT, "other", OTHER), Write(OTHER, 0, NEW), Sync(OTHER)]
     assert contents(after(*made), "other") == {None, NEW}
     assert contents(after(*made, Sync(ROOT)), "other") == {NEW}
 
@@ -187,10 +184,12 @@ def test_sync_covers_everything() -> None:
     assert states(cut) == {(("dir", "dir"), ("file", NEW + OLD), ("other", NEW))}
 
 
-def test_a_mapped_lock_file_counts_for_nothing_in_a_state() -> None:
-    one, two = after(Mapped(FILE)), after(Mapped(FILE), Write(FILE, 0, NEW))
+def test_a_lock_file_counts_for_nothing_in_a_state() -> None:
+    made: list[Op] = [Link(ROOT, "lock", OTHER, kind="lock"), Sync(ROOT)]
+    one, two = after(*made), after(*made, Write(OTHER, 0, NEW))
     assert not two.axes
     assert digest(one.tree(Choice(())), {}) == digest(two.tree(Choice(())), {})
+    assert two.tree(Choice((), fill=2)).files[OTHER] == b"\xa5" * SECTOR
 
 
 def test_a_file_without_a_name_makes_no_states() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash import model, record
-from tests.crash.model import ROOT, Link, Mapped, Note, Rename, Resize, Sync, Unlink, Write
+from tests.crash.model import ROOT, Link, Note, Rename, Resize, Sync, Unlink, Write
 
 traced = pytest.mark.skipif(bool(record.missing()), reason=record.missing() or "strace works here")
 
@@ -126,7 +126,7 @@ def test_notes_and_foretold_faults_are_heard(tmp_path: Path) -> None:
 
 def test_a_write_through_a_mapping_is_refused_except_for_lock_files(tmp_path: Path) -> None:
     mapping = "7 mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_SHARED, 3, 0) = 0x7f0000000000"
-    assert build(tmp_path, opened(tmp_path / "lock.mdb", 3), mapping).ops == [Link(ROOT, "lock.mdb", 1), Mapped(1)]
+    assert build(tmp_path, opened(tmp_path / "lock.mdb", 3), mapping).ops == [Link(ROOT, "lock.mdb", 1, "lock")]
     with pytest.raises(record.RecordError, match="mapping"):
         build(tmp_path, opened(tmp_path / "data", 3), mapping)
 

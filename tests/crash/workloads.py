@@ -7,6 +7,7 @@ cut, in whatever that cut left.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -23,7 +24,7 @@ from msgspec import Struct
 
 from tests.crash import oracle, planted
 from tests.crash.record import FAULT, JOB, NOTE
-from tinyedge.errors import StoreError
+from tinyedge.errors import StoreError, StoreFull
 from tinyedge.events import Append, Delete, Put, Trim, Write
 from tinyedge.limits import BLOCK_BYTES, KIB
 from tinyedge.store.committer import open_committer
@@ -100,14 +101,21 @@ class Client:
         nth = self.submit(writes)
         try:
             self.store.commit(writes, self.wall_ms)
-        except StoreError:
-            self.tell(oracle.Refused(nth))
+        except StoreError as error:
+            self.tell(oracle.Refused(nth, isinstance(error, StoreFull)))
             raise
         self.tell(oracle.Acknowledged(nth))
 
     def close(self) -> None:
         self.store.close()
         self.tell(oracle.Closed())
+
+    def maintain(self) -> None:
+        """What the daemon has done on a thread beside the commits."""
+        if self.store.fold_due():
+            self.store.checkpoint()
+        self.store.prepare()
+        self.store.enforce_bounds(self.wall_ms)
 
     def some_writes(self, size: int = 200) -> list[Write]:
         """A commit over several tables and series; no two are alike."""
@@ -163,10 +171,12 @@ def large_commits(c: Client) -> None:
 
 
 def segment_switches(c: Client) -> None:
-    """Many commits of one or two blocks through several segments."""
+    """Many commits of one or two blocks through several segments, with and without a spare that stands ready."""
     c.open()
-    for _ in range(40):
+    for n in range(28):
         c.commit(c.some_writes(size=3000))
+        if n % 7 == 3:
+            c.store.prepare()
     c.close()
 
 
@@ -186,21 +196,25 @@ def checkpoints(c: Client) -> None:
 def trims(c: Client) -> None:
     """Readers that keep up: cursors move, checkpoints fold, segments are freed and used again."""
     c.open()
-    for _ in range(12):
+    for _ in range(9):
         for _ in range(4):
             c.commit(c.some_writes(size=2000))
         c.commit(c.some_trim())
         c.store.checkpoint()
+        c.store.prepare()
     c.close()
 
 
 def bounds(c: Client) -> None:
     """No reader, and a bound so small that the oldest readings are dropped."""
     c.open()
-    for n in range(50):
+    for n in range(36):
         c.commit([*c.some_writes(size=1000), Append("readings", b"%d" % n + c.rng.randbytes(500))])
-        if n % 10 == 9:
-            c.store.checkpoint()
+        if n % 6 == 5:
+            beside = threading.Thread(target=c.maintain)
+            beside.start()
+            c.commit(c.some_writes())
+            beside.join()
         if n % 17 == 16:
             c.commit(c.some_trim())
     c.close()
@@ -225,7 +239,10 @@ def days(c: Client) -> None:
             c.commit(c.some_writes())
         c.wall_ms += DAY_MS + 1000
         c.store.checkpoint()
+        beside = threading.Thread(target=c.store.back_up, args=(c.wall_ms,))
+        beside.start()
         c.commit(c.some_writes())
+        beside.join()
     c.close()
 
 
@@ -311,6 +328,7 @@ class FaultyDisk(Disk):
         self.client: Client | None = None
         self.fail_flushes: set[int] = set()
         self.refuse_writes: OSError | None = None
+        self.refuse_growth: OSError | None = None
         self.flushes = 0
 
     def fdatasync(self, handle: int) -> None:
@@ -326,9 +344,16 @@ class FaultyDisk(Disk):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         really(handle)
 
+    def allocate(self, handle: int, length: int) -> None:
+        if self.refuse_growth is not None:
+            raise self.refuse_growth
+        super().allocate(handle, length)
+
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
         if self.refuse_writes is not None:
             raise self.refuse_writes
+        if self.refuse_growth is not None and offset + len(data) > self.size(handle):
+            raise self.refuse_growth
         super().pwrite(handle, data, offset)
 
 
@@ -357,10 +382,8 @@ def read_only(c: Client) -> None:
     for _ in range(4):
         c.commit(c.some_writes())
     disk.refuse_writes = OSError(errno.EROFS, os.strerror(errno.EROFS))
-    try:
+    with contextlib.suppress(StoreError):
         c.commit(c.some_writes())
-    except StoreError:
-        pass
     _abandon(c)
     c.open(read_only=True)
     c.store.close()
@@ -371,28 +394,40 @@ def read_only(c: Client) -> None:
 
 
 def full(c: Client) -> None:
-    """The disk is full for a while: promises are refused, or kept whole."""
+    """The disk is full for a while: promises are refused, or kept whole; deletes still fit."""
     disk = FaultyDisk()
     disk.client, c.disk = c, disk
     c.open()
-    for n in range(14):
-        disk.refuse_writes = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if n in (4, 5, 9) else None
+    for n in range(30):
+        disk.refuse_growth = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if n % 10 > 5 else None
         try:
-            c.commit(c.some_writes(size=2500))
+            c.commit(c.some_writes(size=2500) if n % 3 else [Delete("twins", f"t{n % 8}")])
+            c.maintain()
+        except StoreFull:
+            continue
         except StoreError:
             _abandon(c)
-            disk.refuse_writes = None
+            disk.refuse_growth = None
             c.open()
-    disk.refuse_writes = None
+    disk.refuse_growth = None
     c.close()
 
 
 def _abandon(c: Client) -> None:
     """The daemon ends after a failed commit: whatever close still can do, it may."""
-    try:
+    with contextlib.suppress(StoreError):
         c.store.close()
-    except StoreError:
-        pass
+
+
+def pairs(c: Client) -> None:
+    """Commits two at a time, both in flight at once: only a planted store can."""
+    c.open()
+    for _ in range(6):
+        pair = [c.some_writes(), c.some_writes()]
+        numbers = [c.submit(writes) for writes in pair]
+        c.store.commit_pair(pair, c.wall_ms)
+        for nth in numbers:
+            c.tell(oracle.Acknowledged(nth))
 
 
 # --- lives after a cut ------------------------------------------------------------------------------
@@ -454,18 +489,22 @@ BASE = {
 NEXT = {"next_life": Shape(next_life), "two_lives": Shape(two_lives)}
 
 
+PLANTED = {"pairs": Shape(pairs)}
+SHAPES = BASE | NEXT | PLANTED
+
+
 def first_job(root: Path, workload: str, seed: int, kind: str = "store") -> Job:
-    shape = BASE[workload]
+    shape = SHAPES[workload]
     return Job(str(root), workload, seed, kind, shape.options, shape.drops)
 
 
 def _run(client: Client) -> None:
     """A store that does not come up ends its own job alone, in words for the oracle."""
     try:
-        (BASE.get(client.job.workload) or NEXT[client.job.workload]).run(client)
+        SHAPES[client.job.workload].run(client)
     except oracle.Broken as broken:
         client.tell(oracle.Died(str(broken)))
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever it was, the oracle is to hear of it
         client.tell(oracle.Died("".join(traceback.format_exception(error)[-6:])))
 
 
