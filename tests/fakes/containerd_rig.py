@@ -17,7 +17,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import trio
+
 from tests.fakes.image_archives import BUSYBOX, PAUSE, busybox_image, docker_archive, pause_image
+from tinyedge.adapters.grpc import Channel, GrpcError, open_loop
+from tinyedge.protocol import cri_pb2 as pb
 
 START_S = 30.0
 CGROUPS = Path("/sys/fs/cgroup")
@@ -51,7 +55,8 @@ config_path = "{folder}/certs.d"
 
 
 class ContainerdRig:
-    """`start()` returns when the CRI service answers. `freeze()` makes it hang, `kill()` ends it without a word."""
+    """`start()` returns when CRI answers. `freeze()` makes it hang, `kill()` ends it without a word. `start()` must be
+    called outside of Trio or in a thread of its own."""
 
     def __init__(self, folder: Path, *, containerd_binary: str = "containerd", snapshotter: str = "overlayfs") -> None:
         self.folder = folder
@@ -137,14 +142,12 @@ class ContainerdRig:
         (self.folder / "config.toml").write_text(config)
 
     def _wait_until_ready(self) -> None:
-        """Ready when the CRI plugin, the last to start, lists images."""
+        """Ready when CRI, the last to come up, answers."""
         assert self._process is not None
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline and self._process.poll() is None:
-            # `ctr` asks the daemon itself; only the plugin list tells whether CRI has come up.
-            with contextlib.suppress(subprocess.SubprocessError):
-                if "cri" in self.run_ctr("plugins", "ls", "id==cri"):
-                    return
+            if trio.run(_cri_answers, self.socket):
+                return
             time.sleep(0.02)
         raise RuntimeError(f"containerd did not start: {(self.folder / 'containerd.log').read_text()[-2000:]}")
 
@@ -170,6 +173,18 @@ class ContainerdRig:
             if os.path.basename(folder) in ids:
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)
+
+
+async def _cri_answers(socket: str) -> bool:
+    async with open_loop() as loop:
+        channel = Channel(loop, socket)
+        try:
+            await channel.unary("/runtime.v1.RuntimeService/Status", pb.Empty(), pb.StatusResponse, timeout_s=5)
+        except GrpcError:
+            return False
+        finally:
+            channel.close()
+    return True
 
 
 def _command_lines() -> Iterator[tuple[int, str]]:

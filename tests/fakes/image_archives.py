@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 
 PAUSE = "tinyedge.test/pause:1"
 BUSYBOX = "tinyedge.test/busybox:1"
-APPLETS = (  # one per word
-    "sh echo cat sleep dd tail head ls id mkdir touch printf true false env httpd nc wget stat mount tr wc kill"
-).split()
+APPLETS = "sh echo cat sleep dd tail head ls id mkdir touch printf true false env httpd nc wget stat mount tr wc kill"
 
 
 class Image(NamedTuple):
@@ -122,7 +120,7 @@ def _busybox_layer(files: Mapping[str, bytes]) -> bytes:
         for folder in ("bin", "etc", "tmp", "proc", "sys", "dev", "run"):
             _add(tar, folder, tarfile.DIRTYPE, mode=0o1777 if folder == "tmp" else 0o755)
         _add(tar, "bin/busybox", tarfile.REGTYPE, Path(program).read_bytes(), mode=0o755)
-        for applet in APPLETS:
+        for applet in APPLETS.split():
             _add(tar, f"bin/{applet}", tarfile.SYMTYPE, link="busybox")
         for name, data in {**accounts, **files}.items():
             _add(tar, name, tarfile.REGTYPE, data)

@@ -37,7 +37,7 @@ from h2.exceptions import H2Error
 from tinyedge.errors import PeerError
 from tinyedge.limits import GRPC_MESSAGE_BYTES_MAX, GRPC_WINDOW_BYTES
 
-__all__ = ["Channel", "GrpcError", "Loop", "Messages", "Status", "open_loop"]
+__all__ = ["Channel", "GrpcError", "Loop", "Message", "Messages", "NoAnswer", "Status", "open_loop"]
 
 Loop: TypeAlias = Any  # trio_asyncio.TrioEventLoop, which comes without types
 
@@ -72,9 +72,17 @@ class GrpcError(PeerError):
     """A call failed. `status` is the gRPC code; UNAVAILABLE when the peer can't be reached or went away."""
 
     def __init__(self, path: str, status: Status, why: str) -> None:
-        super().__init__(path.rsplit("/", 1)[-1], f"{why} [{status.name}]", retryable=status in _RETRYABLE)
+        method = path.rpartition("/")[2]
+        super().__init__(f"call {method} failed", f"{why} [{status.name}]", retryable=status in _RETRYABLE)
         self.status = status
         self.detail = why
+
+
+class NoAnswer(GrpcError):
+    """The peer did not answer within the time we gave it; DEADLINE_EXCEEDED without it is the peer's own judgement."""
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__(path, Status.DEADLINE_EXCEEDED, f"no answer within {timeout_s:g} s")
 
 
 @asynccontextmanager
@@ -126,18 +134,18 @@ class Channel:
         with trio.move_on_after(timeout_s):
             call = _Call(await self._connected(path), path)
             try:
-                data = await self._in_asyncio(path, call.unary, self._headers(path, timeout_s), request)
+                data = await self._in_asyncio(path, call.unary, self._headers(path), request)
             finally:
                 call.release()
             return _decoded(data, response, path)
-        raise GrpcError(path, Status.DEADLINE_EXCEEDED, f"no answer within {timeout_s:g} s")
+        raise NoAnswer(path, timeout_s)
 
     @asynccontextmanager
     async def stream(self, path: str, request: Message, response: type[M]) -> AsyncIterator[Messages[M]]:
         """One request, any number of answers; leaving the block cancels the call. Has no timeout of its own."""
         call = _Call(await self._connected(path), path)
         try:
-            await self._in_asyncio(path, call.send, self._headers(path, None), request)
+            await self._in_asyncio(path, call.send, self._headers(path), request)
             yield Messages(self, call, response)
         finally:
             call.release()
@@ -155,12 +163,19 @@ class Channel:
                 self._protocol = (await self._in_asyncio(path, connect, _new_protocol, self._unix_socket))[1]
             return self._protocol
 
-    def _headers(self, path: str, timeout_s: float | None) -> list[tuple[str, str]]:
-        headers = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
-        if timeout_s is not None:
-            headers.append(("grpc-timeout", f"{max(1, min(int(timeout_s * 1000), 99_999_999))}m"))
-        headers += [("te", "trailers"), ("content-type", "application/grpc"), ("user-agent", "tinyedge")]
-        return headers + self._metadata
+    def _headers(self, path: str) -> list[tuple[str, str]]:
+        """Without `grpc-timeout`: a late call is reset, which cancels it at the peer just as well, and a peer that
+        says DEADLINE_EXCEEDED then means a deadline of its own."""
+        return [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "localhost"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", "tinyedge"),
+            *self._metadata,
+        ]
 
     async def _in_asyncio(self, path: str, work: Callable[..., Awaitable[T]], *args: object) -> T:
         """Run `work` as a task of the loop. A cancelled Trio scope cancels it, and is what is raised then."""
