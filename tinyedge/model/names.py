@@ -76,7 +76,7 @@ def is_ip(text: str) -> bool:
     head, gap, tail = text.partition("::")
     parts = [part for side in (head, tail) if side for part in side.split(":")]
     count = len(parts)
-    if count and _IPV4.fullmatch(parts[-1]):
+    if count and text.endswith(parts[-1]) and _IPV4.fullmatch(parts[-1]):
         parts.pop()
         count += 1
     fits = count < _HEXTETS if gap else count == _HEXTETS

@@ -1,8 +1,8 @@
 """Kubernetes quantities (`500m`, `1.5Gi`, `2e3`) as whole numbers: exact, and rounded up where a unit is too coarse.
 
-    nanos    the value in thousand-millionths, the finest that Kubernetes keeps
-    milli    the value in thousandths: millicores for cpu
-    units    the value itself: bytes for memory and storage
+nanos    the value in thousand-millionths, the finest that Kubernetes keeps
+milli    the value in thousandths: millicores for cpu
+units    the value itself: bytes for memory and storage
 """
 
 from __future__ import annotations
