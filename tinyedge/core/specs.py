@@ -228,8 +228,8 @@ def _dns(pod: Pod, node: NodeFacts) -> Dns | None:
 # --- containers ----------------------------------------------------------------------------------
 
 
-def container_spec(
-    pod: Pod, container: Container, attempt: int, node: NodeFacts, refs: Refs, *, pod_ip: str = "", host_ip: str = ""
+def container_spec(  # noqa: PLR0917 - all that a container depends on
+    pod: Pod, container: Container, attempt: int, node: NodeFacts, refs: Refs, pod_ip: str = "", host_ip: str = ""
 ) -> ContainerSpec | Unready:
     found = env.environment(pod, container, Around(node, refs, pod_ip, host_ip))
     if isinstance(found, Unready):
@@ -331,8 +331,8 @@ def volumes(pod: Pod, node: NodeFacts, refs: Refs, pod_ip: str = "") -> tuple[Vo
     return of_volumes.volumes(pod, Around(node, refs, pod_ip))
 
 
-def subpaths(
-    pod: Pod, container: Container, node: NodeFacts, refs: Refs, *, pod_ip: str = "", host_ip: str = ""
+def subpaths(  # noqa: PLR0917 - as container_spec
+    pod: Pod, container: Container, node: NodeFacts, refs: Refs, pod_ip: str = "", host_ip: str = ""
 ) -> tuple[SubpathPlan, ...]:
     """Empty as well while `container_spec` is Unready."""
     if not any(mount.sub_path or mount.sub_path_expr for mount in container.volume_mounts):
