@@ -2,36 +2,389 @@
 
 `Edge(tables)` is the only way to make one, on the first boot and on the hundredth: it takes what the store holds and
 nothing else. It reads no clock and never awaits.
+
+    events ─▶ taken in one by one: they change tables, snapshots, probe results; what they touch becomes dirty
+           ─▶ dirty pods, and those whose time has come, are planned (core/pods.py)
+           ─▶ Step(writes, effects, wake_ms)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from tinyedge.core.pressure import Policy
+from msgspec import structs
+
+from tinyedge.core import answers, pods, probes, sources, track
+from tinyedge.core.desk import Desk
+from tinyedge.core.pressure import Policy, Pressure
+from tinyedge.core.run import NEVER, PodRun, containers_of, look
+from tinyedge.core.sources import Sources
+from tinyedge.core.status import phase
+from tinyedge.core.tables import Stored, Tables
 from tinyedge.core.view import View
-from tinyedge.events import Event, Step
-
-Tables = dict[str, dict[str, bytes]]
+from tinyedge.events import (
+    Answer,
+    Apply,
+    Booted,
+    DeleteObject,
+    Event,
+    FolderSeen,
+    ImagesSeen,
+    MachineSeen,
+    OpDone,
+    ProbeDone,
+    PullProgress,
+    Requested,
+    RestartPod,
+    RunSandbox,
+    RuntimeDown,
+    RuntimeListed,
+    RuntimeUp,
+    StartContainer,
+    Step,
+    StoreFault,
+    Tick,
+)
+from tinyedge.model.image import find_image
+from tinyedge.model.runtime import PodSeen
+from tinyedge.wire import NodeRow, PodRow, StateRow
 
 
 class Edge:
-    def __init__(self, tables: Tables, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen
-        raise NotImplementedError
+    def __init__(self, tables: Stored, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen
+        self._desk = Desk(Tables(tables))
+        self._sources = Sources(self._desk)
+        self._runs: dict[str, PodRun] = {}
+        self._users: dict[tuple[str, str], set[str]] = {}  # (kind, key) of what is referred to → uids
+        self._uses: dict[str, set[tuple[str, str]]] = {}
+        self._dirty: dict[str, None] = {}  # uids, in the order in which they became so
+        self._backlog: deque[Event] = deque()
+        self._waiting: dict[str, FolderSeen] = {}  # folders that changed while the store can't be written
+        self._pressure = Pressure(policy, self._desk, self._runs, self._touch)
+        self._view = View(self._desk, self._runs, self._sources, self._pressure)
+        for row in self._desk.tables.pods.values():
+            self._follow(row)
+        self._take: dict[type[Any], Callable[[Any], None]] = {
+            Booted: self._booted,
+            FolderSeen: self._folder,
+            Requested: self._requested,
+            RuntimeUp: self._runtime_up,
+            RuntimeDown: self._runtime_down,
+            RuntimeListed: self._runtime_listed,
+            PodSeen: self._pod_seen,
+            OpDone: self._op_done,
+            ProbeDone: self._op_done,
+            PullProgress: self._pull_progress,
+            ImagesSeen: self._images_seen,
+            MachineSeen: self._pressure.machine_seen,
+            StoreFault: self._store_fault,
+        }
+
+    # --- what others see -------------------------------------------------------------------------
 
     def step(self, events: Sequence[Event]) -> Step:
-        """Decide on `events`; a `Tick` is first, in the first batch `Booted` stands beside it. Writes come before effects."""
-        raise NotImplementedError
+        """Decide on `events`: a `Tick` among them tells the time, and `Booted` comes in the first batch. Writes are to
+        be committed before effects are carried out."""
+        desk = self._desk
+        for event in events:
+            if isinstance(event, Tick):
+                desk.now, desk.wall, desk.trusted = event.mono_ms, event.wall_ms, event.wall_trusted
+            else:
+                self._backlog.append(event)
+        while self._backlog and desk.tables.pending_bytes <= sources.BUDGET_BYTES:
+            event = self._backlog.popleft()
+            self._take[type(event)](event)
+            self._note_changes()
+        wake = self._plan()
+        return Step(desk.tables.take_writes(), desk.take_effects(), desk.now if self._backlog else wake)
 
-    def durable(self) -> Tables:
-        """The tables as this Edge believes them to be on disk once every Step so far has been committed."""
-        raise NotImplementedError
+    def durable(self) -> Stored:
+        """The tables as they are on disk once every step so far has been committed."""
+        return self._desk.tables.durable()
 
     def phases(self) -> dict[str, str]:
-        """Phase of every wanted pod by uid; for tests and metrics."""
-        raise NotImplementedError
+        """Phase of every wanted pod, by uid."""
+        return {uid: phase(run) for uid, run in self._runs.items() if run.row}
 
     @property
     def view(self) -> View:
         """Read-only, Kubernetes-shaped pictures for the local API."""
-        raise NotImplementedError
+        return self._view
+
+    # --- planning --------------------------------------------------------------------------------
+
+    def _touch(self, run: PodRun) -> None:
+        self._dirty[run.uid] = None
+
+    def _plan(self) -> int:
+        """Plan what is dirty or due; the monotonic time of the next thing to do, 0 for never."""
+        desk = self._desk
+        for uid, run in self._runs.items():
+            if run.wake_ms <= desk.now:
+                self._dirty[uid] = None
+        while self._dirty:
+            dirty, self._dirty = self._dirty, {}
+            for uid in dirty:
+                self._plan_one(uid)
+            self._bury()
+        for run in self._runs.values():
+            if run.probe_ms <= desk.now and run.settled and desk.runtime:
+                probes.run_due(run, desk)
+        wakes = [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > desk.now]
+        earliest = min(wakes, default=NEVER)
+        return 0 if earliest >= NEVER else earliest
+
+    def _plan_one(self, uid: str) -> None:
+        run = self._runs.get(uid)
+        if run is None:
+            return
+        run.wake_ms = NEVER
+        run.probe_ms = self._desk.now  # which probes run may change
+        if run.row or not self._desk.tables.unreadable:  # a pod whose row can't be read is not an unwanted one
+            pods.plan(run, self._desk)
+
+    def _bury(self) -> None:
+        """Forget pods of which nothing is left, and let in those that take their place."""
+        for run in self._desk.gone:
+            del self._runs[run.uid]
+            self._refer(run.uid, set())
+            if run.row is None:
+                continue
+            self._desk.note("info", "pod.removed", pod=run.key)
+            if self._sources.gone(run.key):
+                self._follow(self._desk.tables.pods[run.key], seen=run.seen)
+        self._desk.gone.clear()
+
+    # --- wanted ----------------------------------------------------------------------------------
+
+    def _follow(self, row: PodRow, seen: PodSeen | None = None) -> None:
+        """Remember a wanted pod, from its row and what is stored of its status. `seen`: what the runtime has of it."""
+        meta = row.pod.metadata
+        state = self._desk.tables.states.get(row.uid)
+        run = PodRun(row.uid, meta.namespace, meta.name, state=state or StateRow())
+        self._take_over(run, self._runs.get(row.uid))
+        run.set_row(row)
+        run.since_ms = self._desk.wall
+        self._runs[row.uid] = run
+        self._refer(row.uid, sources.references(row.pod))
+        if state is None and self._desk.node.boot_id:
+            self._let_in(run)
+        if seen is not None:
+            track.take(run, seen, self._desk)
+        self._pressure.admit(run)
+        self._touch(run)
+
+    def _take_over(self, run: PodRun, before: PodRun | None) -> None:
+        """What runs unwanted becomes wanted: operations under way on it are answered to the new one."""
+        for op in self._desk.ops.values() if before else ():
+            if op.run is before:
+                op.run = run
+                run.busy[op.target] = op.effect.op
+
+    def _let_in(self, run: PodRun) -> None:
+        run.elapsed_ms = 0
+        run.base_ms = self._desk.now
+        self._desk.keep(run, start_ms=self._desk.wall, start_trusted=self._desk.trusted)
+
+    def _refer(self, uid: str, uses: set[tuple[str, str]]) -> None:
+        for name in self._uses.pop(uid, set()) - uses:
+            self._users[name].discard(uid)
+        for name in uses:
+            self._users.setdefault(name, set()).add(uid)
+        if uses:
+            self._uses[uid] = uses
+
+    def _note_changes(self) -> None:
+        """Objects were added, changed or removed: find the pods that this concerns."""
+        while self._sources.changed:
+            kind, _, key = self._sources.changed.pop().partition(" ")
+            if kind == "Pod":
+                self._pod_changed(key)
+            for uid in self._users.get((kind, key), ()):
+                run = self._runs[uid]
+                run.volumes.stale = True
+                self._touch(run)
+
+    def _pod_changed(self, key: str) -> None:
+        row = self._desk.tables.pods[key]
+        run = self._runs.get(row.uid)
+        if run is None or run.row is None:
+            known = run.seen if run and run.settled else None
+            self._follow(row, seen=known if run else self._nothing_seen(row.uid))
+            self._desk.note("info", "pod.wanted", pod=key, source=row.source)
+            return
+        before = run.row.deletion
+        run.set_row(row)
+        if row.deletion and before and row.deletion.grace_s < before.grace_s:
+            run.hurry, run.stop_since_ms = True, self._desk.now
+        probes.renew(run, row.pod, track.pod_ip(run, self._desk), self._desk.now)
+        self._refer(row.uid, sources.references(row.pod))
+        self._touch(run)
+
+    def _nothing_seen(self, uid: str) -> PodSeen | None:
+        """A new pod: the runtime has told of all that it has, so it has nothing of this one."""
+        return PodSeen(uid, "", "") if self._desk.listed else None
+
+    def _folder(self, event: FolderSeen) -> None:
+        if self._desk.read_only:
+            self._waiting[event.folder] = _merged(self._waiting.get(event.folder), event)
+        elif not self._sources.folder(event):
+            self._backlog.appendleft(event)
+
+    def _requested(self, event: Requested) -> None:
+        what = event.what
+        if self._desk.read_only:
+            error, message = f"the store can't be written: {self._desk.read_only}", ""
+        elif isinstance(what, Apply):
+            error, message = self._sources.apply(what.objects)
+        elif isinstance(what, DeleteObject):
+            error, message = self._sources.delete(what.kind, f"{what.namespace}/{what.name}", what.grace_s)
+        else:
+            error, message = self._restart(what)
+        self._desk.note("info", "request", uid=event.uid, what=type(what).__name__, error=error, message=message)
+        self._desk.say(Answer(event.request, error, message))
+
+    def _restart(self, what: RestartPod) -> tuple[str, str]:
+        """Promise a later attempt for each container: what runs with an older one is replaced."""
+        key = f"{what.namespace}/{what.name}"
+        row = self._desk.tables.pods.get(key)
+        run = self._runs.get(row.uid) if row else None
+        if run is None or run.pod is None or (row and row.deletion):
+            return f"Pod {key} not found", ""
+        if run.state.terminal:
+            return f"Pod {key} has ended ({run.state.terminal.phase}): change its manifest, or delete and apply it", ""
+        names = [one.name for one in containers_of(run.pod) if run.roles[one.name] != "init"]
+        if what.container:
+            if what.container not in names:
+                return f"Pod {key} has no container {what.container} that runs", ""
+            names = [what.container]
+        again = {name: look(run, name).attempt for name in names if name in run.state.attempts}
+        for name in names:
+            run.of(name).forgive()
+        self._desk.keep(run, attempts=run.state.attempts | again)
+        self._touch(run)
+        return "", f"restarting {', '.join(names)} of {key}"
+
+    # --- seen ------------------------------------------------------------------------------------
+
+    def _booted(self, event: Booted) -> None:
+        desk = self._desk
+        before = desk.tables.nodes.get("self", NodeRow())
+        desk.node = event.node
+        desk.rebooted = before.boot_id != event.node.boot_id
+        desk.tables.put("node", "self", structs.replace(before, name=event.node.name, boot_id=event.node.boot_id))
+        desk.note("info", "node.booted", node=event.node.name, reason=event.reason, pods=len(self._runs))
+        for table, key, why in desk.tables.unreadable:
+            desk.note("error", "store.unreadable", table=table, key=key, why=why)
+        for run in self._runs.values():
+            if run.uid not in desk.tables.states:
+                self._let_in(run)
+            run.base_ms = desk.now
+            self._touch(run)
+
+    def _runtime_up(self, event: RuntimeUp) -> None:
+        """The runtime is there (again): what failed while it was away is tried at once."""
+        desk = self._desk
+        desk.runtime, desk.runtime_kind, desk.runtime_why = event.info, event.info.kind, ""
+        desk.runtime_since = desk.wall
+        desk.listed = False
+        desk.note("info", "runtime.up", runtime=event.info.name, version=event.info.version)
+        self._pressure.runtime_changed(up=True)
+        for run in self._runs.values():
+            run.settled = False
+            run.retry.clear()
+            for one in run.containers.values():
+                if one.trouble and one.trouble.reason != "CrashLoopBackOff":
+                    one.forgive()
+
+    def _runtime_down(self, event: RuntimeDown) -> None:
+        desk = self._desk
+        if desk.runtime is not None or not desk.runtime_since:
+            desk.runtime_since = desk.wall
+            desk.note("warning", "runtime.down", reason=event.reason)
+        desk.runtime, desk.runtime_why, desk.listed = None, event.reason, False
+        self._pressure.runtime_changed(up=False)
+        for run in self._runs.values():
+            run.settled = False
+
+    def _runtime_listed(self, event: RuntimeListed) -> None:
+        """What has not been told of since RuntimeUp is not there."""
+        self._desk.listed = True
+        for uid, run in list(self._runs.items()):
+            if not run.settled and uid not in event.uids:
+                self._pod_seen(PodSeen(uid, run.namespace, run.name))
+
+    def _pod_seen(self, seen: PodSeen) -> None:
+        run = self._runs.get(seen.uid)
+        if run is None:
+            if not seen.sandboxes and not seen.containers:
+                return
+            run = self._runs[seen.uid] = PodRun(seen.uid, seen.namespace, seen.name)
+            self._desk.note("warning", "pod.unwanted", pod=run.key, uid=seen.uid)
+        if track.take(run, seen, self._desk):
+            self._touch(run)
+
+    def _op_done(self, event: OpDone | ProbeDone) -> None:
+        op = self._desk.ops.pop(event.op, None)
+        if op is None:
+            return
+        self._desk.progress.pop(event.op, None)
+        if isinstance(op.effect, RunSandbox | StartContainer):
+            self._desk.starting -= 1
+        run = op.run
+        if run is None:
+            self._pressure.op_done(op, event)
+            return
+        run.busy.pop(op.target, None)
+        if isinstance(event, ProbeDone) or op.target.startswith("probe:"):
+            if probes.judge(run, self._desk, op.effect, op.target, event):
+                self._touch(run)
+            return
+        if event.seen is not None:
+            track.take(run, event.seen, self._desk)
+        elif event.error and op.target.startswith(("sandbox", "container:", "kill:", "dead:")):
+            run.settled = False  # the runtime could not be asked; it will be
+        answers.done(run, self._desk, op, event)
+        self._touch(run)
+
+    def _pull_progress(self, event: PullProgress) -> None:
+        if event.op in self._desk.ops:
+            self._desk.progress[event.op] = (event.done_bytes, event.total_bytes)
+
+    def _images_seen(self, event: ImagesSeen) -> None:
+        """Who waits for an image that has come by another way need not wait on."""
+        self._desk.images = event.images
+        self._pressure.images_seen()
+        for run in self._runs.values():
+            pod = run.pod
+            for container in containers_of(pod) if pod else ():
+                one = run.of(container.name)
+                if one.image_backoff.delay_ms and find_image(event.images, container.image):
+                    one.image_backoff.reset()
+                    self._touch(run)
+
+    def _store_fault(self, event: StoreFault) -> None:
+        desk = self._desk
+        if event.read_only != bool(desk.read_only) or event.message != desk.read_only:
+            desk.note("error" if event.read_only else "info", "store.fault", kind=event.kind, message=event.message)
+            desk.record("store", fault=event.kind, message=event.message)
+        desk.read_only = (event.message or event.kind) if event.read_only else ""
+        desk.tables.set_read_only(event.read_only)
+        if not desk.read_only:
+            self._backlog.extend(self._waiting.values())
+            self._waiting.clear()
+            for run in self._runs.values():
+                self._touch(run)
+
+
+def _merged(older: FolderSeen | None, newer: FolderSeen) -> FolderSeen:
+    """The newer look at a folder, with the objects that only the older one told."""
+    if older is None:
+        return newer
+    if newer.problem:
+        return older
+    told = {(file.path, file.digest): file for file in older.files}
+    files = tuple(told.get((one.path, one.digest), one) if one.objects is None else one for one in newer.files)
+    return structs.replace(newer, files=files)

@@ -1,49 +1,284 @@
 """What the local API shows: read-only, in Kubernetes' shapes, made when asked for.
 
-Every method returns plain dicts and lists that encode as JSON. No method shows a secret's value.
+Every method returns plain dicts and lists that encode as JSON. None shows a secret's value but `secret_values`, which
+is there so that others can take them out of what they show.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import msgspec
+
+from tinyedge import wire
+from tinyedge.core import status, why
+from tinyedge.core.desk import Desk
+from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
+from tinyedge.core.ring import Occurrence
+from tinyedge.core.run import PodRun, containers_of
+from tinyedge.core.sources import Sources
+from tinyedge.core.status import rfc3339
+from tinyedge.core.track import host_ip
+from tinyedge.limits import PODS_MAX
+from tinyedge.model.image import normal_reference
+from tinyedge.model.runtime import PodSeen
+from tinyedge.wire import NodeRow
 
 Json = dict[str, Any]
 
 
 class View:
+    def __init__(self, desk: Desk, runs: dict[str, PodRun], sources: Sources, pressure: Pressure) -> None:
+        self._desk = desk
+        self._runs = runs
+        self._sources = sources
+        self._pressure = pressure
+
+    # --- pods ------------------------------------------------------------------------------------
+
     def pod_objects(self) -> list[Json]:
         """core/v1 Pods with status, sorted by namespace and name."""
-        raise NotImplementedError
+        wanted = [run for run in self._runs.values() if run.row]
+        return [self._pod(run) for run in sorted(wanted, key=lambda run: (run.namespace, run.name))]
 
-    def pod_object(self, namespace: str, name: str) -> Json | None: ...
+    def pod_object(self, namespace: str, name: str) -> Json | None:
+        run = self._find(namespace, name)
+        return self._pod(run) if run else None
+
+    def seen(self, uid: str) -> PodSeen:
+        """What the runtime was last seen to have of a pod; nothing if there is no such pod."""
+        run = self._runs.get(uid)
+        return run.seen if run and run.seen else PodSeen(uid, "", "")
+
+    def why(self, namespace: str, name: str) -> Json | None:
+        """In plain words: `{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}]}`.
+        None when nothing is known of such a pod."""
+        run = self._find(namespace, name)
+        if run is not None:
+            return why.explain(run, self._desk)
+        return why.explain_absent(f"{namespace}/{name}", self._sources)
+
+    def _find(self, namespace: str, name: str) -> PodRun | None:
+        row = self._desk.tables.pods.get(f"{namespace}/{name}")
+        return self._runs.get(row.uid) if row else None
+
+    def _pod(self, run: PodRun) -> Json:
+        row = run.row
+        if row is None:
+            return {}
+        found: Json = msgspec.to_builtins(row.pod)
+        found["metadata"].setdefault("namespace", run.namespace)
+        found["metadata"]["generation"] = row.generation
+        if row.deletion:
+            due = row.deletion.since_ms + row.deletion.grace_s * 1000
+            found["metadata"]["deletionTimestamp"] = rfc3339(due)
+            found["metadata"]["deletionGracePeriodSeconds"] = row.deletion.grace_s
+        found["metadata"].setdefault("annotations", {})["tinyedge.io/source"] = row.source
+        spec = row.pod.spec
+        found["spec"]["nodeName"] = self._desk.node.name
+        found["spec"]["restartPolicy"] = spec.restart_policy
+        found["spec"]["terminationGracePeriodSeconds"] = spec.termination_grace_period_seconds
+        return {"apiVersion": "v1", "kind": "Pod", **found, "status": status.pod_status(run, self._desk)}
+
+    # --- other objects ---------------------------------------------------------------------------
+
+    def configmaps(self) -> list[Json]:
+        rows = sorted(self._desk.tables.configmaps.items())
+        return [{"apiVersion": "v1", "kind": "ConfigMap", **_object(row.object)} for _, row in rows]
+
+    def secrets(self) -> list[Json]:
+        """`keys` maps each key to the size of its value; there is no `data`."""
+        found = []
+        for _, row in sorted(self._desk.tables.secrets.items()):
+            secret = row.object
+            found.append(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Secret",
+                    "metadata": _object(secret)["metadata"],
+                    "type": secret.type,
+                    "keys": {key: len(value) for key, value in sorted(secret.data.items())},
+                }
+            )
+        return found
+
+    def secret_values(self) -> Iterator[bytes]:
+        for row in self._desk.tables.secrets.values():
+            yield from row.object.data.values()
+
+    def events(self) -> list[Json]:
+        """core/v1 Events, the one that happened last standing last."""
+        return [_event(one, self._desk.node.name) for one in self._desk.ring.occurrences()]
+
+    def images(self) -> list[Json]:
+        """`{"id", "names", "bytes", "pinned", "used"}`"""
+        pods = [run.pod for run in self._runs.values() if run.pod]
+        used = {normal_reference(one.image) for pod in pods for one in containers_of(pod)}
+        return [
+            {
+                "id": image.id,
+                "names": [*image.tags, *image.digests],
+                "bytes": image.bytes,
+                "pinned": image.pinned,
+                "used": image.id in used
+                or any(normal_reference(name) in used for name in (*image.tags, *image.digests)),
+            }
+            for image in self._desk.images or ()
+        ]
+
+    # --- the node --------------------------------------------------------------------------------
 
     def node_object(self) -> Json:
         """core/v1 Node with conditions, capacity and nodeInfo."""
-        raise NotImplementedError
+        node = self._desk.node
+        capacity = {
+            "cpu": str(node.cpus),
+            "memory": f"{node.memory_bytes // 1024}Ki",
+            "ephemeral-storage": f"{node.disk_bytes // 1024}Ki",
+            "pods": str(PODS_MAX),
+        }
+        runtime = self._desk.runtime
+        addresses = [{"type": "InternalIP", "address": one} for one in node.addresses]
+        return {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": node.name,
+                "uid": node.name,
+                "labels": {
+                    "kubernetes.io/hostname": node.name,
+                    "kubernetes.io/arch": node.architecture,
+                    "kubernetes.io/os": "linux",
+                },
+            },
+            "spec": {},
+            "status": {
+                "capacity": capacity,
+                "allocatable": capacity,
+                "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
+                "conditions": self._conditions(),
+                "nodeInfo": {
+                    "machineID": node.machine_id,
+                    "bootID": node.boot_id,
+                    "kernelVersion": node.kernel,
+                    "osImage": node.os_image,
+                    "architecture": node.architecture,
+                    "operatingSystem": "linux",
+                    "containerRuntimeVersion": f"{runtime.name}://{runtime.version}" if runtime else "",
+                },
+            },
+        }
 
-    def configmaps(self) -> list[Json]:
-        raise NotImplementedError
-
-    def secrets(self) -> list[Json]:
-        """Names, types and keys: `{"metadata": ..., "type": ..., "keys": [...]}`; never a value."""
-        raise NotImplementedError
-
-    def events(self) -> list[Json]:
-        """core/v1 Events, oldest first."""
-        raise NotImplementedError
-
-    def images(self) -> list[Json]:
-        """`{"id", "tags", "digests", "bytes", "pinned", "used_by": [ns/name]}`"""
-        raise NotImplementedError
+    def _conditions(self) -> list[Json]:
+        row = self._desk.tables.nodes.get("self", NodeRow())
+        words = {
+            "Ready": (("RuntimeReady", "the runtime answers"), ("RuntimeDown", self._desk.runtime_why)),
+            MEMORY: (("TooLittleMemory", "the node is short of memory"), ("EnoughMemory", "")),
+            DISK: (("TooLittleDisk", "the node is short of disk"), ("EnoughDisk", "")),
+            PIDS: (("TooFewPIDs", "the node is short of process ids"), ("EnoughPIDs", "")),
+        }
+        found = []
+        for kind, (true, false) in words.items():
+            kept = row.conditions.get(kind)
+            reason, message = true if kept and kept.status == "True" else false
+            found.append(
+                {
+                    "type": kind,
+                    "status": kept.status if kept else "Unknown",
+                    "reason": reason,
+                    "message": message,
+                    "lastTransitionTime": rfc3339(kept.since_ms) if kept else None,
+                }
+            )
+        return found
 
     def status(self) -> Json:
-        """At a glance: `node`, `runtime`, `store`, `pressure`, `pods` (counts by phase), `folders` with problems."""
-        raise NotImplementedError
+        """At a glance: `node`, `runtime`, `pressure`, `pods` and `manifests`, each with what is wrong in it."""
+        desk = self._desk
+        runtime = desk.runtime
+        up = runtime is not None
+        return {
+            "node": {
+                "name": desk.node.name,
+                "ready": up,
+                "message": "" if up else f"runtime: {desk.runtime_why}",
+                "address": host_ip(desk),
+            },
+            "runtime": {
+                "state": "up" if up else "down",
+                "kind": runtime.kind if runtime else desk.runtime_kind,
+                "name": runtime.name if runtime else "",
+                "version": runtime.version if runtime else "",
+                "message": desk.runtime_why,
+                "since": rfc3339(desk.runtime_since) or "",
+            },
+            "pressure": {
+                "memory": MEMORY in self._pressure.active,
+                "disk": DISK in self._pressure.active,
+                "pids": PIDS in self._pressure.active,
+            },
+            "pods": self._pods_at_a_glance(),
+            "manifests": self._manifests(),
+        }
 
-    def why(self, namespace: str, name: str) -> Json:
-        """`{"pod", "found", "phase", "summary", "reasons": [{"what", "since", "fix"}]}` in plain words."""
-        raise NotImplementedError
+    def _pods_at_a_glance(self) -> Json:
+        wanted = [run for run in self._runs.values() if run.row]
+        problems = []
+        for run in wanted:
+            told = why.explain(run, self._desk)
+            problems += [{"pod": run.key, **reason} for reason in told["reasons"]]
+        ready = sum(status.was(run, "Ready") for run in wanted)
+        running = sum(status.phase(run) == "Running" for run in wanted)
+        return {"wanted": len(wanted), "running": running, "ready": ready, "problems": problems}
+
+    def _manifests(self) -> list[Json]:
+        files = self._sources.files()
+        found = []
+        for folder in sorted(files.keys() | self._sources.problems.keys()):
+            rows = files.get(folder, {})
+            problems = [
+                {"file": path, "line": one.line, "field": one.field, "message": one.message}
+                for path, row in sorted(rows.items())
+                for one in row.problems
+            ]
+            problem = self._sources.problems.get(folder, "")
+            found.append({"folder": folder, "files": len(rows), "problem": problem, "problems": problems})
+        return found
 
     def manifest_digests(self, folder: str) -> dict[str, str]:
-        """File path → digest that the core keeps; what differs or is missing here wants its objects read."""
-        raise NotImplementedError
+        """File → digest that the core keeps; what differs or is missing here wants its objects told."""
+        return self._sources.digests(folder)
+
+    def table_sizes(self) -> dict[str, int]:
+        """Rows in each table of the state."""
+        return {table: len(rows) for table, rows in self._desk.tables.rows.items() if table in wire.ROWS}
+
+
+def _object(obj: msgspec.Struct) -> Json:
+    found: Json = msgspec.to_builtins(obj)
+    found["metadata"].setdefault("namespace", "default")
+    return found
+
+
+def _event(one: Occurrence, node: str) -> Json:
+    about = {"kind": one.kind, "namespace": one.namespace, "name": one.name, "uid": one.uid, "apiVersion": "v1"}
+    if one.field:
+        about["fieldPath"] = one.field
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{one.name}.{one.number:x}",
+            "namespace": one.namespace,
+            "creationTimestamp": rfc3339(one.first_ms),
+        },
+        "involvedObject": about,
+        "type": one.type,
+        "reason": one.reason,
+        "message": one.message,
+        "count": one.count,
+        "firstTimestamp": rfc3339(one.first_ms),
+        "lastTimestamp": rfc3339(one.last_ms),
+        "source": {"component": "tinyedge", "host": node},
+    }

@@ -1,0 +1,394 @@
+"""Where wanted objects come from: manifest folders, and requests over the local API.
+
+An object belongs to its source, `file:FOLDER/PATH` or `api`. Of files that declare one object the first in order wins;
+against the other kind of source the owner keeps it. Who loses is told, and takes over when the owner lets go.
+
+A folder that is missing, unreadable, or not the one that it was, removes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import structs
+
+from tinyedge import wire
+from tinyedge.core.desk import Desk
+from tinyedge.core.digest import stable_uid
+from tinyedge.core.run import sandbox_hash
+from tinyedge.core.status import rfc3339
+from tinyedge.events import FileSeen, FolderSeen
+from tinyedge.limits import CONTAINERS_PER_POD_MAX, OBJECT_BYTES_MAX, PODS_MAX, RECORD_BYTES_MAX, STATE_BYTES_MAX
+from tinyedge.model.pod import ConfigMap, Object, Pod, Secret
+from tinyedge.wire import (
+    ConfigMapRow,
+    Deletion,
+    FileProblemRow,
+    FileRow,
+    FolderRow,
+    PodRow,
+    SecretRow,
+    Successor,
+)
+
+API = "api"
+BUDGET_BYTES = RECORD_BYTES_MAX // 2  # of writes in one step: what is left of a large folder waits for the next
+ROOM_BYTES = STATE_BYTES_MAX - OBJECT_BYTES_MAX  # for objects; the rest is for what must always fit
+
+
+def identity(obj: Object) -> str:
+    return f"{obj.kind} {obj.key}"
+
+
+def source_of(folder: str, path: str) -> str:
+    return f"file:{folder}/{path}"
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+class Sources:
+    """`changed` collects the identities of objects that this step has changed; the edge takes them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._tables = desk.tables
+        self.changed: set[str] = set()
+        self.problems: dict[str, str] = {}  # of a folder as a whole
+        self._files: dict[str, dict[str, FileRow]] = {
+            folder: dict(row.files) for folder, row in self._tables.folders.items()
+        }
+        self._told: dict[tuple[str, str], str] = {}  # (folder, path) → digest whose objects this life has had
+        self._shadowed: dict[str, dict[str, Object]] = {}  # identity → source → its version of the object
+
+    # --- folders ---------------------------------------------------------------------------------
+
+    def folder(self, seen: FolderSeen) -> bool:
+        """Take a folder in. False when this step has written enough: call again with the same in the next one."""
+        if seen.problem:
+            self._say(seen.folder, seen.problem)
+            return True
+        files = self._files.setdefault(seen.folder, {})
+        row = self._tables.folders.get(seen.folder, FolderRow())
+        paths = {file.path for file in seen.files}
+        known = {path for path, file in files.items() if file.keys}
+        stranger = bool(known) and row.identity not in ("", seen.identity) and not known & paths
+        for file in sorted(seen.files, key=lambda one: one.path):
+            if not self._file(seen.folder, files, file):
+                self._flush(seen.folder, row.identity or seen.identity)
+                return False
+        if stranger:
+            self._say(seen.folder, f"this is another folder than before: what {len(known)} files declared is kept")
+        else:
+            self.problems.pop(seen.folder, None)
+            for path in sorted(files.keys() - paths):
+                self._drop_file(seen.folder, files, path)
+        self._flush(seen.folder, row.identity if stranger else seen.identity)
+        return True
+
+    def _say(self, folder: str, problem: str) -> None:
+        if self.problems.get(folder) != problem:
+            self.problems[folder] = problem
+            self._desk.note("warning", "manifests.folder", folder=folder, problem=problem)
+
+    def _flush(self, folder: str, identity: str) -> None:
+        """Bring the stored rows of all folders up to date: one may have taken an object from a file of another."""
+        for name, files in self._files.items():
+            row = self._tables.folders.get(name)
+            known = identity if name == folder else row.identity if row else ""
+            self._tables.put("folder", name, FolderRow(known, dict(files)))
+
+    def _file(self, folder: str, files: dict[str, FileRow], file: FileSeen) -> bool:
+        known = files.get(file.path)
+        if file.objects is None:
+            self._without_objects(folder, files, file)
+            return True
+        if self._told.get((folder, file.path)) == file.digest and known is not None:
+            return True  # the same event again, for the rest of its files
+        source = source_of(folder, file.path)
+        keys: list[str] = []
+        shadowed: list[str] = []
+        problems = [FileProblemRow(one.line, one.field, one.message) for one in file.problems]
+        for obj in file.objects:
+            if self._tables.pending_bytes > BUDGET_BYTES:
+                return False
+            name = identity(obj)
+            refusal, owner = self._put(obj, source) if name not in keys else (f"{name} stands in this file twice", "")
+            if refusal:
+                problems.append(FileProblemRow(0, name, refusal))
+            if owner:
+                shadowed.append(name)
+            elif name not in keys and (not refusal or (known and name in known.keys)):
+                keys.append(name)
+        for name in (*known.keys, *known.shadowed) if known else ():
+            if name not in keys and name not in shadowed:
+                self._release(name, source)
+        again = shadowed or len(problems) > len(file.problems)
+        files[file.path] = FileRow("" if again else file.digest, keys, shadowed, problems)
+        self._told[folder, file.path] = file.digest
+        for problem in problems:
+            self._desk.note("warning", "manifests.problem", file=f"{folder}/{file.path}", problem=problem.message)
+        return True
+
+    def _without_objects(self, folder: str, files: dict[str, FileRow], file: FileSeen) -> None:
+        known = files.get(file.path)
+        if file.problems:
+            self._told.pop((folder, file.path), None)
+            files[file.path] = self._broken(known, file)
+        elif known is None or known.digest not in (file.digest, ""):
+            self._desk.note("error", "manifests.untold", file=f"{folder}/{file.path}")
+
+    def _broken(self, known: FileRow | None, file: FileSeen) -> FileRow:
+        """A file that can't be used keeps what its last good version declared."""
+        problems = [FileProblemRow(one.line, one.field, one.message) for one in file.problems]
+        row = structs.replace(known or FileRow(""), digest=file.digest, problems=problems)
+        if row != known:
+            for one in file.problems:
+                self._desk.note(
+                    "warning", "manifests.problem", file=one.file, line=one.line, field=one.field, problem=one.message
+                )
+        return row
+
+    def _drop_file(self, folder: str, files: dict[str, FileRow], path: str) -> None:
+        row = files.pop(path)
+        self._told.pop((folder, path), None)
+        for name in (*row.keys, *row.shadowed):
+            self._release(name, source_of(folder, path))
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def apply(self, objects: Sequence[Object]) -> tuple[str, str]:
+        """(why not, what was done). All or nothing as far as can be told beforehand."""
+        size = sum(len(wire.encode(one)) for one in objects)
+        if size > BUDGET_BYTES:
+            return f"together they are {size} bytes, more than {BUDGET_BYTES}: apply them in smaller parts", ""
+        for obj in objects:
+            owner = self._owner(identity(obj))
+            if owner and owner != API and not self._going(obj):
+                return f"{identity(obj)} is declared by {owner.removeprefix('file:')}: change it there", ""
+            if refusal := self._refusal(obj):
+                return refusal, ""
+        done = []
+        for obj in objects:
+            refusal, _ = self._put(obj, API)
+            if refusal:
+                return refusal, ""
+            done.append(f"{identity(obj)} applied")
+        return "", "; ".join(done)
+
+    def delete(self, kind: str, key: str, grace_s: int | None) -> tuple[str, str]:
+        """(why not, what was done)"""
+        name = f"{kind} {key}"
+        owner = self._owner(name)
+        if not owner:
+            return f"{name} not found", ""
+        if owner != API and self._declared(owner, name):
+            return f"{name} is declared by {owner.removeprefix('file:')}: remove it there", ""
+        if kind == "Pod":
+            self._end_pod(key, grace_s)
+        else:
+            self._release(name, owner)
+        return "", f"{name} deleted"
+
+    def _declared(self, owner: str, name: str) -> bool:
+        """Whether the file that owns an object is there as far as anyone knows."""
+        return any(
+            source_of(folder, path) == owner and name in row.keys and folder not in self.problems
+            for folder, files in self._files.items()
+            for path, row in files.items()
+        )
+
+    # --- objects ---------------------------------------------------------------------------------
+
+    def _row(self, name: str) -> PodRow | ConfigMapRow | SecretRow | None:
+        kind, _, key = name.partition(" ")
+        if kind == "Pod":
+            return self._tables.pods.get(key)
+        return self._tables.configmaps.get(key) if kind == "ConfigMap" else self._tables.secrets.get(key)
+
+    def _owner(self, name: str) -> str:
+        row = self._row(name)
+        if isinstance(row, PodRow) and row.deletion:
+            return row.successor.source if row.successor else ""
+        return row.source if row else ""
+
+    def _going(self, obj: Object) -> bool:
+        row = self._row(identity(obj))
+        return isinstance(row, PodRow) and row.deletion is not None and row.successor is None
+
+    def _put(self, obj: Object, source: str) -> tuple[str, str]:
+        """(why not, who owns it instead)"""
+        name = identity(obj)
+        owner = self._owner(name)
+        if owner and owner != source:
+            if not (owner.startswith("file:") and source.startswith("file:") and source < owner):
+                self._shadowed.setdefault(name, {})[source] = obj
+                return f"is declared by {owner.removeprefix('file:')} already, which wins", owner
+            self._demote(name, owner, source)
+        if refusal := self._refusal(obj):
+            return refusal, ""
+        self._shadowed.get(name, {}).pop(source, None)
+        if isinstance(obj, Pod):
+            self._put_pod(obj, source)
+        elif self._tables.put(obj.kind.lower(), obj.key, _object_row(obj, source)):
+            self.changed.add(name)
+        return "", ""
+
+    def _refusal(self, obj: Object) -> str:
+        """Why an object can't be kept; empty when it can."""
+        size = len(wire.encode(obj))
+        if size > OBJECT_BYTES_MAX:
+            return f"is {size} bytes, more than {OBJECT_BYTES_MAX}"
+        row = self._row(identity(obj))
+        if row is None and self._tables.bytes + size > ROOM_BYTES:
+            return f"the store has no room for it: {self._tables.bytes} of {ROOM_BYTES} bytes are used"
+        if isinstance(row, ConfigMapRow | SecretRow) and row.object.immutable:
+            same = structs.replace(row.object, metadata=obj.metadata) == obj
+            return "" if same else "is immutable: delete it first"
+        if isinstance(obj, Pod):
+            return self._pod_refusal(obj, new=row is None)
+        return ""
+
+    def _pod_refusal(self, pod: Pod, *, new: bool) -> str:
+        if new and len(self._tables.pods) >= PODS_MAX:
+            return f"this node has {PODS_MAX} pods already, and takes no more"
+        count = len(pod.spec.containers) + len(pod.spec.init_containers)
+        if count > CONTAINERS_PER_POD_MAX:
+            return f"has {count} containers, more than {CONTAINERS_PER_POD_MAX}"
+        wanted, here = pod.spec.node_name, self._desk.node.name
+        return f"is bound to node {wanted}, and this is {here}" if wanted and wanted != here else ""
+
+    def _put_pod(self, pod: Pod, source: str) -> None:
+        old = self._tables.pods.get(pod.key)
+        pod = self._complete(pod, old)
+        if old is None:
+            row = PodRow(pod.metadata.uid, source, pod)
+        elif old.deletion:
+            row = structs.replace(old, successor=Successor(source, pod))
+        elif old.pod == pod:
+            row = structs.replace(old, source=source)
+        elif self._starts_over(old, pod):
+            deletion = Deletion(old.pod.spec.termination_grace_period_seconds, self._desk.wall)
+            row = structs.replace(old, deletion=deletion, successor=Successor(source, pod))
+        else:
+            generation = old.generation + (old.pod.spec != pod.spec)
+            row = structs.replace(old, source=source, pod=pod, generation=generation)
+        if self._tables.put("pod", pod.key, row):
+            self.changed.add(identity(pod))
+
+    def _complete(self, pod: Pod, old: PodRow | None) -> Pod:
+        """The uid is stable by node, namespace and name; the time of creation is when the pod was first seen."""
+        meta = pod.metadata
+        created = old.pod.metadata.creation_timestamp if old else rfc3339(self._desk.wall) or ""
+        uid = old.uid if old else stable_uid(self._desk.node.name, meta.namespace, meta.name)
+        return structs.replace(pod, metadata=structs.replace(meta, uid=uid, creation_timestamp=created))
+
+    def _starts_over(self, old: PodRow, pod: Pod) -> bool:
+        """What has ended, or may not be restarted in a new sandbox, is replaced as a whole when its spec changes."""
+        state = self._tables.states.get(old.uid)
+        if old.pod.spec == pod.spec:
+            return False
+        if state and state.terminal:
+            return True
+        return pod.spec.restart_policy != "Always" and sandbox_hash(old.pod) != sandbox_hash(pod)
+
+    def _demote(self, name: str, owner: str, winner: str) -> None:
+        """A file that comes first in order takes an object over; the file that had it is told."""
+        row = self._row(name)
+        obj = row.pod if isinstance(row, PodRow) else row.object if row else None
+        if obj is not None:
+            self._shadowed.setdefault(name, {})[owner] = obj
+        for folder, files in self._files.items():
+            for path, file in files.items():
+                if source_of(folder, path) == owner and name in file.keys:
+                    why = f"is declared by {winner.removeprefix('file:')} already, which wins"
+                    files[path] = FileRow(
+                        "",
+                        [key for key in file.keys if key != name],
+                        [*file.shadowed, name],
+                        [*file.problems, FileProblemRow(0, name, why)],
+                    )
+
+    def _release(self, name: str, source: str) -> None:
+        """`source` does not declare an object any more: it goes, or the next that declares it takes over."""
+        self._shadowed.get(name, {}).pop(source, None)
+        if self._owner(name) != source:
+            return
+        kind, _, key = name.partition(" ")
+        if kind == "Pod":
+            self._end_pod(key, None)
+        else:
+            self._tables.delete(kind.lower(), key)
+            self.changed.add(name)
+        others = self._shadowed.pop(name, {})
+        for other in sorted(others, key=lambda one: (one == API, one)):
+            self._put(others[other], other)
+
+    def _end_pod(self, key: str, grace_s: int | None) -> None:
+        row = self._tables.pods[key]
+        grace = row.pod.spec.termination_grace_period_seconds if grace_s is None else max(grace_s, 0)
+        if row.deletion:
+            grace = min(grace, row.deletion.grace_s)
+        since = row.deletion.since_ms if row.deletion else self._desk.wall
+        self._tables.put("pod", key, structs.replace(row, deletion=Deletion(grace, since), successor=None))
+        self.changed.add(f"Pod {key}")
+
+    def gone(self, key: str) -> bool:
+        """Nothing is left of a deleted pod. True when another takes its place."""
+        row = self._tables.pods[key]
+        self._tables.delete("podstate", row.uid)
+        if row.successor is None:
+            self._tables.delete("pod", key)
+            return False
+        after = PodRow(
+            row.uid,
+            row.successor.source,
+            row.successor.pod,
+            generation=row.generation + 1,
+            incarnation=row.incarnation + 1,
+        )
+        self._tables.put("pod", key, after)
+        return True
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def digests(self, folder: str) -> dict[str, str]:
+        return {path: row.digest for path, row in self._files.get(folder, {}).items()}
+
+    def files(self) -> dict[str, dict[str, FileRow]]:
+        return self._files
+
+
+def _object_row(obj: ConfigMap | Secret, source: str) -> ConfigMapRow | SecretRow:
+    return ConfigMapRow(source, obj) if isinstance(obj, ConfigMap) else SecretRow(source, obj)
+
+
+def references(pod: Pod) -> set[tuple[str, str]]:
+    """The ConfigMaps and Secrets that a pod names: (`ConfigMap` or `Secret`, namespace/name)."""
+    found: set[tuple[str, str]] = set()
+    space = pod.metadata.namespace
+
+    def names(kind: str, ref: Named | None) -> None:
+        if ref and ref.name:
+            found.add((kind, f"{space}/{ref.name}"))
+
+    for container in (*pod.spec.init_containers, *pod.spec.containers):
+        for source in container.env_from:
+            names("ConfigMap", source.config_map_ref)
+            names("Secret", source.secret_ref)
+        for value in (one.value_from for one in container.env if one.value_from):
+            names("ConfigMap", value.config_map_key_ref)
+            names("Secret", value.secret_key_ref)
+    for volume in pod.spec.volumes:
+        names("ConfigMap", volume.config_map)
+        if volume.secret and volume.secret.secret_name:
+            found.add(("Secret", f"{space}/{volume.secret.secret_name}"))
+        for part in volume.projected.sources if volume.projected else ():
+            names("ConfigMap", part.config_map)
+            names("Secret", part.secret)
+    for local in pod.spec.image_pull_secrets:
+        names("Secret", local)
+    return found

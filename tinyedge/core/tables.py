@@ -1,0 +1,130 @@
+"""The tables of the state, in memory as rows, and what this step has changed of them.
+
+Every change goes through `put` and `delete`, so that memory and disk can't part: what the store will hold once the
+step is committed is exactly what `durable` encodes. A put of an equal row writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tinyedge import wire
+from tinyedge.events import Delete, Put, Write
+from tinyedge.model.pod import ConfigMap, Secret
+from tinyedge.wire import ConfigMapRow, FolderRow, NodeRow, PodRow, SecretRow, StateRow
+
+Stored = dict[str, dict[str, bytes]]
+_OBJECTS = ("pod", "configmap", "secret")
+
+
+class Tables:
+    """Rows by table and key. `unreadable` names what did not decode: (table, key, why); it stays on disk as it is."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.pods: dict[str, PodRow] = {}
+        self.states: dict[str, StateRow] = {}
+        self.configmaps: dict[str, ConfigMapRow] = {}
+        self.secrets: dict[str, SecretRow] = {}
+        self.folders: dict[str, FolderRow] = {}
+        self.nodes: dict[str, NodeRow] = {}
+        self.rows: dict[str, dict[str, Any]] = {
+            "pod": self.pods,
+            "podstate": self.states,
+            "configmap": self.configmaps,
+            "secret": self.secrets,
+            "folder": self.folders,
+            "node": self.nodes,
+        }
+        self.unreadable: list[tuple[str, str, str]] = []
+        self._raw: Stored = {}  # what can't be read, byte for byte
+        self._writes: dict[tuple[str, str], Put | Delete] = {}
+        self._sizes: dict[tuple[str, str], int] = {}
+        self.bytes = 0  # of all objects, as they are stored
+        self.pending_bytes = 0  # of this step's writes
+        self.read_only = False
+        self._before: dict[tuple[str, str], Any] = {}  # what the disk holds of the rows changed since the last commit
+        for table, rows in stored.items():
+            for key, value in rows.items():
+                self._load(table, key, value)
+
+    def _load(self, table: str, key: str, value: bytes) -> None:
+        try:
+            self.rows[table][key] = wire.decode(table, value)
+        except (msgspec.MsgspecError, KeyError) as error:
+            self.unreadable.append((table, key, str(error)))
+            self._raw.setdefault(table, {})[key] = value
+        else:
+            self._weigh(table, key, len(value))
+
+    def _weigh(self, table: str, key: str, size: int) -> None:
+        if table in _OBJECTS:
+            self.bytes += size - self._sizes.pop((table, key), 0)
+            if size:
+                self._sizes[table, key] = size
+
+    def put(self, table: str, key: str, row: wire.Row) -> bool:
+        """True when that changes anything."""
+        old = self.rows[table].get(key)
+        if old == row:
+            return False
+        value = wire.encode(row)
+        raw = self._raw.get(table, {}).pop(key, None)
+        self._before.setdefault((table, key), raw if old is None else old)
+        self.rows[table][key] = row
+        self._weigh(table, key, len(value))
+        self._write(Put(table, key, value), len(value))
+        return True
+
+    def delete(self, table: str, key: str) -> bool:
+        old = self.rows[table].pop(key, None)
+        if old is None:
+            return False
+        self._before.setdefault((table, key), old)
+        self._weigh(table, key, 0)
+        self._write(Delete(table, key), 0)
+        return True
+
+    def _write(self, write: Put | Delete, size: int) -> None:
+        self.pending_bytes += size
+        self._writes.pop((write.table, write.key), None)
+        self._writes[write.table, write.key] = write
+
+    def set_read_only(self, read_only: bool) -> None:
+        """Changes made while the store can't be written are kept in memory, and written once it can be again."""
+        if self.read_only and not read_only:
+            for table, key in self._before:
+                row = self.rows[table].get(key)
+                self._write(Delete(table, key) if row is None else Put(table, key, wire.encode(row)), 0)
+        self.read_only = read_only
+
+    def take_writes(self) -> tuple[Write, ...]:
+        """What this step has to commit: one write per key, the last one decided."""
+        writes, self._writes, self.pending_bytes = self._writes, {}, 0
+        if self.read_only:
+            return ()
+        self._before.clear()
+        return tuple(writes.values())
+
+    def durable(self) -> Stored:
+        """What the store holds once every step so far is committed."""
+        stored = {table: {key: wire.encode(row) for key, row in rows.items()} for table, rows in self.rows.items()}
+        for table, raw in self._raw.items():
+            stored.setdefault(table, {}).update(raw)
+        for (table, key), old in self._before.items():
+            if old is None:
+                stored[table].pop(key, None)
+            else:
+                stored[table][key] = old if isinstance(old, bytes) else wire.encode(old)
+        return stored
+
+    # --- Refs ----------------------------------------------------------------------------------
+
+    def configmap(self, key: str) -> ConfigMap | None:
+        row = self.configmaps.get(key)
+        return row.object if row else None
+
+    def secret(self, key: str) -> Secret | None:
+        row = self.secrets.get(key)
+        return row.object if row else None
