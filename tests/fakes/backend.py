@@ -163,8 +163,8 @@ def status() -> Json:
             "diskFreeBytes": 5 * 2**30,
             "diskTotalBytes": 10 * 2**30,
         },
-        "pods": {"wanted": 1, "running": 1, "ready": 1, "problems": []},
-        "manifests": [{"folder": "/etc/tinyedge/manifests", "files": 1, "problem": "", "problems": []}],
+        "pods": {"Running": 1},
+        "folders": [{"folder": "/etc/tinyedge/manifests", "files": 1, "problem": "", "problems": []}],
     }
 
 
@@ -189,21 +189,28 @@ class FakeBackend:
                 "kind": "Secret",
                 "metadata": {"name": "login", "namespace": "default", "uid": "s-1", "creationTimestamp": START},
                 "type": "Opaque",
-                "keys": {"password": len(MARKER)},
+                "keys": ["password"],
             }
         ]
         self.image_list: list[Json] = [
             {
                 "id": "sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f9",
-                "names": ["docker.io/library/busybox:1.36"],
+                "tags": ["docker.io/library/busybox:1.36"],
+                "digests": ["docker.io/library/busybox@sha256:ffee"],
                 "bytes": 2_220_000,
                 "pinned": False,
-                "used": True,
+                "used_by": ["default/web"],
             }
         ]
         self.event_list: list[Json] = [event()]
         self.status_object = status()
-        self.explanation: Json = {"state": "Running", "summary": "web runs and is ready.", "reasons": []}
+        self.explanation: Json = {
+            "pod": "default/web",
+            "found": True,
+            "phase": "Running",
+            "summary": "web runs and is ready.",
+            "reasons": [],
+        }
         self.answer = Answer(0, message="")
         self.requests: list[tuple[int, Apply | DeleteObject | RestartPod]] = []
         self.log_lines: dict[str, list[bytes]] = {"web": [b"listening on 8080\n", f"login {MARKER}\n".encode()]}
@@ -284,12 +291,13 @@ class FakeBackend:
                 raise PeerError(f"no log of {namespace}/{name}/{container}", "it has not started yet")
             sent = 0
             while True:
+                said = self.said
                 for line in self.log_lines[container][sent:]:
                     sent += 1
                     yield (b"2026-11-23T10:00:00Z " if options.timestamps else b"") + line
                 if not options.follow:
                     return
-                await self.said.wait()
+                await said.wait()
         finally:
             self.closed_streams += 1
 
@@ -324,7 +332,7 @@ class FakeBackend:
         yield from self.progress
 
     async def remove_image(self, image: str) -> None:
-        if image not in self.image_list[0]["names"]:
+        if image not in self.image_list[0]["tags"]:
             raise PeerError(f"can't remove {image}", "no such image")
         self.image_list.clear()
 

@@ -193,7 +193,7 @@ class Routes:
 
     async def why(self, call: Call, namespace: str, name: str) -> Reply:
         found = self.backend.why(namespace, name)
-        if found is None:
+        if found is None or not found.get("found", True):
             raise _not_found("pod", namespace, name)
         return _json(found)
 

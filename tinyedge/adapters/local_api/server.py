@@ -110,7 +110,7 @@ class LocalApi:
         self, path: str, group: str = "", *, task_status: trio.TaskStatus = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on `path` (made 0660, for `group` if it is given) until cancelled; then the socket is removed."""
-        listener = await _listen(path, group)
+        listener = _listen(path, group)
         inode = os.stat(path).st_ino
         try:
             task_status.started()
@@ -238,27 +238,34 @@ def _unquoted(text: str) -> str:
         raise BadInput("the request's path", text, "percent-encoded UTF-8") from None
 
 
-async def _listen(path: str, group: str) -> trio.SocketListener:
+def _listen(path: str, group: str) -> trio.SocketListener:
     """The socket, with the rights it needs from its first moment; one left behind by a dead daemon is replaced."""
     gid = _gid(group)
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         _remove_stale(path)
-        sock = trio.socket.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            await sock.bind(path)
-        finally:
-            os.umask(mask)
-        if group:
-            os.chown(path, -1, gid)
-        os.chmod(path, 0o660)
-        sock.listen(limits.API_CONNECTIONS_MAX)
+        return trio.SocketListener(_bound(path, gid))
     except OSError as error:
         why = error.strerror or str(error)
         remedy = "check api.socket: its folder must be writable for the daemon, and the path shorter than 108 bytes"
         raise WorldError(f"can't listen on {path}", why, remedy) from error
-    return trio.SocketListener(sock)
+
+
+def _bound(path: str, gid: int) -> trio.socket.SocketType:
+    sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+    try:
+        mask = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+        os.chown(path, -1, gid)
+        os.chmod(path, 0o660)
+        sock.listen(limits.API_CONNECTIONS_MAX)
+    except OSError:
+        sock.close()
+        raise
+    return trio.socket.from_stdlib_socket(sock)
 
 
 def _gid(group: str) -> int:

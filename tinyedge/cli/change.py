@@ -1,0 +1,182 @@
+"""`tinyedge apply`, `delete`, `restart`: what changes the node. Each is on disk before it is answered."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from tinyedge.cli.client import Client
+from tinyedge.cli.errors import EXIT_USAGE, CliError
+from tinyedge.cli.kinds import Kind, kind_named
+from tinyedge.cli.output import client, namespace, pod_name, structured
+
+Json = dict[str, Any]
+
+FILE_BYTES_MAX = 4 * 1024 * 1024
+ENDINGS = (".yaml", ".yml", ".json")
+PLURALS = {"Pod": "pods", "ConfigMap": "configmaps", "Secret": "secrets"}
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"apply": _apply, "delete": _delete, "restart": _restart}[args.command](args)
+
+
+def _apply(args: argparse.Namespace) -> int:
+    documents = _documents(args)
+    for document in documents:
+        _place(document, args.namespace)
+    answer = client(args).ask("POST", "/v1/apply", body={"items": documents})
+    names = [f"{d['kind'].lower()}/{d['metadata']['name']}" for d in documents]
+    if args.output:
+        print(structured({"applied": names, "message": answer.get("message", "")}, args.output))
+    else:
+        print(answer.get("message") or "\n".join(f"{name} applied" for name in names))
+    return 0
+
+
+def _place(document: Json, within: str | None) -> None:
+    """The namespace of -n, where the document names none."""
+    meta = document.get("metadata")
+    if not isinstance(meta, dict) or not isinstance(meta.get("name"), str) or "kind" not in document:
+        raise CliError("this is no Kubernetes object", "it has no kind or no metadata.name", "see docs/pods.md")
+    own = meta.setdefault("namespace", within or "default")
+    if within and own != within:
+        raise CliError(
+            f"{document['kind'].lower()}/{meta['name']} belongs to namespace {own}",
+            f"and -n says {within}",
+            "leave -n out, or change the manifest",
+        )
+
+
+def _delete(args: argparse.Namespace) -> int:
+    params = _grace(args)
+    api = client(args)
+    deleted = []
+    for kind, within, name in _targets(args):
+        api.ask("DELETE", f"/v1/namespaces/{within}/{kind}/{name}", params)
+        deleted.append(f"{kind_named(kind).singular}/{name}")
+        if not args.output:
+            print(f'{kind_named(kind).singular} "{name}" deleted')
+    if args.output:
+        print(structured({"deleted": deleted}, args.output))
+    return 0
+
+
+def _grace(args: argparse.Namespace) -> list[tuple[str, str]]:
+    if args.now:
+        return [("gracePeriodSeconds", "1")]
+    if args.grace_period is None:
+        return []
+    if not args.grace_period.isdigit():
+        raise CliError(f"--grace-period {args.grace_period} is not a number of seconds", code=EXIT_USAGE)
+    return [("gracePeriodSeconds", args.grace_period)]
+
+
+def _targets(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
+    """What is to be deleted, as (kind, namespace, name)."""
+    if args.filename:
+        for document in _documents(args):
+            _place(document, args.namespace)
+            if document["kind"] not in PLURALS:
+                raise CliError(f"there is no kind {document['kind']} here", "", f"known are {', '.join(PLURALS)}")
+            yield PLURALS[document["kind"]], document["metadata"]["namespace"], document["metadata"]["name"]
+        return
+    words = [word for word in (args.kind, *args.names) if word]
+    if not words:
+        raise CliError("say what to delete", "", "tinyedge delete pod NAME, or -f FILE", code=EXIT_USAGE)
+    if "/" in words[0]:
+        for word in words:
+            kind, _, name = word.partition("/")
+            yield _changeable(kind).plural, namespace(args), name
+        return
+    if len(words) == 1:
+        raise CliError(f"say which {words[0]} to delete", "", f"tinyedge get {words[0]} lists them", code=EXIT_USAGE)
+    for name in words[1:]:
+        yield _changeable(words[0]).plural, namespace(args), name
+
+
+def _changeable(word: str) -> Kind:
+    kind = kind_named(word)
+    if kind.plural == "images":
+        raise CliError("images are removed with: tinyedge image rm NAME", code=EXIT_USAGE)
+    if kind.plural not in PLURALS.values():
+        raise CliError(f"{kind.plural} can't be deleted", code=EXIT_USAGE)
+    return kind
+
+
+def _restart(args: argparse.Namespace) -> int:
+    name = pod_name(args.pod)
+    params = [("container", args.container)] if args.container else []
+    answer = _restarted(client(args), namespace(args), name, params)
+    if args.output:
+        print(structured({"restarted": f"pod/{name}", "message": answer.get("message", "")}, args.output))
+    else:
+        print(answer.get("message") or f"pod/{name} restarted")
+    return 0
+
+
+def _restarted(api: Client, within: str, name: str, params: list[tuple[str, str]]) -> Json:
+    answer = api.ask("POST", f"/v1/namespaces/{within}/pods/{name}/restart", params)
+    return answer if isinstance(answer, dict) else {}
+
+
+# --- manifests -------------------------------------------------------------------------------------
+
+
+def _documents(args: argparse.Namespace) -> list[Json]:
+    if not args.filename:
+        raise CliError(
+            "say what to apply", "", "tinyedge apply -f FILE, a folder, or - for standard input", code=EXIT_USAGE
+        )
+    found = [document for path in args.filename for file in _files(path) for document in _parsed(file)]
+    if not found:
+        raise CliError("there is no object in " + ", ".join(args.filename))
+    return found
+
+
+def _files(path: str) -> list[str]:
+    if path == "-" or not os.path.isdir(path):
+        return [path]
+    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(ENDINGS)]
+    if not files:
+        raise CliError(f"there is no manifest in {path}", f"no file ends with {', '.join(ENDINGS)}")
+    return files
+
+
+def _parsed(path: str) -> Iterator[Json]:
+    import yaml
+
+    text = _read(path)
+    try:
+        documents = list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else path
+        raise CliError(f"{where} is not valid YAML", getattr(error, "problem", None) or str(error)) from None
+    for n, document in enumerate(documents, 1):
+        if document is None:
+            continue
+        items = document.get("items") if isinstance(document, dict) and document.get("kind") == "List" else [document]
+        for item in items or ():
+            if not isinstance(item, dict):
+                raise CliError(f"document {n} of {path} is no Kubernetes object", f"it is {str(item)[:60]!r}")
+            yield item
+
+
+def _read(path: str) -> str:
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(FILE_BYTES_MAX + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise CliError(f"{path} is too large", f"{FILE_BYTES_MAX >> 20} MiB are allowed", "split it")
+        return data.decode()
+    except UnicodeDecodeError:
+        raise CliError(f"{path} is not text", "it does not decode as UTF-8") from None
+    except OSError as error:
+        raise CliError(f"can't read {path}", error.strerror or str(error)) from None

@@ -1,0 +1,85 @@
+"""`tinyedge image`: images on this node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from tinyedge.cli.client import Client
+from tinyedge.cli.errors import EXIT_USAGE, CliError
+from tinyedge.cli.kinds import kind_named
+from tinyedge.cli.output import client, structured
+from tinyedge.cli.text import now_s, size, table
+
+Json = dict[str, Any]
+
+
+def run(args: argparse.Namespace) -> int:
+    api = client(args)
+    if args.action == "ls":
+        return _list(api, args)
+    if not args.images:
+        missing = (
+            "an archive, such as /media/usb/site.tar" if args.action == "import" else "an image, such as busybox:1.36"
+        )
+        raise CliError(f"image {args.action}: name {missing}", code=EXIT_USAGE)
+    done = []
+    for word in args.images:
+        if args.action == "rm":
+            told = api.ask("DELETE", "/v1/images", [("image", word)])
+            done.append({"image": word, "message": told["message"]})
+            if not args.output:
+                print(told["message"])
+        else:
+            done.append(_brought(api, args, word))
+    if args.output:
+        print(structured({"items": done}, args.output))
+    return 0
+
+
+def _list(api: Client, args: argparse.Namespace) -> int:
+    found = api.get("/v1/images")
+    items = [item for item in found["items"] if not args.images or _named(item, args.images)]
+    if args.output:
+        print(structured({"items": items}, args.output))
+        return 0
+    if not items:
+        print("No images found", file=sys.stderr)
+        return 0
+    kind = kind_named("images")
+    print(table(kind.header, [kind.row(item, now_s()) for item in items]))
+    return 0
+
+
+def _named(image: Json, words: list[str]) -> bool:
+    own = (*image.get("tags", ()), *image.get("digests", ()), image.get("id", ""))
+    return any(word in name for word in words for name in own)
+
+
+def _brought(api: Client, args: argparse.Namespace, word: str) -> Json:
+    importing = args.action == "import"
+    if not importing:
+        lines = api.lines("POST", "/v1/images/pull", [("image", word)])
+    else:
+        path = os.path.abspath(word)
+        if not os.path.exists(path):
+            raise CliError(f"can't import {word}", "there is no such file", "is the medium mounted?")
+        lines = api.lines("POST", "/v1/images/import", [("path", path)])
+    last: Json = {}
+    show = sys.stderr.isatty() and not args.output
+    for line in lines:
+        if "done" in line and show:
+            print(f"\r{word}: {_progress(line)}\x1b[K", end="", file=sys.stderr, flush=True)
+        last = line
+    if show:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if not args.output:
+        print(f"{word}: imported {', '.join(last.get('names') or ['nothing'])}" if importing else f"{word}: pulled")
+    return {"image": word, **{key: value for key, value in last.items() if key in ("id", "names")}}
+
+
+def _progress(line: Json) -> str:
+    done, total = line.get("done", 0), line.get("total", 0)
+    return f"{size(done)} of {size(total)} ({100 * done // total}%)" if total else size(done)

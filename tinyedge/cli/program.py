@@ -1,0 +1,69 @@
+"""`tinyedge run`, `demo`, `config` and `version`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from typing import Any
+
+from tinyedge import __version__
+from tinyedge.cli.errors import CliError
+from tinyedge.cli.output import client, structured
+
+
+def run(args: argparse.Namespace) -> int:
+    commands = {"run": _run, "config": _config, "version": _version, "demo": _demo, "demo-server": _demo_server}
+    return commands[args.command](args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tinyedge import config, daemon
+
+    overrides = [*args.set, *([f"api.socket={args.socket}"] if args.socket else [])]
+    return int(daemon.main(config.load(args.config, overrides), stop_pods=args.stop_pods) or 0)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from tinyedge.cli import demo
+
+    return demo.run()
+
+
+def _demo_server(args: argparse.Namespace) -> int:
+    from tinyedge.cli import demo
+
+    return demo.serve(int(args.port), args.folder)
+
+
+def _config(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from tinyedge import config
+
+    loaded: dict[str, Any] = msgspec.to_builtins(config.load(args.config, args.set))
+    print(structured(loaded, args.output) if args.output else toml(loaded))
+    return 0
+
+
+def toml(sections: dict[str, dict[str, Any]]) -> str:
+    """The configuration as the file would say it. JSON writes strings, numbers and lists as TOML does."""
+    blocks = []
+    for section, keys in sections.items():
+        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
+        blocks.append("\n".join([f"[{section}]", *lines]))
+    return "\n\n".join(blocks)
+
+
+def _version(args: argparse.Namespace) -> int:
+    versions = {"program": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    try:
+        versions["daemon"] = client(args).get("/v1/version")["version"]
+    except CliError:
+        versions["daemon"] = "not running"
+    if args.output:
+        print(structured(versions, args.output))
+    else:
+        print(f"tinyedge {__version__} (Python {versions['python']}, {versions['machine']})")
+        print(f"daemon: {versions['daemon']}")
+    return 0

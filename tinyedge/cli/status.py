@@ -1,0 +1,147 @@
+"""`tinyedge status`: the node at a glance, then every pod and manifest that needs a look, a line for each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tinyedge.cli.output import client, structured
+from tinyedge.cli.podtext import PodLine, pod_line
+from tinyedge.cli.text import duration, now_s, pairs, size
+
+Json = dict[str, Any]
+
+BOOT_REASONS = {
+    "first": "first start",
+    "clean": "clean stop",
+    "crash": "crash of the daemon",
+    "power": "power cut, or the machine was reset",
+    "watchdog": "watchdog: the daemon hung",
+}
+
+
+def run(args: argparse.Namespace) -> int:
+    api = client(args)
+    status, pods = api.get("/v1/status"), api.get("/v1/pods")["items"]
+    if args.output:
+        print(structured(status, args.output))
+        return 0
+    lines = [(p["metadata"].get("namespace", ""), p, pod_line(p, now_s())) for p in pods]
+    print(pairs(list(_overview(status, [line for _, _, line in lines]))))
+    for title, found in (
+        (
+            "Pods that need a look",
+            [f"  {ns}/{line.name}: {_trouble(pod, line)}" for ns, pod, line in lines if bad(pod, line)],
+        ),
+        ("Manifests that can't be used", list(_manifest_problems(status))),
+    ):
+        if found:
+            print("\n".join(["", f"{title}:", *found]))
+    if any(bad(pod, line) for _, pod, line in lines):
+        print("\ntinyedge why POD explains one of them.")
+    return 0
+
+
+def bad(pod: Json, line: PodLine) -> bool:
+    """Whether a technician should look at it: not running, not ready, and not done either."""
+    if line.status in ("Completed", "Succeeded", "Terminating"):
+        return False
+    ready, _, total = line.ready.partition("/")
+    return line.status != "Running" or ready != total
+
+
+def _trouble(pod: Json, line: PodLine) -> str:
+    words = [line.status if line.status != "Running" else f"running, but only {line.ready} ready"]
+    message = _message(pod)
+    if message:
+        words.append(f"({message})")
+    if not line.restarts.startswith("0"):
+        words.append(f"· restarts {line.restarts}")
+    return " ".join(words)
+
+
+def _message(pod: Json) -> str:
+    """The first message that a container or the pod has about its trouble, on one line."""
+    status = pod.get("status", {})
+    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        state = container.get("state", {})
+        told = (state.get("waiting") or state.get("terminated") or {}).get("message")
+        if told:
+            return _one_line(told)
+    return _one_line(status.get("message", ""))
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 90 else flat[:89] + "…"
+
+
+def _overview(status: Json, lines: Sequence[PodLine]) -> Iterator[tuple[str, str]]:
+    node = status.get("node", {})
+    state = "ready" if node.get("ready") else "NOT READY"
+    yield "Node", f"{node.get('name', '')}: {state}" + (f": {node['message']}" if node.get("message") else "")
+    if "uptimeSeconds" in node:
+        boot = node.get("lastBoot", {})
+        before = BOOT_REASONS.get(boot.get("reason", ""), boot.get("reason", ""))
+        since = duration(node["uptimeSeconds"])
+        yield "Daemon", f"version {node.get('version', '')}, up {since}; before that: {before or 'unknown'}"
+    if not node.get("clockTrusted", True):
+        yield "Clock", "not trusted (not set since the boot); nothing is expired by it"
+    link = status.get("link", {})
+    yield "Link", _with(link.get("message", ""), link.get("state", "none"))
+    yield "Runtime", _runtime(status.get("runtime", {}))
+    yield "Store", _store(status.get("store", {}))
+    yield "Pressure", ", ".join(name for name, short in status.get("pressure", {}).items() if short) or "none"
+    machine = status.get("machine", {})
+    if machine.get("memoryTotalBytes"):
+        yield "Memory", _free(machine, "memoryAvailableBytes", "memoryTotalBytes")
+    if machine.get("diskTotalBytes"):
+        yield "Disk", _free(machine, "diskFreeBytes", "diskTotalBytes")
+    yield "Pods", _counts(lines)
+
+
+def _with(message: str, state: str) -> str:
+    if state == "none":
+        return message or "none"
+    return f"{state}: {message}" if message else state
+
+
+def _runtime(runtime: Json) -> str:
+    name = " ".join(filter(None, (runtime.get("name") or runtime.get("kind", ""), runtime.get("version", ""))))
+    if runtime.get("state") == "up":
+        return f"{name}: up"
+    return f"{name or 'runtime'}: DOWN" + (f": {runtime['message']}" if runtime.get("message") else "")
+
+
+def _store(store: Json) -> str:
+    state = str(store.get("state", ""))
+    words = state if state in ("ok", "repaired") else state.upper()
+    if store.get("stateBytesMax"):
+        words += f", {size(store.get('stateBytes', 0))} of {size(store['stateBytesMax'])}"
+    return words + (f": {store['message']}" if store.get("message") else "")
+
+
+def _free(machine: Json, free: str, total: str) -> str:
+    share = round(100 * machine.get(free, 0) / machine[total])
+    return f"{size(machine.get(free, 0))} of {size(machine[total])} free ({share}%)"
+
+
+def _counts(lines: Sequence[PodLine]) -> str:
+    if not lines:
+        return "none"
+    counts: dict[str, int] = {}
+    for line in lines:
+        counts[line.status] = counts.get(line.status, 0) + 1
+    return f"{len(lines)}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items(), key=lambda x: -x[1]))
+
+
+def _manifest_problems(status: Json) -> Iterator[str]:
+    for folder in status.get("folders", ()):
+        path = folder.get("folder") or folder.get("path", "")
+        if folder.get("problem"):
+            yield f"  {path}: {folder['problem']}"
+        for problem in folder.get("problems", ()):
+            line = f", line {problem['line']}" if problem.get("line") else ""
+            field = f", {problem['field']}" if problem.get("field") else ""
+            yield f"  {problem.get('file', path)}{line}{field}: {problem.get('message', '')}"
