@@ -130,6 +130,7 @@ class MemoryDisk(Disk):
         self._locked: dict[int, _File] = {}
         self._rules: list[_Rule] = []
         self._cut_in: int | None = None
+        self._spoilt: list[tuple[str, int]] = []
 
     # --- what a test does to it -------------------------------------------------------------------
 
@@ -166,6 +167,10 @@ class MemoryDisk(Disk):
         file = self._file(path)
         file.data[offset] ^= 1 << bit
         file.durable[offset] = file.data[offset]
+
+    def spoil(self, path: str, offset: int) -> None:
+        """From now on every read that touches this byte fails with EIO."""
+        self._spoilt.append((path, offset))
 
     def cut_file(self, path: str, length: int) -> None:
         file = self._file(path)
@@ -243,6 +248,8 @@ class MemoryDisk(Disk):
     def pread(self, handle: int, length: int, offset: int) -> bytes:
         file, path = self._handles[handle]
         self.tick("pread", path)
+        if any(spoilt == path and offset <= at < offset + length for spoilt, at in self._spoilt):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         return bytes(file.data[offset : offset + length])
 
     def _need(self, more: int, path: str) -> None:

@@ -60,7 +60,7 @@ class BlackBox:
     def open(
         cls, path: str, *, disk: Disk | None = None, read_only: bool = False, size: int = BLACKBOX_BYTES
     ) -> BlackBox:
-        """Never raises for what the disk does: a box that can't be opened remembers nothing and says so in `failures`."""
+        """Never raises for what the disk does: a box that can't be opened remembers nothing, and `record` says so."""
         disk = disk or Disk()
         try:
             if not read_only and not disk.exists(path):

@@ -25,7 +25,7 @@ from tinyedge.store.recovery import Recovered, Recovery
 from tinyedge.store.series import SeriesInfo
 from tinyedge.store.verify import Verifier, default_verifier
 
-SECRET_TABLE = "secret"
+SECRET_TABLE = "secret"  # noqa: S105
 _SMALL_FILE_BYTES_MAX = 256
 
 
@@ -87,7 +87,7 @@ class StoreLook(Struct, frozen=True):
 
 
 def look(path: str, *, verify: Verifier | None = None, map_bytes: int = limits.LMDB_MAP_BYTES) -> StoreLook:
-    """Look at the store in the directory `path`. Raises StoreError when there is none, or when it can't be read at all."""
+    """Look at the store in the directory `path`. Raises StoreError when there is none or nothing can be read."""
     disk, faults = Disk(), FaultLog(lambda: 0)
     found, checkpoint = _recover(path, disk, faults, verify, map_bytes)
     owner = _owner(path, disk)

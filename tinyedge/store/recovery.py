@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from tinyedge import __version__
+from tinyedge.limits import BLOCK_BYTES
 from tinyedge.store import record
 from tinyedge.store.checkpoint import Checkpoint, CheckpointDamaged, Image, Ledger, state_cost
 from tinyedge.store.disk import Disk
@@ -291,7 +292,7 @@ class Recovery:
                 end = found.offset + found.span
                 yield found
             self._torn = self._torn or reader.torn
-            if reader.cut or end == reader.size < self._segment_bytes:
+            if reader.cut or end == reader.size < self._segment_bytes or reader.size % BLOCK_BYTES:
                 self._cut_short(number)
         finally:
             reader.close()

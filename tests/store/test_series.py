@@ -1,0 +1,162 @@
+"""Series: order, bounds, gaps, and the lazy way back."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from tests.store.rig import Rig, everything
+from tinyedge.events import Append, Put, Trim, Write
+from tinyedge.limits import BLOCK_BYTES, MIB
+from tinyedge.store.store import StoreOptions
+
+DAY_MS = 24 * 3600 * 1000
+
+
+def rig(**sizes: int) -> Rig:
+    return Rig(options=StoreOptions(**{"segment_bytes": 4 * BLOCK_BYTES, "reserve_bytes": 0, **sizes}))
+
+
+def appends(count: int, size: int = 10, series: str = "s") -> list[Write]:
+    return [Append(series, bytes([n % 251]) * size) for n in range(count)]
+
+
+def test_items_come_back_in_order_and_in_pieces_of_the_asked_size() -> None:
+    store = rig().open()
+    for n in range(50):
+        store.commit([Append("s", b"%d" % n), Append("t", b"other"), Put("pod", "a", b"v")], 0)
+    assert [number for number, _ in store.read("s", 10, 5, 1000)] == [11, 12, 13, 14, 15]
+    assert [item for _, item in store.read("s", 10, 99, 7)] == [b"10", b"11", b"12"]
+    assert [item for _, item in store.read("s", 10, 99, 1)] == [b"10"]  # at least one
+    assert everything(store, "s") == [(n + 1, b"%d" % n) for n in range(50)]
+    assert store.read("s", 50, 5, 1000) == []
+    assert store.read("unknown", 0, 5, 1000) == []
+
+
+def test_a_reader_that_goes_back_gets_the_same_again() -> None:
+    store = rig().open()
+    for n in range(30):
+        store.commit([Append("s", b"%d" % n)], 0)
+    first = store.read("s", 0, 10, 1000)
+    store.read("s", 10, 10, 1000)
+    assert store.read("s", 0, 10, 1000) == first
+    assert store.read("s", 5, 5, 1000) == first[5:]
+
+
+def test_several_items_of_one_commit_are_read_in_several_pieces() -> None:
+    store = rig().open()
+    store.commit(appends(100), 0)
+    assert [n for n, _ in everything(store, "s", piece=7)] == list(range(1, 101))
+
+
+def test_what_was_trimmed_is_not_read_again_and_its_segments_are_released() -> None:
+    found = rig()
+    store = found.open()
+    for _ in range(40):
+        store.commit(appends(1), 0)
+    store.checkpoint()
+    before = store.status().segments
+    store.commit([Trim("s", 30)], 0)
+    store.enforce_bounds(0)
+    assert store.status().segments < before - 5
+    assert everything(store, "s")[0][0] == 31
+    assert store.series()["s"].dropped == 0
+
+
+def test_a_trim_of_more_than_there_is_takes_what_there_is() -> None:
+    store = rig().open()
+    store.commit([*appends(2), Trim("s", 99), *appends(1), Trim("new", 5)], 0)
+    assert everything(store, "s") == [(3, b"\0" * 10)]
+    assert store.series()["new"].last == 0
+
+
+def test_s7_what_is_beyond_the_bytes_is_dropped_oldest_first_and_counted_exactly() -> None:
+    found = rig(series_bytes=5 * 4 * BLOCK_BYTES)
+    store = found.open()
+    for _ in range(40):
+        store.commit(appends(1), 0)
+    store.enforce_bounds(0)
+    info = store.series()["s"]
+    assert info.dropped == info.first - 1 == 20
+    assert [n for n, _ in everything(store, "s")] == list(range(21, 41))
+    assert store.status().faults[0].kind == "readings-dropped"
+    found.power_cut()
+    store, loaded = found.load()
+    assert loaded.series["s"] == info
+    assert not loaded.report.compare
+    store.commit([Trim("s", 25)], 0)
+    assert store.series()["s"].dropped == 0
+
+
+def test_bounds_by_age_take_whole_old_segments_and_nothing_younger() -> None:
+    found = rig(series_age_s=10 * 24 * 3600)
+    store = found.open()
+    for day in range(1, 21):
+        store.commit(appends(1), day * DAY_MS)
+    store.enforce_bounds(19 * DAY_MS + 1)
+    assert store.series()["s"].first == 9  # days 1 to 8 fill two segments; day 9 shares one with younger ones
+
+
+def test_nothing_expires_by_a_clock_that_is_not_trusted() -> None:
+    found = rig(series_age_s=1)
+    store = found.open()
+    for _ in range(8):
+        store.commit(appends(1), DAY_MS)
+    for _ in range(8):
+        store.commit(appends(1), 0)
+    store.enforce_bounds(0)
+    assert store.series()["s"].first == 1
+    store.enforce_bounds(100 * DAY_MS)
+    assert store.series()["s"].first == 9  # what was stamped has expired, what was not has no age
+
+
+def test_a_clock_that_was_set_back_makes_nothing_older() -> None:
+    found = rig(series_age_s=24 * 3600)
+    store = found.open()
+    for _ in range(4):
+        store.commit(appends(1), 1000 * DAY_MS)
+    for _ in range(8):
+        store.commit(appends(1), DAY_MS)
+    store.enforce_bounds(1000 * DAY_MS + 5)
+    assert store.series()["s"].first == 1
+
+
+def test_a_series_without_a_reader_does_not_keep_what_others_have_taken() -> None:
+    found = rig()
+    store = found.open()
+    store.commit(appends(1, series="abandoned"), 0)
+    for _ in range(40):
+        store.commit(appends(1), 0)
+    store.commit([Trim("s", 40)], 0)
+    store.checkpoint()
+    assert store.status().segments <= 2
+    assert everything(store, "abandoned") == [(1, b"\0" * 10)]
+
+
+def test_many_short_lives_offline_do_not_eat_a_segment_each() -> None:
+    found = rig(segment_bytes=64 * BLOCK_BYTES)
+    for life in range(20):
+        store = found.open()
+        store.commit([Append("s", b"%d" % life)], 0)
+        store.close()
+    store = found.open()
+    assert store.status().series_bytes <= 20 * 2 * BLOCK_BYTES
+    assert len(everything(store, "s")) == 20
+
+
+@pytest.mark.slow
+def test_reading_back_holds_a_bounded_piece_in_memory() -> None:
+    found = Rig(options=StoreOptions(segment_bytes=1 * MIB, reserve_bytes=0))
+    store = found.open()
+    for _ in range(100):
+        store.commit(appends(500, 100), 0)
+    tracemalloc.start()
+    try:
+        count, after = 0, 0
+        while items := store.read("s", after, 100, 20_000):
+            count, after = count + len(items), items[-1][0]
+        assert count == 50_000
+        assert tracemalloc.get_traced_memory()[1] < 1 * MIB
+    finally:
+        tracemalloc.stop()
