@@ -12,6 +12,7 @@ be lost on its way (they are not stored), so the empty string comes again now an
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import TypeVar
 
 import trio
@@ -82,8 +83,9 @@ async def of_cri(
     except GrpcError as error:
         if error.status is not Status.UNIMPLEMENTED:
             raise
-    async for uid in relisting(look, relist_s):
-        yield uid
+    async with aclosing(relisting(look, relist_s)) as uids:
+        async for uid in uids:
+            yield uid
 
 
 async def relisting(look: Look, relist_s: float) -> AsyncGenerator[str, None]:

@@ -239,12 +239,11 @@ class _Call:
     async def receive(self) -> bytes | None:
         """The next message; None after the last one. May be cancelled and called again."""
         with self._terminations():
-            if self._stream.headers is None:
-                self._raise_for_headers(dict(await self._stream.recv_headers()))
             if self._length is None:
+                self._raise_for_headers(dict(await self._stream.recv_headers()))
                 prefix = await self._stream.recv_data(_PREFIX.size)
-                if not prefix:
-                    self._raise_for_status(dict(await self._stream.recv_trailers()))
+                if not prefix:  # trailers come before the end of the stream
+                    self._raise_for_status(dict(self._stream.trailers or ()))
                     return None
                 self._length = self._checked_length(prefix)
             data = await self._stream.recv_data(self._length)
