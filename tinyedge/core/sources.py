@@ -182,9 +182,10 @@ class Sources:
     def delete(self, kind: str, key: str, grace_s: int | None) -> tuple[str, str]:
         """(why not, what was done)"""
         name = f"{kind} {key}"
-        owner = self._owner(name)
-        if not owner:
+        row = self._row(name)
+        if row is None:
             return f"{name} not found", ""
+        owner = self._owner(name) or API  # a pod that is going already may be hurried
         if owner != API and self._declared(owner, name):
             return f"{name} is declared by {owner.removeprefix('file:')}: remove it there", ""
         if kind == "Pod":

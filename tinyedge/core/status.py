@@ -18,6 +18,7 @@ from tinyedge.model.runtime import ContainerSeen, ContainerState
 from tinyedge.wire import Transition
 
 Json = dict[str, Any]
+ORDER = ("DisruptionTarget", "PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
 UNKNOWN_END: Json = {
     "terminated": {
         "exitCode": 137,
@@ -202,7 +203,7 @@ def keep_conditions(run: PodRun, desk: Desk) -> None:
 def _explained(run: PodRun, pod: Pod) -> list[Json]:
     end = run.state.terminal
     answer = []
-    for kind, kept in run.state.conditions.items():
+    for kind, kept in sorted(run.state.conditions.items(), key=lambda item: ORDER.index(item[0])):
         one: Json = {
             "type": kind,
             "status": kept.status,
