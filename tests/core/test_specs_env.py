@@ -84,13 +84,12 @@ def test_expansion_goes_by_the_letter(text: str) -> None:
 
 def test_a_variable_sees_those_before_it_and_those_of_envfrom() -> None:
     variables = [
+        {"name": "A", "value": "a"},
         {"name": "B", "value": "$(A)$(C)$(ALL)"},
         {"name": "C", "value": "c"},
         {"name": "D", "value": "$(B)$(C)"},
     ]
-    found = environment(
-        config_map("all", ALL="all"), env=[{"name": "A", "value": "a"}, *variables], envFrom=[{"configMapRef": {"name": "all"}}]
-    )  # fmt: skip
+    found = environment(config_map("all", ALL="all"), env=variables, envFrom=[{"configMapRef": {"name": "all"}}])
     assert found == {"ALL": "all", "A": "a", "B": "a$(C)all", "C": "c", "D": "a$(C)allc"}
 
 
@@ -121,7 +120,7 @@ def test_a_prefix_goes_before_every_key() -> None:
 
 def test_keys_come_from_the_pod_s_own_namespace() -> None:
     elsewhere = {**config_map("c", k="v"), "metadata": {"name": "c", "namespace": "other"}}
-    fields = {"envFrom": [{"configMapRef": {"name": "c"}}]}
+    fields: dict[str, Any] = {"envFrom": [{"configMapRef": {"name": "c"}}]}
     assert refused(environment(elsewhere, **fields)) == 'configmap "c" not found'
     assert environment(elsewhere, meta={"namespace": "other"}, **fields) == {"k": "v"}
 
@@ -257,9 +256,8 @@ def test_resources_of_another_container_can_be_named() -> None:
 
 
 def test_command_and_arguments_are_expanded_with_the_whole_environment() -> None:
-    made = make(
-        container(command=["$(A)", "$$(A)"], args=["-n=$(B)", "$(C)"], env=[{"name": "A", "value": "a"}, {"name": "B", "value": "$(A)"}])
-    )  # fmt: skip
+    variables = [{"name": "A", "value": "a"}, {"name": "B", "value": "$(A)"}]
+    made = make(container(command=["$(A)", "$$(A)"], args=["-n=$(B)", "$(C)"], env=variables))
     spec = specs.container_spec(made, made.spec.containers[0], 0, NODE, Held())
     assert not isinstance(spec, Unready)
     assert (spec.command, spec.args) == (("a", "$(A)"), ("-n=a", "$(C)"))
