@@ -172,13 +172,15 @@ class ImageSeen(Struct, frozen=True):
 
 
 class RuntimeInfo(Struct, frozen=True):
-    """`kind` is the configuration's word (`containerd`, `process`); `name` what the runtime calls itself."""
+    """`kind` is the configuration's word (`containerd`, `process`); `name` what the runtime calls itself; `notes` say
+    what it does not do as a pod may ask."""
 
     kind: str
     name: str
     version: str
     has_events: bool = False
     handlers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class PodUsage(Struct, frozen=True):
