@@ -1,0 +1,137 @@
+"""One history: what happens to a simulated node from its first boot to the quiet end."""
+
+from __future__ import annotations
+
+from tests.sim.manifests import make_config, make_pod
+from tests.sim.world import YEARS_20_MS, Violation, World
+from tinyedge import events as ev
+from tinyedge.errors import InvariantBroken
+
+HOUR_MS = 3_600_000
+TROUBLES = 30
+QUIET_MS = 2 * HOUR_MS
+
+
+def tell(seed: int, world_type: type[World] = World) -> tuple[str, list[str]]:
+    """The failure ("" for none) and the history of one seed."""
+    world = world_type(seed)
+    try:
+        script(world)
+        settle(world)
+    except (Violation, InvariantBroken) as failure:
+        return f"{type(failure).__name__}: {failure}", world.history
+    return "", world.history
+
+
+def script(world: World) -> None:
+    """Trouble, at random moments over some hours."""
+    for _ in range(world.rng.randrange(1, 4)):
+        world.folder.change()
+    world.at(0, lambda: world.boot(power=True), script=True)
+    moment = 0
+    for _ in range(world.rng.randrange(5, TROUBLES)):
+        moment += world.rng.choice((50, 500, 3_000, 30_000, 400_000))
+        world.at(moment, lambda: trouble(world), script=True)
+    world.run_until(moment + 1)
+
+
+def trouble(world: World) -> None:
+    kind = world.rng.choice(
+        ("manifest",) * 6
+        + ("apply", "delete", "restart", "power", "power", "kill", "exit", "exit", "forget", "runtime", "runtime")
+        + ("clock", "disk", "reading", "reading", "take")
+    )
+    globals()[f"_{kind}"](world)
+
+
+def _manifest(world: World) -> None:
+    world.say(world.folder.change())
+    if world.life:
+        life = world.life
+        world.of_life(world.rng.randrange(1, 500), life, lambda: world.show_folder(life))
+
+
+def _apply(world: World) -> None:
+    name = world.rng.choice(("api-a", "api-b"))
+    world.request(ev.Apply((make_config(world.rng, name), make_pod(world.rng, name))))
+
+
+def _delete(world: World) -> None:
+    world.request(ev.DeleteObject("Pod", "default", world.rng.choice(("api-a", "api-b", "web"))))
+
+
+def _restart(world: World) -> None:
+    world.request(ev.RestartPod("default", world.rng.choice(("api-a", "web", "cache"))))
+
+
+def _power(world: World) -> None:
+    if world.life:
+        world.power_cut()
+
+
+def _kill(world: World) -> None:
+    if world.life:
+        world.kill("SIGKILL")
+
+
+def _exit(world: World) -> None:
+    running = [(uid, seen.id) for uid, seen in world.runtime.containers.values() if seen.state == "running"]
+    if running:
+        uid, container_id = world.rng.choice(running)
+        world.exited(uid, container_id, world.rng.choice((0, 1, 137)))
+
+
+def _forget(world: World) -> None:
+    world.say("the runtime forgets everything")
+    world.runtime.forget()
+    if world.life:
+        world.runtime_up(world.life)
+
+
+def _runtime(world: World) -> None:
+    world.runtime.up = not world.runtime.up
+    world.say(f"the runtime is {'back' if world.runtime.up else 'away'}")
+    if world.life:
+        world.runtime_up(world.life)
+
+
+def _clock(world: World) -> None:
+    world.wall_offset = world.rng.choice((0, -YEARS_20_MS, YEARS_20_MS, 3_600_000, -3_600_000))
+    world.wall_trusted = world.rng.random() < 0.5
+    world.say(f"the wall clock jumps to {world.wall_offset} ms, {'' if world.wall_trusted else 'not '}trusted")
+
+
+def _disk(world: World) -> None:
+    error = world.rng.choice(("EIO", "ENOSPC", "EROFS"))
+    world.say(f"the disk answers {error}")
+    world.break_disk(error)
+    world.at(world.rng.randrange(1_000, 120_000), world.mend_disk, script=True)
+
+
+def _reading(world: World) -> None:
+    world.append_reading()
+
+
+def _take(world: World) -> None:
+    world.take_readings()
+
+
+def settle(world: World) -> None:
+    """Faults stop; after enough time what is wanted runs."""
+    world.say("all faults stop")
+    world.faults = False
+    world.mend_disk()
+    world.runtime.up = True
+    world.wall_offset, world.wall_trusted = 0, True
+    world.folder.mend()
+    if world.life:
+        world.runtime_up(world.life)
+        world.show_folder(world.life)
+    world.run_until(world.now + HOUR_MS)
+    if world.life:
+        world.show_folder(world.life)
+        world.runtime_up(world.life)
+    world.run_until(world.now + QUIET_MS)
+    world.take_readings()
+    world.run_until(world.now + HOUR_MS)
+    world.check_converged()
