@@ -46,6 +46,7 @@ FILES_TMPFS_BYTES = 16 * MIB  # of one volume of secrets: two versions of it sta
 TERMINATION_MESSAGE_BYTES_MAX = 4 * KIB  # as the kubelet
 TERMINATION_LOG_BYTES_MAX = 2 * KIB  # taken from the end of a log, as the kubelet
 TERMINATION_LOG_LINES_MAX = 80
+LOG_LINE_BYTES_MAX = 256 * KIB  # pieces of one line are joined up to this; a longer one is passed on in parts
 HOST_FILE_BYTES_MAX = 64 * KIB  # /etc/hosts of the node, put before a pod's own lines
 HOOK_S_MAX = 600  # a postStart hook that takes longer has failed
 PROBE_BODY_BYTES_MAX = 10 * KIB
