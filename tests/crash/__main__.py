@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tests.crash import explore, planted, record, workloads
 from tests.crash.explore import Task
 
 REPLAYS = explore.REPO / ".work" / "crash"
-CONTROL_TRIES = 3  # seeds that a planted bug may hide from before it counts as not caught
+CONTROL_TRIES = 4  # seeds that a planted bug may hide from before it counts as not caught
 
 
 class Tally(Struct):
@@ -60,7 +60,7 @@ class Driver:
         self._args = args
         self._began = time.monotonic()
         self._deadline = self._began + args.seconds
-        self._controls = iter(()) if args.only else control_tasks()
+        self._controls = [] if args.only else list(control_tasks())
         self._stores = store_tasks(args.only)
         self._wanted = {name for name in workloads.BASE if name.startswith(args.only)}
         self.tally = Tally()
@@ -70,7 +70,7 @@ class Driver:
         with ProcessPoolExecutor(self._args.jobs, mp_context=context) as pool:
             running: dict[Future[explore.Found], Task] = {}
             while True:
-                while len(running) < self._args.jobs and (task := self._next()) is not None:
+                while len(running) < self._args.jobs and (task := self._next(running.values())) is not None:
                     running[pool.submit(explore.run, task, self._args.seed, self._deadline)] = task
                 if not running:
                     return
@@ -78,11 +78,14 @@ class Driver:
                 for future in done:
                     self._take(running.pop(future), future.result())
 
-    def _next(self) -> Task | None:
+    def _next(self, running: Iterable[Task]) -> Task | None:
         if time.monotonic() > self._deadline:
             return None
+        self._controls = [task for task in self._controls if task.kind not in self.tally.caught]
+        under_way = {task.kind for task in running}
         for task in self._controls:
-            if task.kind not in self.tally.caught:
+            if task.kind not in under_way:
+                self._controls.remove(task)
                 return task
         enough = len(self.tally.states) >= self._args.states and self._wanted <= self.tally.covered
         return None if enough or len(self.tally.violations) >= 5 else next(self._stores)

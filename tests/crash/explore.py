@@ -27,6 +27,7 @@ CHUNK = 12  # states taken from a cut before the next one has its turn
 REPEATS_MAX = 60  # a cut that gives nothing new so many times in a row is exhausted
 MEMORY = Path("/dev/shm")
 PICKED_MAX = 64
+CHILD_EVERY = 400  # states between two that are verified in a child, as the daemon does it
 VIOLATIONS_MAX = 5  # a lineage with so many is told in full
 REPO = Path(__file__).resolve().parents[2]
 
@@ -49,8 +50,7 @@ class Violation(Struct, frozen=True):
     trace: model.Trace
     tick: int
     choice: cut.Choice | None  # None: the recorded life itself went wrong
-    candidates: list[oracle.Candidate]
-    drops: bool
+    known: oracle.Known
     probe: int
 
 
@@ -68,16 +68,14 @@ class CutPoint(Struct):
 
     tick: int
     state: cut.Cut
-    candidates: list[oracle.Candidate]
-    drops: bool
+    known: oracle.Known
 
 
 class Start(Struct):
     """A life to record: its job, and what the oracle knows when it begins."""
 
     job: Job
-    candidates: list[oracle.Candidate]
-    drops: bool = False
+    known: oracle.Known
 
 
 def cut_points(trace: model.Trace, history: oracle.History) -> Iterator[CutPoint]:
@@ -89,7 +87,7 @@ def cut_points(trace: model.Trace, history: oracle.History) -> Iterator[CutPoint
         op = trace.ops[step if step >= 0 else ~step]
         grows = step >= 0 and not isinstance(op, model.Note | model.Sync | model.SyncAll)
         if grown and (grows or (step < 0 and disk.flushes(op))):
-            yield CutPoint(tick, cut.Cut(disk), history.candidates, history.drops)
+            yield CutPoint(tick, cut.Cut(disk), history.known())
             grown = False
         if step >= 0:
             disk.begin(step, op)
@@ -98,7 +96,7 @@ def cut_points(trace: model.Trace, history: oracle.History) -> Iterator[CutPoint
         else:
             disk.end(~step, op)
         grown = grown or grows
-    yield CutPoint(len(trace.timeline), cut.Cut(disk), history.candidates, history.drops)
+    yield CutPoint(len(trace.timeline), cut.Cut(disk), history.known())
 
 
 def write_tree(tree: model.Tree, root: str) -> None:
@@ -147,7 +145,7 @@ class Lineage:
     def run(self, workload: str, kind: str) -> Found:
         """Record a first life of `workload` on a store of `kind`, and explore order after order."""
         job = workloads.first_job(self._fresh("base"), workload, self.rng.getrandbits(32), kind)
-        starts = [Start(job, [oracle.Candidate(0, oracle.Content())])]
+        starts = [Start(job, oracle.Known())]
         for order, quota in enumerate(self.plan.states):
             traces = self._record(starts)
             began, before = time.monotonic(), len(self.found.digests)
@@ -184,8 +182,10 @@ class Lineage:
             root = self._fresh(f"next{order}/{Path(job.root).name}-{n}")
             write_tree(point.state.tree(choice), str(root))
             workload = "two_lives" if self.rng.random() < 0.25 else "next_life"
-            next_job = msgspec.structs.replace(job, root=str(root), workload=workload, seed=self.rng.getrandbits(32))
-            starts.append(Start(next_job, list(point.candidates), point.drops))
+            next_job = msgspec.structs.replace(
+                job, root=str(root), workload=workload, seed=self.rng.getrandbits(32), damaged=point.known.damaged
+            )
+            starts.append(Start(next_job, point.known))
         return starts
 
 
@@ -233,7 +233,7 @@ class Walk:
     def _points(self) -> list[CutPoint]:
         points: list[CutPoint] = []
         try:
-            points.extend(cut_points(self._trace, oracle.History(list(self._start.candidates), self._start.drops)))
+            points.extend(cut_points(self._trace, oracle.History.after(self._start.known)))
         except oracle.Broken as broken:
             self._report(None, None, str(broken))
         return points
@@ -270,10 +270,10 @@ class Walk:
 
     def _judge_again(self, point: CutPoint, choice: cut.Choice, known: oracle.Candidate | None) -> None:
         """The same state at another moment, when more had been said."""
-        if known is None or any(candidate.number == known.number for candidate in point.candidates):
+        if known is None or any(candidate.number == known.number for candidate in point.known.candidates):
             return
         try:
-            oracle.match(known.content, point.candidates, drops=point.drops)
+            oracle.match(known.content, point.known.candidates, drops=point.known.drops)
         except oracle.Broken as broken:
             self._report(point, choice, str(broken))
 
@@ -296,8 +296,7 @@ class Walk:
                 trace=self._trace,
                 tick=point.tick if point else len(self._trace.timeline),
                 choice=choice,
-                candidates=point.candidates if point else [],
-                drops=point.drops if point else False,
+                known=point.known if point else self._start.known,
                 probe=self._checked,
             )
         )
@@ -306,11 +305,11 @@ class Walk:
 def judge(job: Job, state: Path, point: CutPoint, *, probe: int) -> tuple[oracle.Candidate | None, str]:
     """(what is recovered, what is wrong) of the state that lies in `state`."""
     checker = oracle.Checker(lambda path: open_for_check(job.kind, path, job.options, probe))
-    return checker.check(f"{state}/store", point.candidates, drops=point.drops, probe=probe)
+    return checker.check(f"{state}/store", point.known, probe=probe)
 
 
 def open_for_check(kind: str, path: str, options: StoreOptions, probe: int) -> oracle.StoreLike:
-    """Open as the daemon would, but with the verifier in this process."""
+    """Open as the daemon would; mostly with the verifier in this process: a child takes longer than all the rest."""
     draw = random.Random(probe)
     store: oracle.StoreLike = planted.open_store(
         kind,
@@ -318,7 +317,7 @@ def open_for_check(kind: str, path: str, options: StoreOptions, probe: int) -> o
         options=options,
         life=lambda: draw.getrandbits(64),
         wall_ms=lambda: 0,
-        verify=verify_here,
+        verify=None if probe % CHILD_EVERY == CHILD_EVERY - 1 else verify_here,
     )
     return store
 
@@ -377,7 +376,7 @@ def replay(path: Path, work: Path) -> tuple[Violation, str]:
             disk.begin(step, op)
         else:
             disk.end(~step, op)
-    point = CutPoint(violation.tick, cut.Cut(disk), violation.candidates, violation.drops)
+    point = CutPoint(violation.tick, cut.Cut(disk), violation.known)
     state = work / "state"
     state.mkdir()
     write_tree(point.state.tree(violation.choice), str(state))

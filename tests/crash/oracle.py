@@ -8,6 +8,7 @@ recovery may show. Commits are handed in one after the other, so a recovery show
     acknowledged   every candidate without this commit is out
     refused        as if never submitted, when the store said that nothing has changed
     opened         what the new life saw is the only candidate: what it did not see must never come back
+    damaged        one more candidate: what an uninterrupted recovery makes of it
 
 A state passes when the store opens without help, shows exactly one candidate (every table, every series with its
 order, numbers, cursor and epoch; items missing only where a bound may drop them, and then counted), says that nothing
@@ -66,6 +67,9 @@ class Content(Struct, frozen=True):
                     series[name] = msgspec.structs.replace(old, cursor=max(old.cursor, through), items=kept)
         return Content(tables, series)
 
+    def without_epochs(self) -> Content:
+        return Content(self.tables, {n: msgspec.structs.replace(s, epoch=0) for n, s in self.series.items()})
+
 
 class Opening(Struct, frozen=True, tag=True):
     """A life begins. `drops`: the bounds are so small that old items may go, counted."""
@@ -101,13 +105,20 @@ class Closed(Struct, frozen=True, tag=True):
     pass
 
 
+class Damaged(Struct, frozen=True, tag=True):
+    """Somebody changes a file behind the store's back. What a recovery that nothing interrupts makes of it is
+    `content`: so must one that is cut. Its report names the damage, and its series may count in another epoch."""
+
+    content: Content
+
+
 class Died(Struct, frozen=True, tag=True):
     """The recorded program itself found something wrong, or fell over."""
 
     why: str
 
 
-Fact = Died | Opening | Opened | Submitted | Acknowledged | Refused | Closed
+Fact = Damaged | Died | Opening | Opened | Submitted | Acknowledged | Refused | Closed
 _decoder = msgspec.msgpack.Decoder(Fact)
 
 
@@ -157,16 +168,31 @@ class Broken(Exception):
     """The store broke a promise; the text says which."""
 
 
-class History(Struct):
-    """What may be recovered, as the notes of a trace go by."""
+class Known(Struct):
+    """What the oracle knows at one moment: what may be recovered, whether old items may have been dropped, whether the
+    store has ever been damaged."""
 
     candidates: list[Candidate] = field(default_factory=lambda: [Candidate(0, Content())])
     drops: bool = False
+    damaged: bool = False
+
+
+class History(Known):
+    """What may be recovered, as the notes of a trace go by."""
+
     _life: list[int] = field(default_factory=list)  # numbers of this life's commits, as handed in
     _next: int = 1
 
     def __post_init__(self) -> None:
         self._next = 1 + max(c.number for c in self.candidates)
+
+    @classmethod
+    def after(cls, known: Known) -> History:
+        """The history that goes on from there."""
+        return cls(known.candidates, known.drops, known.damaged)
+
+    def known(self) -> Known:
+        return Known(self.candidates, self.drops, self.damaged)
 
     def hear(self, text: bytes) -> None:
         """Raises Broken when a recorded life saw what it must not."""
@@ -176,7 +202,7 @@ class History(Struct):
                 self._life = []
             case Opened(content=content):
                 found = match(content, self.candidates, drops=self.drops)
-                self.candidates = [Candidate(found.number, content)]
+                self.candidates = [Candidate(found.number, content.without_epochs() if self.damaged else content)]
             case Submitted(writes=writes):
                 newest = self.candidates[-1]
                 self.candidates = [*self.candidates, Candidate(self._next, newest.content.after(unpack(writes)))]
@@ -184,6 +210,11 @@ class History(Struct):
                 self._next += 1
             case Acknowledged(nth=nth):
                 self.candidates = [c for c in self.candidates if c.number >= self._life[nth]]
+            case Damaged(content=content):
+                self.damaged = True
+                before = [Candidate(c.number, c.content.without_epochs()) for c in self.candidates]
+                self.candidates = [*before, Candidate(self._next, content.without_epochs())]
+                self._next += 1
             case Died(why=why):
                 raise Broken(f"a recorded life ended badly: {why}")
             case Refused(nth=nth, unchanged=True):
@@ -258,8 +289,8 @@ class StoreLike(Protocol):
     def close(self) -> None: ...
 
 
-def content_of(store: StoreLike, loaded: Any) -> Content:
-    """Everything that an open store shows. Raises Broken when it contradicts itself."""
+def content_of(store: StoreLike, loaded: Any, *, holes: bool = False) -> Content:
+    """Everything that an open store shows. Raises Broken when it contradicts itself. Only damage makes holes."""
     series = {}
     for name, info in store.series().items():
         items = dict(_read_all(store, name, info.cursor))
@@ -268,7 +299,7 @@ def content_of(store: StoreLike, loaded: Any) -> Content:
             raise Broken(f"series {name} is read out of order: {numbers[:20]}")
         if numbers and (numbers[0], numbers[-1]) != (info.first, info.last):
             raise Broken(f"series {name} says {info.first}..{info.last} and holds {numbers[0]}..{numbers[-1]}")
-        if numbers and len(numbers) != numbers[-1] - numbers[0] + 1:
+        if numbers and not holes and len(numbers) != numbers[-1] - numbers[0] + 1:
             raise Broken(f"series {name} has a hole inside: {numbers[:50]}")
         if info.dropped != (numbers[0] if numbers else info.last + 1) - info.cursor - 1:
             raise Broken(
@@ -290,12 +321,10 @@ class Checker:
     def __init__(self, open_store: Callable[[str], StoreLike]) -> None:
         self._open = open_store
 
-    def check(
-        self, path: str, candidates: Sequence[Candidate], *, drops: bool, probe: int
-    ) -> tuple[Candidate | None, str]:
+    def check(self, path: str, known: Known, *, probe: int) -> tuple[Candidate | None, str]:
         """(what was recovered, what is wrong or ""). `probe` varies what is tried afterwards."""
         try:
-            return self._check(path, candidates, drops=drops, probe=probe), ""
+            return self._check(path, known, probe=probe), ""
         except Broken as broken:
             return None, str(broken)
         except BaseException as error:
@@ -303,13 +332,14 @@ class Checker:
                 raise
             return None, "".join(traceback.format_exception(error)[-6:])
 
-    def _check(self, path: str, candidates: Sequence[Candidate], *, drops: bool, probe: int) -> Candidate:
+    def _check(self, path: str, known: Known, *, probe: int) -> Candidate:
         store = self._open(path)
         try:
             loaded = store.take_loaded()
-            seen = content_of(store, loaded)
-            found = match(seen, candidates, drops=drops)
-            _undamaged(loaded.report)
+            seen = content_of(store, loaded, holes=known.damaged)
+            found = match(seen, known.candidates, drops=known.drops)
+            if not known.damaged:
+                _undamaged(loaded.report)
             writes = probe_writes(seen, probe)
             store.commit(writes, 0)
             if probe % 4 == 0:
@@ -319,15 +349,16 @@ class Checker:
         again = self._open(path)
         try:
             loaded = again.take_loaded()
-            wrong = differences(content_of(again, loaded), seen.after(writes), drops=drops)
+            wrong = differences(content_of(again, loaded, holes=known.damaged), seen.after(writes), drops=known.drops)
             if wrong:
                 raise Broken(f"after a clean close and reopen: {'; '.join(wrong[:8])}")
-            _undamaged(loaded.report)
+            if not known.damaged:
+                _undamaged(loaded.report)
             if not loaded.report.clean:
                 raise Broken("a clean close is not seen as one")
         finally:
             again.close()
-        return found
+        return Candidate(found.number, seen)
 
 
 def _undamaged(report: Any) -> None:

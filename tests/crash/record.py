@@ -502,13 +502,19 @@ class _Feeder:
         if int(call.numbers()[0]) in table:
             yield model.SyncAll()
 
-    def _refuse(self, call: Call, table: dict[int, _OpenFile]) -> Iterator[model.Op]:
-        fds = [int(n) for n in call.numbers() if n.isdigit()]
-        if any(fd in table and not table[fd].notes for fd in fds) or call.name in ("msync", "io_uring_setup"):
+    def _on_sendfile(self, call: Call, table: dict[int, _OpenFile]) -> Iterator[model.Op]:
+        target = int(call.numbers()[0 if call.name == "sendfile" else 2])
+        if target in table and not table[target].notes:
             raise RecordError(f"{call.name} is not modelled")
         yield from ()
 
-    _on_msync = _on_sendfile = _on_copy_file_range = _on_splice = _on_io_uring_setup = _refuse
+    _on_copy_file_range = _on_splice = _on_sendfile
+
+    def _on_msync(self, call: Call, _table: dict[int, _OpenFile]) -> Iterator[model.Op]:
+        raise RecordError(f"{call.name} is not modelled")
+        yield
+
+    _on_io_uring_setup = _on_msync
 
     # --- entries ------------------------------------------------------------------------------------
 

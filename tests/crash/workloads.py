@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import sys
 import threading
 import traceback
@@ -23,6 +24,7 @@ import trio
 from msgspec import Struct
 
 from tests.crash import oracle, planted
+from tests.crash.model import SECTOR
 from tests.crash.record import FAULT, JOB, NOTE
 from tinyedge.errors import StoreError, StoreFull
 from tinyedge.events import Append, Delete, Put, Trim, Write
@@ -54,6 +56,7 @@ class Job(Struct, frozen=True):
     kind: str = "store"
     options: StoreOptions = SMALL
     drops: bool = False
+    damaged: bool = False  # already, by an earlier life
 
 
 class Client:
@@ -64,6 +67,7 @@ class Client:
         self.rng = random.Random(job.seed)
         self.path = job.root + "/store"
         self.disk = disk
+        self.damaged = job.damaged
         self.wall_ms = START_MS
         self.store: Any = None
         self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
@@ -90,7 +94,7 @@ class Client:
             read_only=read_only,
         )
         loaded = self.store.take_loaded()
-        self.tell(oracle.Opened(oracle.content_of(self.store, loaded)))
+        self.tell(oracle.Opened(oracle.content_of(self.store, loaded, holes=self.damaged)))
 
     def submit(self, writes: Sequence[Write]) -> int:
         self.tell(oracle.Submitted(oracle.pack(writes)))
@@ -116,6 +120,11 @@ class Client:
             self.store.checkpoint()
         self.store.prepare()
         self.store.enforce_bounds(self.wall_ms)
+
+    def skip(self) -> None:
+        """A child has gone on from here: what follows is to differ from what it wrote."""
+        self.rng.seed(self.rng.random())
+        self._count += 1000
 
     def some_writes(self, size: int = 200) -> list[Write]:
         """A commit over several tables and series; no two are alike."""
@@ -270,22 +279,24 @@ def shared_flushes(c: Client) -> None:
 def killed(c: Client) -> None:
     """The daemon alone dies, three times, at any moment; what it left unflushed is still in the page cache."""
     for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            try:
-                _life_until_killed(c)
-            finally:
-                os._exit(9)
-        os.waitpid(child, 0)
-        c.rng.seed(c.rng.random())
-        c._count += 1000
+        _in_a_child(c, lambda: _life_until_killed(c))
     c.open()
     c.commit(c.some_writes())
     c.close()
 
 
-class _Exit(BaseException):
-    pass
+def _in_a_child(c: Client, live: Callable[[], None]) -> None:
+    """A life in a process of its own, which ends without closing anything."""
+    child = os.fork()
+    if child == 0:
+        try:
+            live()
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the oracle is to hear of it
+            c.tell(oracle.Died("".join(traceback.format_exception(error)[-6:])))
+        finally:
+            os._exit(9)
+    os.waitpid(child, 0)
+    c.skip()
 
 
 class _KilledDisk(Disk):
@@ -430,6 +441,79 @@ def pairs(c: Client) -> None:
             c.tell(oracle.Acknowledged(nth))
 
 
+def damaged(c: Client) -> None:
+    """Something goes bad behind the store's back while the daemon is down; a backup or what is left takes its place
+    (S8, S9, S11)."""
+    c.open()
+    for n in range(10):
+        c.commit(c.some_writes(size=800))
+        if n == c.job.seed % 10:
+            c.store.checkpoint()
+            c.store.back_up(c.wall_ms)
+    c.close()
+    _in_a_child(c, lambda: _open_and_commit(c, 5))
+    spoil = _some_damage(c)
+    c.tell(oracle.Damaged(_recovered_elsewhere(c, spoil)))
+    spoil(Path(c.path))
+    c.damaged = True
+    _open_and_commit(c, 2)
+    c.close()
+
+
+def _open_and_commit(c: Client, times: int) -> None:
+    c.open()
+    for _ in range(times):
+        c.commit(c.some_writes(size=800))
+
+
+def _some_damage(c: Client) -> Callable[[Path], None]:
+    """A few bytes of the checkpoint or of a record are overwritten, or a whole file is gone: all within one sector, so
+    that a cut leaves it done or not."""
+    segments = sorted(Path(c.path, "journal").glob("*.seg"))
+    pages = Path(c.path, "state/data.mdb").stat().st_size // BLOCK_BYTES
+    within = SECTOR * c.rng.randrange(2) + c.rng.randrange(SECTOR - len(_DAMAGE))
+    page = "state/data.mdb", BLOCK_BYTES * c.rng.randrange(pages) + within
+    block = f"journal/{c.rng.choice(segments).name}", BLOCK_BYTES * c.rng.randrange(5) + within
+    match c.rng.randrange(3):
+        case 0:
+            return lambda store: _overwrite(store, *page)
+        case 1:
+            return lambda store: _overwrite(store, *block)
+        case _:
+            return _remove_checkpoint
+
+
+_DAMAGE = b"\xff" * 40
+
+
+def _overwrite(store: Path, name: str, offset: int) -> None:
+    handle = os.open(store / name, os.O_WRONLY)
+    os.pwrite(handle, _DAMAGE, offset)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _remove_checkpoint(store: Path) -> None:
+    os.unlink(store / "state/data.mdb")
+    directory = os.open(store / "state", os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)
+
+
+def _recovered_elsewhere(c: Client, spoil: Callable[[Path], None]) -> oracle.Content:
+    """What a recovery that nothing interrupts makes of the store when it is spoilt."""
+    copy = c.job.root + ".copy"
+    shutil.copytree(c.path, copy)
+    try:
+        spoil(Path(copy))
+        store = planted.open_store(c.job.kind, copy, options=c.job.options, wall_ms=lambda: c.wall_ms)
+        content = oracle.content_of(store, store.take_loaded(), holes=True)
+        store.close()
+    finally:
+        shutil.rmtree(copy)
+    return content
+
+
 # --- lives after a cut ------------------------------------------------------------------------------
 
 
@@ -450,17 +534,8 @@ def next_life(c: Client) -> None:
 
 def two_lives(c: Client) -> None:
     """Recover, one commit, end without closing, recover again."""
-    child = os.fork()
-    if child == 0:
-        try:
-            c.open()
-            c.commit(c.some_writes())
-        finally:
-            os._exit(9)
-    os.waitpid(child, 0)
-    c._count += 500
-    c.open()
-    c.commit(c.some_writes())
+    _in_a_child(c, lambda: _open_and_commit(c, 1))
+    _open_and_commit(c, 1)
     c.close()
 
 
@@ -485,6 +560,7 @@ BASE = {
     "failed_flushes": Shape(failed_flushes),
     "read_only": Shape(read_only),
     "full": Shape(full),
+    "damaged": Shape(damaged),
 }
 NEXT = {"next_life": Shape(next_life), "two_lives": Shape(two_lives)}
 
