@@ -154,7 +154,10 @@ class FakeMachine:
     def run_sandbox(self, node: str, spec: SandboxSpec) -> str:
         for sandbox in self.sandboxes.values():
             if (sandbox.node, sandbox.spec.uid, sandbox.spec.attempt) == (node, spec.uid, spec.attempt):
-                return sandbox.id
+                if sandbox.state is SandboxState.READY:
+                    return sandbox.id
+                self.remove_sandbox(sandbox.id)
+                break
         sandbox = FakeSandbox(self._id("sandbox"), node, spec, self.now_ms())
         self.sandboxes[sandbox.id] = sandbox
         self._changed(sandbox.id)
@@ -179,8 +182,11 @@ class FakeMachine:
         sandbox = self.sandboxes.get(sandbox_id)
         if sandbox is None or sandbox.state is not SandboxState.READY:
             raise PeerError("CreateContainerError", f"sandbox {sandbox_id} is not ready")
-        if any((c.spec.name, c.spec.attempt) == (spec.name, spec.attempt) for c in self._inside(sandbox_id)):
-            raise PeerError("CreateContainerError", f"{spec.name} attempt {spec.attempt} is there already")
+        for other in self._inside(sandbox_id):
+            if (other.spec.name, other.spec.attempt) == (spec.name, spec.attempt):
+                if other.state is ContainerState.RUNNING and other.spec.spec_hash == spec.spec_hash:
+                    return other.id
+                raise PeerError("CreateContainerError", f"{spec.name} attempt {spec.attempt} is there already")
         command = spec.command + spec.args
         if command and command[0].startswith("/no/such"):
             raise PeerError("RunContainerError", f"{command[0]}: no such file or directory")
@@ -322,9 +328,9 @@ def say(statement: str, spec: ContainerSpec) -> tuple[str, bytes]:
     env = dict(spec.env)
     if match := re.fullmatch(r"head -c (\d+) /dev/zero \| tr .*", statement):
         return stream, b"x" * int(match[1])
+    statement = re.sub(r"\$(\w+)", lambda m: env.get(m[1], ""), statement)
     if statement.startswith("echo"):
-        text = re.sub(r"\$(\w+)", lambda m: env.get(m[1], ""), statement[4:].strip())
-        return stream, text.encode() + b"\n"
+        return stream, statement[4:].strip().encode() + b"\n"
     if statement.startswith("printf"):
         return stream, statement[6:].strip().strip("'").encode()
     if statement.startswith("cat"):

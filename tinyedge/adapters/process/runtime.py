@@ -305,10 +305,12 @@ class ProcessRuntime:
     # --- sandboxes -----------------------------------------------------------------------------------
 
     async def run_sandbox(self, spec: SandboxSpec) -> str:
-        for sandbox in self._sandboxes.values():
+        for sandbox in list(self._sandboxes.values()):
             if (sandbox.spec.uid, sandbox.spec.attempt) == (spec.uid, spec.attempt):
                 await trio.lowlevel.checkpoint()
-                return sandbox.id
+                if sandbox.link is not None:
+                    return sandbox.id
+                await self.remove_sandbox(sandbox.id)  # one that has stopped does not come back: it is replaced
         for port in spec.ports:
             if port.host_port not in (0, port.container_port):
                 raise PeerError(
@@ -318,10 +320,10 @@ class ProcessRuntime:
                     retryable=False,
                 )
         with trio.CancelScope(shield=True):
-            sandbox_id = await self._make_sandbox(spec)
-        return sandbox_id
+            made = await self._make_sandbox(spec)
+        return made.id
 
-    async def _make_sandbox(self, spec: SandboxSpec) -> str:
+    async def _make_sandbox(self, spec: SandboxSpec) -> _Sandbox:
         sandbox_id = os.urandom(8).hex()
         folder = f"{self._folder}/{sandbox_id}"
         stored = _StoredSandbox(spec, _now_ms(), self._boot_id)
@@ -343,7 +345,7 @@ class ProcessRuntime:
             shutil.rmtree(folder, ignore_errors=True)
             raise PeerError("FailedCreatePodSandBox", f"the supervisor did not start: {error}") from error
         self._changed(spec.uid)
-        return sandbox_id
+        return sandbox
 
     async def stop_sandbox(self, sandbox_id: str) -> None:
         sandbox = self._sandboxes.get(sandbox_id)
@@ -375,6 +377,12 @@ class ProcessRuntime:
         where = self._sandboxes.get(sandbox_id)
         if where is None or where.link is None:
             raise PeerError("CreateContainerError", f"the sandbox {sandbox_id or '?'} is not running")
+        for other in where.containers.values():
+            if (other.spec.name, other.spec.attempt) == (spec.name, spec.attempt):
+                if other.state is ContainerState.RUNNING and other.spec.spec_hash == spec.spec_hash:
+                    await trio.lowlevel.checkpoint()
+                    return other.id  # an earlier call, whose answer was lost, started it
+                raise PeerError("CreateContainerError", f"{spec.name}, attempt {spec.attempt}, is there already")
         check(spec)
         container_id = f"{sandbox_id[:8]}{os.urandom(8).hex()}"
         folder = f"{where.folder}/c/{container_id}"
