@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from tests.adapters.cutting import cancelled_everywhere
-from tinyedge.adapters import log_files
-from tinyedge.adapters.log_files import log_sizes, remove_logs, rotate_log
+from tinyedge.adapters import logs
+from tinyedge.adapters.logs import files as log_files
 from tinyedge.errors import PeerError, WorldError
 from tinyedge.events import LogFile
 
@@ -63,7 +63,7 @@ def at(wall_s: float) -> Callable[[], float]:
 
 
 async def rotate(container: Container, wall_s: float, files: int = 4) -> None:
-    await rotate_log(str(container.path), files, container.reopen, wall_s=at(wall_s))
+    await logs.rotate(str(container.path), files, container.reopen, wall_s=at(wall_s))
 
 
 async def test_rotation_keeps_so_many_files_all_but_the_newest_compressed(container: Container) -> None:
@@ -88,7 +88,7 @@ async def test_nothing_is_lost_that_is_said_before_the_runtime_opens_the_file_an
         container.say(3)
         await container.reopen()
 
-    await rotate_log(str(container.path), 5, late, wall_s=at(T))
+    await logs.rotate(str(container.path), 5, late, wall_s=at(T))
     container.say()
     assert container.kept() == list(range(9))
 
@@ -117,7 +117,7 @@ async def test_when_the_runtime_does_not_open_it_anew_the_log_is_where_it_was(co
         raise PeerError("ReopenContainerLog", "the runtime is away")
 
     with pytest.raises(PeerError):
-        await rotate_log(str(container.path), 5, refuse)
+        await logs.rotate(str(container.path), 5, refuse)
     assert container.names() == ["0.log"]
     container.say()
     assert container.kept() == list(range(6))
@@ -181,7 +181,7 @@ async def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
         raise AssertionError
 
     with pytest.raises(WorldError, match="can't be rotated: No such file"):
-        await rotate_log(str(tmp_path / "gone" / "0.log"), 5, reopen)
+        await logs.rotate(str(tmp_path / "gone" / "0.log"), 5, reopen)
 
 
 # --- removal --------------------------------------------------------------------------------------
@@ -190,10 +190,10 @@ async def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
 async def test_a_container_log_goes_with_all_that_was_rotated_from_it(tmp_path: Path) -> None:
     for name in ("0.log", "0.log.20261125-094631.gz", "0.log.20261125-094640", "1.log", "10.log"):
         (tmp_path / name).touch()
-    await remove_logs(str(tmp_path / "0.log"))
+    await logs.remove(str(tmp_path / "0.log"))
     assert sorted(os.listdir(tmp_path)) == ["1.log", "10.log"]
     (tmp_path / "1.log").rename(tmp_path / "1.log.20261125-094631")
-    await remove_logs(str(tmp_path / "1.log"))
+    await logs.remove(str(tmp_path / "1.log"))
     assert os.listdir(tmp_path) == ["10.log"]
 
 
@@ -205,17 +205,17 @@ async def test_the_folder_of_a_pod_goes_without_following_links(tmp_path: Path) 
     (pod / "main").mkdir(parents=True)
     (pod / "main" / "0.log").symlink_to(outside / "kept")
     (pod / "link").symlink_to(outside)
-    await remove_logs(str(pod))
+    await logs.remove(str(pod))
     assert os.listdir(tmp_path / "logs") == []
     assert (outside / "kept").exists()
 
 
 async def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     for path in ("gone", "gone/0.log", "0.log"):
-        await remove_logs(str(tmp_path / path))
+        await logs.remove(str(tmp_path / path))
 
 
 def test_sizes_are_of_the_logs_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "0.log").write_bytes(b"12345")
     path = str(tmp_path / "0.log")
-    assert log_sizes([("u", "c", path), ("u", "d", str(tmp_path / "gone"))]) == (LogFile("u", "c", path, 5),)
+    assert logs.sizes([("u", "c", path), ("u", "d", str(tmp_path / "gone"))]) == (LogFile("u", "c", path, 5),)

@@ -13,8 +13,11 @@ import pytest
 import trio
 
 from tinyedge.adapters import logs
-from tinyedge.adapters.logs import LogQuery, read_logs
+from tinyedge.adapters.local_api import LogOptions
+from tinyedge.adapters.logs import LogQuery, read_file, reading
+from tinyedge.errors import PeerError
 from tinyedge.limits import LOG_LINE_BYTES_MAX
+from tinyedge.model.runtime import ContainerSeen, ContainerState
 
 
 def raw(text: str, *, stream: str = "stdout", tag: str = "F", time: str = "2026-11-23T10:00:00.5Z") -> bytes:
@@ -31,7 +34,7 @@ def said(*numbers: int) -> bytes:
 
 async def read(path: Path, **query: object) -> bytes:
     with trio.fail_after(10):
-        async with aclosing(read_logs(str(path), LogQuery(**query))) as pieces:  # type: ignore[arg-type]
+        async with aclosing(read_file(str(path), LogQuery(**query))) as pieces:  # type: ignore[arg-type]
             return b"".join([piece async for piece in pieces])
 
 
@@ -68,7 +71,7 @@ async def test_there_may_be_no_log_yet(log: Path) -> None:
 async def test_a_tail_is_counted_from_the_end_over_all_files(
     rotated: Path, lines: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
     assert await read(rotated, tail_lines=lines) == said(*range(max(0, 30 - lines), 30))
 
 
@@ -92,7 +95,7 @@ async def test_a_tail_reads_no_more_of_the_file_than_it_needs(log: Path, monkeyp
 
     monkeypatch.setattr(os, "pread", counted)
     assert await read(log, tail_lines=3) == said(99_997, 99_998, 99_999)
-    assert read_bytes < 2 * logs.BLOCK_BYTES
+    assert read_bytes < 2 * reading.BLOCK_BYTES
 
 
 async def test_pieces_of_a_line_are_joined_for_each_stream(log: Path) -> None:
@@ -173,7 +176,7 @@ async def test_reading_ends_where_the_log_ended_when_it_began(log: Path) -> None
     log.write_bytes(numbered(*range(10_000)))
     lines = 0
     with trio.fail_after(10):
-        async with aclosing(read_logs(str(log), LogQuery())) as pieces:
+        async with aclosing(read_file(str(log), LogQuery())) as pieces:
             async for piece in pieces:
                 lines += piece.count(b"\n")
                 with open(log, "ab") as file:
@@ -220,7 +223,7 @@ async def following(log: Path, over: Callable[[], bool] = lambda: False, **query
 
     async def follow() -> None:
         wanted = LogQuery(follow=True, **query)  # type: ignore[arg-type]
-        async with aclosing(read_logs(str(log), wanted, over=over)) as pieces:
+        async with aclosing(read_file(str(log), wanted, over=over)) as pieces:
             async for piece in pieces:
                 follower.take(piece)
         follower.ended = True
@@ -301,7 +304,7 @@ async def test_following_goes_on_with_the_next_attempt(log: Path) -> None:
 
 
 async def test_following_waits_for_a_log_that_is_not_there(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_LOOK_S", 0.01)
+    monkeypatch.setattr(reading, "_LOOK_S", 0.01)
     folder = log.parent / "main"
     async with following(folder / "0.log") as follower:
         await trio.testing.wait_all_tasks_blocked()
@@ -313,7 +316,7 @@ async def test_following_waits_for_a_log_that_is_not_there(log: Path, monkeypatc
 async def test_following_ends_when_the_container_is_over_with_its_last_words(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "_LOOK_S", 0.01)
+    monkeypatch.setattr(reading, "_LOOK_S", 0.01)
     append(log, numbered(0))
     over = False
     async with following(log, over=lambda: over) as follower:
@@ -340,7 +343,7 @@ async def test_a_follower_that_goes_leaves_no_descriptor(log: Path) -> None:
 async def test_a_follower_tells_every_line_once_and_in_order_whatever_happens_to_the_files(
     log: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "BLOCK_BYTES", 50)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 50)
     chance = random.Random(seed)
     number = attempt = stamp = 0
     log.touch()
@@ -367,3 +370,43 @@ async def test_a_follower_tells_every_line_once_and_in_order_whatever_happens_to
                 case _:
                     await trio.testing.wait_all_tasks_blocked()
         await follower.until(said(*range(number)))
+
+
+# --- as the local API asks --------------------------------------------------------------------------
+
+
+def seen(log: Path, *attempts: int) -> list[ContainerSeen]:
+    return [
+        ContainerSeen(
+            "id", "box", "main", attempt, ContainerState.RUNNING, 0, log_path=str(log.parent / f"{attempt}.log")
+        )
+        for attempt in attempts
+    ]
+
+
+async def test_the_previous_log_is_that_of_the_attempt_before(log: Path) -> None:
+    append(log, numbered(0))
+    append(log.parent / "1.log", numbered(1))
+    for options, text in ((LogOptions(), said(1)), (LogOptions(previous=True, follow=True), said(0))):
+        async with aclosing(logs.read(seen(log, 1, 0), options)) as pieces:
+            assert b"".join([piece async for piece in pieces]) == text
+    with pytest.raises(PeerError, match="no previous log"):
+        logs.read(seen(log, 1), LogOptions(previous=True))
+
+
+async def test_since_counts_back_from_now(log: Path) -> None:
+    append(log, raw("old", time="2026-11-23T09:59:00Z") + raw("new", time="2026-11-23T10:00:00Z"))
+    async with aclosing(logs.read(seen(log, 0), LogOptions(since_s=30), wall_s=lambda: 1_795_428_010.0)) as pieces:
+        assert b"".join([piece async for piece in pieces]) == b"new\n"
+
+
+async def test_a_follower_ends_when_the_logs_of_the_pod_are_removed(log: Path) -> None:
+    folder = log.parent / "main"
+    folder.mkdir()
+    append(folder / "0.log", numbered(0))
+    async with following(folder / "0.log") as follower:
+        await follower.until(said(0))
+        await logs.remove(str(folder))
+        with trio.fail_after(10):
+            while not follower.ended:
+                await follower.grown.wait()

@@ -1,7 +1,7 @@
 """Logs of containers, read for people: from the end, since a time, and on as they grow.
 
     <pod>/<container>/<attempt>.log                     being written, in CRI format: TIME STREAM TAG TEXT
-    <pod>/<container>/<attempt>.log.20261123-100000     rotated (adapters/log_files.py)
+    <pod>/<container>/<attempt>.log.20261123-100000     rotated (files.py)
     <pod>/<container>/<attempt>.log.20261122-090000.gz  and compressed later
 
 A line that the runtime cut in pieces (tag P, then F) is joined again, for each stream by itself. What is no such line,
@@ -13,17 +13,21 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import zlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
+from typing import Protocol
 
 import trio
 from msgspec import Struct
 
 from tinyedge.adapters import linux
 from tinyedge.adapters.beneath import through
+from tinyedge.errors import PeerError
 from tinyedge.limits import LOG_LINE_BYTES_MAX
+from tinyedge.model.runtime import ContainerSeen
 
 BLOCK_BYTES = 64 * 1024
 _LOOK_S = 2.0  # how often a follower to whom nothing happens asks whether it is over
@@ -46,6 +50,21 @@ class LogQuery(Struct, frozen=True):
     limit_bytes: int | None = None
 
 
+class Options(Protocol):
+    """What is asked for over the local API. `since_s` counts back from now."""
+
+    @property
+    def follow(self) -> bool: ...
+    @property
+    def previous(self) -> bool: ...
+    @property
+    def tail_lines(self) -> int | None: ...
+    @property
+    def since_s(self) -> int | None: ...
+    @property
+    def timestamps(self) -> bool: ...
+
+
 class _Place(Struct, frozen=True, order=True):
     """Where a log file stands in the order of a container's. `stamp` is when it was rotated."""
 
@@ -53,12 +72,34 @@ class _Place(Struct, frozen=True, order=True):
     stamp: str
 
 
-async def read_logs(
+def read(
+    attempts: Sequence[ContainerSeen],
+    options: Options,
+    *,
+    over: Callable[[], bool] = lambda: False,
+    wall_s: Callable[[], float] = time.time,
+) -> AsyncGenerator[bytes, None]:
+    """The log of a container, of which `attempts` (newest first, at least one) are known. Raises PeerError when there
+    is no previous one."""
+    if options.previous and len(attempts) < 2:
+        raise PeerError(f"container {attempts[0].name} has no previous log", "it has not been restarted")
+    since_ms = None if options.since_s is None else int((wall_s() - options.since_s) * 1000)
+    query = LogQuery(
+        follow=options.follow and not options.previous,
+        tail_lines=options.tail_lines,
+        since_ms=since_ms,
+        timestamps=options.timestamps,
+    )
+    return read_file(attempts[1 if options.previous else 0].log_path, query, over=over)
+
+
+async def read_file(
     log_path: str, query: LogQuery, *, over: Callable[[], bool] = lambda: False
 ) -> AsyncGenerator[bytes, None]:
     """What the container wrote whose live log is `log_path` (there yet or not), in pieces.
 
-    A follower goes on to later attempts of the container; it ends when `over` says that there will be none.
+    A follower goes on to later attempts of the container; it ends when `over` says that there will be none, or when
+    the logs of the pod are removed.
     """
     left = query.limit_bytes
     async with aclosing(_follow(log_path, query, over) if query.follow else _once(log_path, query)) as pieces:
@@ -97,7 +138,9 @@ async def _follow(log_path: str, query: LogQuery, over: Callable[[], bool]) -> A
     with linux.Inotify() as inotify:
         try:
             while True:
-                ended = over()  # asked before the last look, so that what was said before the end is told
+                ended = over() or (
+                    watched and await trio.to_thread.run_sync(_is_gone, folder)
+                )  # asked before the last look, so that what was said before the end is told
                 if not watched:
                     with suppress(OSError):
                         watched = inotify.add(folder, _CHANGED) >= 0
@@ -164,12 +207,12 @@ class _Text:
         parts = line.lstrip(b"\0").split(b" ", 3)
         if len(parts) < 3 or parts[1] not in _STREAMS:
             return
-        time, stream, tag, text = parts if len(parts) == 4 else (*parts, b"")
-        if self._since_ms is not None and _wall_ms(time) < self._since_ms:
+        when, stream, tag, text = parts if len(parts) == 4 else (*parts, b"")
+        if self._since_ms is not None and _wall_ms(when) < self._since_ms:
             return
         joined = self._joining.pop(stream, None)
         if joined is None:
-            joined = bytearray(time + b" " if self._timestamps else b"")
+            joined = bytearray(when + b" " if self._timestamps else b"")
         joined += text
         if not tag.startswith(b"P"):
             said += joined
@@ -189,10 +232,10 @@ class _Text:
         return b"".join(self._joining.values())
 
 
-def _wall_ms(time: bytes) -> int:
+def _wall_ms(when: bytes) -> int:
     """Unix time of an RFC 3339 time; 0 when it is none."""
     try:
-        found = datetime.fromisoformat(time.decode("ascii"))
+        found = datetime.fromisoformat(when.decode("ascii"))
     except (ValueError, UnicodeDecodeError):
         return 0
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
@@ -308,6 +351,10 @@ def _start(log_path: str, query: LogQuery) -> list[_Source]:
     for source in sources[:skipped]:
         source.close()
     return sources[skipped:]
+
+
+def _is_gone(folder: str) -> bool:
+    return not os.path.exists(folder)
 
 
 def _later(source: _Source) -> _Source | None:

@@ -29,7 +29,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_DSYNC
 
 
-async def rotate_log(
+async def rotate(
     path: str, files: int, reopen: Callable[[], Awaitable[None]], *, wall_s: Callable[[], float] = time.time
 ) -> None:
     """Rotate the live log `path` so that `files` are kept, the live one included. `reopen` makes the runtime open
@@ -133,7 +133,7 @@ def _finish(source: int, sink: int) -> None:
     os.utime(sink, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-async def remove_logs(path: str) -> None:
+async def remove(path: str) -> None:
     """Delete a folder of logs; or a live log with everything that was rotated from it. Raises WorldError."""
     await trio.to_thread.run_sync(_remove, path)
 
@@ -160,7 +160,7 @@ def _remove(path: str) -> None:
         raise WorldError(f"logs {path} can't be removed whole", f"something is mounted on {mounted[0]}")
 
 
-def log_sizes(live: Iterable[tuple[str, str, str]]) -> tuple[LogFile, ...]:
+def sizes(live: Iterable[tuple[str, str, str]]) -> tuple[LogFile, ...]:
     """Of (pod uid, container id, path of the live log); one that is not there is left out."""
     found = []
     for uid, container_id, path in live:
