@@ -3,8 +3,8 @@
     rig = Rig()
     rig.boot(); rig.apply(pod("web")); rig.settle()
 
-`Rig` commits the writes of every Step to `tables`, then hands the effects to a runtime in memory, which carries them out
-when told to (`settle`, `finish`, `fail`). Time moves only by `advance`.
+`Rig` commits the writes of every Step to `tables`, then hands the effects to a runtime in memory, which carries them
+out when told to (`settle`, `finish`, `fail`). Time moves only by `advance`.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ class Machine:
         uid, seen = self.containers[container_id]
         if seen.state is ContainerState.RUNNING:
             reason = reason or ("Completed" if code == 0 else "Error")
-            ended = structs.replace(
-                seen, state=ContainerState.EXITED, exit_code=code, finished_ms=wall, reason=reason
-            )
+            ended = structs.replace(seen, state=ContainerState.EXITED, exit_code=code, finished_ms=wall, reason=reason)
             self.containers[container_id] = (uid, ended)
 
     def remove_sandbox(self, sandbox_id: str) -> None:
@@ -259,9 +257,7 @@ class Rig:
 
     def one(self, kind: type[Any], **fields: Any) -> Any:
         """The pending effect of this kind; there must be exactly one."""
-        found = [
-            e for e in self.pending if isinstance(e, kind) and all(getattr(e, k) == v for k, v in fields.items())
-        ]
+        found = [e for e in self.pending if isinstance(e, kind) and all(getattr(e, k) == v for k, v in fields.items())]
         assert len(found) == 1, f"{kind.__name__}: {self.pending}"
         return found[0]
 

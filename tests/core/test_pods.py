@@ -227,7 +227,12 @@ def test_after_a_power_cut_pods_come_back_and_count_it_as_a_restart(policy: str,
 def test_a_restarted_daemon_adopts_what_runs_and_writes_nothing() -> None:
     rig = Rig()
     probe = {"exec": {"command": ["true"]}}
-    rig.start(pod("web", container(readinessProbe=probe, livenessProbe=probe, lifecycle={"postStart": {"exec": {"command": ["x"]}}})))
+    rig.start(
+        pod(
+            "web",
+            container(readinessProbe=probe, livenessProbe=probe, lifecycle={"postStart": {"exec": {"command": ["x"]}}}),
+        )
+    )
     assert rig.ready()
     running, writes, status = rig.running(), rig.writes, rig.status()
     rig.boot("crash")

@@ -90,7 +90,7 @@ class Edge:
         desk = self._desk
         for event in events:
             if isinstance(event, Tick):
-                desk.now, desk.wall, desk.trusted = event.mono_ms, event.wall_ms, event.wall_trusted
+                self._tick(event)
             else:
                 self._backlog.append(event)
         while self._backlog and desk.tables.pending_bytes <= sources.BUDGET_BYTES:
@@ -99,6 +99,14 @@ class Edge:
             self._note_changes()
         wake = self._plan()
         return Step(desk.tables.take_writes(), desk.take_effects(), desk.now if self._backlog else wake)
+
+    def _tick(self, event: Tick) -> None:
+        desk = self._desk
+        if event.wall_trusted and not desk.trusted:  # how old pods are can be told now
+            for run in self._runs.values():
+                if run.pod and run.pod.spec.active_deadline_seconds is not None:
+                    self._touch(run)
+        desk.now, desk.wall, desk.trusted = event.mono_ms, event.wall_ms, event.wall_trusted
 
     def durable(self) -> Stored:
         """The tables as they are on disk once every step so far has been committed."""
