@@ -4,8 +4,8 @@
     <pods_dir>/<uid>/volume-subpaths/<volume>/<container>/<index>       what a subPath is bound to
 
 What a pod can change (the inside of its volumes) is only ever walked by descriptor (adapters/beneath.py). Mounts are
-made at exactly the places above, and only at those are they taken down. Work is done in a worker thread, one call at
-a time, and each call ends before a cancellation is seen: none leaves half a volume.
+made at exactly the places above, and only at those are they taken down. Work is done in worker threads, and each
+call ends before a cancellation is seen: none leaves half a volume.
 
 Without the right to mount (the process runtime, no root): a `memory` volume is a plain folder, 0700 if it holds
 secrets; a subPath is a symlink to the real path that was found below the volume at that moment.
@@ -29,6 +29,7 @@ from tinyedge.model.runtime import EmptyDirPlan, FilesPlan, HostPathPlan, Subpat
 
 FOLDER_MODE = 0o750
 UNFINISHED = "..new-"
+_THREADS_MAX = 4  # so that a dead network disk holds up no more than its own pods
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 # Kubernetes' hostPath types: what must be there, and in words.
@@ -51,27 +52,27 @@ class Volumes:
         self._pods_dir = os.path.realpath(pods_dir)
         self._mounts = linux.can_mount() if mounts is None else mounts
         self._folder_mode = folder_mode
-        self._thread = trio.CapacityLimiter(1)
+        self._threads = trio.CapacityLimiter(_THREADS_MAX)
 
     async def mount(self, uid: str, plans: Sequence[VolumePlan]) -> tuple[str, ...]:
         """Make every volume, or bring it up to date. Returns what is not quite as asked for, in words.
 
         Raises WorldError, naming the volume.
         """
-        return await trio.to_thread.run_sync(self._mount_all, uid, plans, limiter=self._thread)
+        return await trio.to_thread.run_sync(self._mount_all, uid, plans, limiter=self._threads)
 
     async def unmount(self, uid: str) -> None:
         """Take down the pod's mounts and delete its folder. Raises WorldError when something foreign is mounted
         inside; that is never entered, and the rest is gone."""
-        await trio.to_thread.run_sync(self._unmount_all, uid, limiter=self._thread)
+        await trio.to_thread.run_sync(self._unmount_all, uid, limiter=self._threads)
 
     async def bind(self, plan: SubpathPlan) -> None:
         """Bind a subPath. A target that is bound to the same thing already is left as it is. Raises WorldError."""
-        await trio.to_thread.run_sync(self._bind, plan, limiter=self._thread)
+        await trio.to_thread.run_sync(self._bind, plan, limiter=self._threads)
 
     async def uids(self) -> frozenset[str]:
         """Every pod that has a folder here, wanted or not."""
-        return await trio.to_thread.run_sync(self._uids, limiter=self._thread)
+        return await trio.to_thread.run_sync(self._uids, limiter=self._threads)
 
     # --- volumes -----------------------------------------------------------------------------------
 
