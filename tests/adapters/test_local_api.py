@@ -111,7 +111,7 @@ async def test_lists_have_the_shape_of_kubernetes_lists(rig: Rig) -> None:
     assert [p["metadata"]["name"] for p in (await rig.get("/v1/namespaces/plant/pods"))["items"]] == ["db"]
     assert (await rig.get("/v1/nodes"))["items"] == [fakes.node()]
     assert (await rig.get("/v1/namespaces/default/configmaps/site"))["data"] == {"index.html": "<h1>north</h1>"}
-    assert (await rig.get("/v1/images"))["items"][0]["tags"] == ["docker.io/library/busybox:1.36"]
+    assert (await rig.get("/v1/images"))["items"][0]["names"][:1] == ["docker.io/library/busybox:1.36"]
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,8 @@ def status() -> Json:
             "diskFreeBytes": 5 * 2**30,
             "diskTotalBytes": 10 * 2**30,
         },
-        "pods": {"Running": 1},
-        "folders": [{"folder": "/etc/tinyedge/manifests", "files": 1, "problem": "", "problems": []}],
+        "pods": {"wanted": 1, "running": 1, "ready": 1, "problems": []},
+        "manifests": [{"folder": "/etc/tinyedge/manifests", "files": 1, "problem": "", "problems": []}],
     }
 
 
@@ -189,33 +189,27 @@ class FakeBackend:
                 "kind": "Secret",
                 "metadata": {"name": "login", "namespace": "default", "uid": "s-1", "creationTimestamp": START},
                 "type": "Opaque",
-                "keys": ["password"],
+                "keys": {"password": len(MARKER)},
             }
         ]
         self.image_list: list[Json] = [
             {
                 "id": "sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f9",
-                "tags": ["docker.io/library/busybox:1.36"],
-                "digests": ["docker.io/library/busybox@sha256:ffee"],
+                "names": ["docker.io/library/busybox:1.36", "docker.io/library/busybox@sha256:ffee"],
                 "bytes": 2_220_000,
                 "pinned": False,
-                "used_by": ["default/web"],
+                "used": True,
             }
         ]
         self.event_list: list[Json] = [event()]
         self.status_object = status()
-        self.explanation: Json = {
-            "pod": "default/web",
-            "found": True,
-            "phase": "Running",
-            "summary": "web runs and is ready.",
-            "reasons": [],
-        }
+        self.explanation: Json = {"state": "Running", "summary": "web runs and is ready.", "reasons": []}
         self.answer = Answer(0, message="")
         self.requests: list[tuple[int, Apply | DeleteObject | RestartPod]] = []
         self.log_lines: dict[str, list[bytes]] = {"web": [b"listening on 8080\n", f"login {MARKER}\n".encode()]}
         self.log_options: list[LogOptions] = []
         self.said = trio.Event()
+        self.follow_ends = False
         self.url = "ws://127.0.0.1:1/exec/token"
         self.urls_asked: list[tuple[str, ...]] = []
         self.progress: list[Json] = [{"done": 1, "total": 2}, {"done": 2, "total": 2}]
@@ -295,7 +289,7 @@ class FakeBackend:
                 for line in self.log_lines[container][sent:]:
                     sent += 1
                     yield (b"2026-11-23T10:00:00Z " if options.timestamps else b"") + line
-                if not options.follow:
+                if not options.follow or self.follow_ends:
                     return
                 await said.wait()
         finally:
@@ -332,7 +326,7 @@ class FakeBackend:
         yield from self.progress
 
     async def remove_image(self, image: str) -> None:
-        if image not in self.image_list[0]["tags"]:
+        if image not in self.image_list[0]["names"]:
             raise PeerError(f"can't remove {image}", "no such image")
         self.image_list.clear()
 

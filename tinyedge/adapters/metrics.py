@@ -110,7 +110,7 @@ def of_status(status: Json) -> list[Family]:
         for name, value in status.get("machine", {}).items()
         if name.endswith("Bytes")
     ]
-    manifests = [({"folder": m.get("folder", "")}, _problems(m)) for m in status.get("folders", ())]
+    manifests = [({"folder": m.get("folder", "")}, _problems(m)) for m in status.get("manifests", ())]
     families.append(Family("tinyedge_manifest_problems", "gauge", "Manifests that can't be used.", manifests))
     return families
 

@@ -25,6 +25,10 @@ class Changes:
         if waiting is not None:
             waiting.set()
 
+    def watched(self, kind: str) -> bool:
+        """Whether someone waits for a change."""
+        return kind in self._waiting
+
     async def watch(self, kind: str, listed: Callable[[], Sequence[Json]]) -> AsyncGenerator[Json, None]:
         """`{"type": "ADDED" | "MODIFIED" | "DELETED", "object"}`; what there is comes first, as ADDED."""
         sent: dict[tuple[str, str, str], Json] = {}

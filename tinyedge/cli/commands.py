@@ -254,7 +254,13 @@ COMMANDS: tuple[Command, ...] = (
         NODE,
         "look into a store, read-only; also while nothing runs",
         (Argument("path", "folder of the store (default: store.path)", "?", "files"),),
-        (SET, JSON),
+        (
+            SET,
+            Option(("--table",), "the keys of one table, with the sizes of their values", "NAME"),
+            Option(("--value",), "one stored value, such as pod/default/web; never a secret's", "TABLE/KEY"),
+            Option(("--records",), "the commits in one segment of the journal", "SEGMENT"),
+            JSON,
+        ),
     ),
     Command(
         "blackbox",

@@ -65,7 +65,7 @@ def _listed(
 
 
 def _named(image: Json, names: Sequence[str]) -> bool:
-    own = [*image.get("tags", ()), *image.get("digests", ()), image.get("id", "")]
+    own = [*image.get("names", ()), image.get("id", "")]
     return any(name in known for name in names for known in own)
 
 

@@ -54,7 +54,7 @@ def _list(api: Client, args: argparse.Namespace) -> int:
 
 
 def _named(image: Json, words: list[str]) -> bool:
-    own = (*image.get("tags", ()), *image.get("digests", ()), image.get("id", ""))
+    own = (*image.get("names", ()), image.get("id", ""))
     return any(word in name for word in words for name in own)
 
 

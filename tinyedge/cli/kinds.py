@@ -96,11 +96,10 @@ def event_time(event: Json) -> str:
 
 
 def _image_row(image: Json, now: float) -> tuple[str, ...]:
-    name, tag = split_image((image.get("tags") or image.get("digests") or [NONE])[0])
-    users = image.get("used_by") or []
+    name, tag = split_image((image.get("names") or [NONE])[0])
     digest = image.get("id", "").removeprefix("sha256:")[:13]
-    pinned = "yes" if image.get("pinned") else "no"
-    return name, tag, digest, size(image.get("bytes", 0)), str(len(users)), pinned, ",".join(users) or NONE
+    used, pinned = ("yes" if image.get(word) else "no" for word in ("used", "pinned"))
+    return name, tag, digest, size(image.get("bytes", 0)), used, pinned
 
 
 def split_image(reference: str) -> tuple[str, str]:
@@ -147,9 +146,8 @@ KINDS = (
         "images",
         "image",
         ("img",),
-        ("IMAGE", "TAG", "ID", "SIZE", "USED", "PINNED", "PODS"),
+        ("IMAGE", "TAG", "ID", "SIZE", "USED", "PINNED"),
         _image_row,
-        wide=2,
         namespaced=False,
     ),
 )
@@ -165,7 +163,7 @@ def kind_named(word: str) -> Kind:
 
 def name_of(kind: Kind, item: Json) -> str:
     if kind.plural == "images":
-        return f"image/{(item.get('tags') or [item.get('id', '')])[0]}"
+        return f"image/{(item.get('names') or [item.get('id', '')])[0]}"
     return f"{kind.singular}/{item['metadata']['name']}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tinyedge import __version__
 from tinyedge.cli.errors import CliError
 from tinyedge.cli.output import client, structured
+from tinyedge.cli.run import start
 
 
 def run(args: argparse.Namespace) -> int:
@@ -18,10 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tinyedge import config, daemon
-
-    overrides = [*args.set, *([f"api.socket={args.socket}"] if args.socket else [])]
-    return int(daemon.main(config.load(args.config, overrides), stop_pods=args.stop_pods) or 0)
+    return start(args.config, args.set, args.socket, stop_pods=args.stop_pods)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from tinyedge.cli.output import client, structured
 from tinyedge.cli.podtext import PodLine, pod_line
 from tinyedge.cli.text import duration, now_s, pairs, size
+from tinyedge.cli.why import WIDTH, in_words
 
 Json = dict[str, Any]
 
@@ -27,54 +28,25 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         print(structured(status, args.output))
         return 0
-    lines = [(p["metadata"].get("namespace", ""), p, pod_line(p, now_s())) for p in pods]
-    print(pairs(list(_overview(status, [line for _, _, line in lines]))))
-    for title, found in (
-        (
-            "Pods that need a look",
-            [f"  {ns}/{line.name}: {_trouble(pod, line)}" for ns, pod, line in lines if bad(pod, line)],
-        ),
-        ("Manifests that can't be used", list(_manifest_problems(status))),
-    ):
+    now = now_s()
+    print(pairs(list(_overview(status, [pod_line(pod, now) for pod in pods]))))
+    troubles = list(_troubles(status))
+    for title, found in (("Pods that need a look", troubles), ("Manifests that can't be used", list(_bad(status)))):
         if found:
             print("\n".join(["", f"{title}:", *found]))
-    if any(bad(pod, line) for _, pod, line in lines):
-        print("\ntinyedge why POD explains one of them.")
+    if troubles:
+        print("\ntinyedge why POD says what would help.")
     return 0
 
 
-def bad(pod: Json, line: PodLine) -> bool:
-    """Whether a technician should look at it: not running, not ready, and not done either."""
-    if line.status in ("Completed", "Succeeded", "Terminating"):
-        return False
-    ready, _, total = line.ready.partition("/")
-    return line.status != "Running" or ready != total
-
-
-def _trouble(pod: Json, line: PodLine) -> str:
-    words = [line.status if line.status != "Running" else f"running, but only {line.ready} ready"]
-    message = _message(pod)
-    if message:
-        words.append(f"({message})")
-    if not line.restarts.startswith("0"):
-        words.append(f"· restarts {line.restarts}")
-    return " ".join(words)
-
-
-def _message(pod: Json) -> str:
-    """The first message that a container or the pod has about its trouble, on one line."""
-    status = pod.get("status", {})
-    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-        state = container.get("state", {})
-        told = (state.get("waiting") or state.get("terminated") or {}).get("message")
-        if told:
-            return _one_line(told)
-    return _one_line(status.get("message", ""))
+def _troubles(status: Json) -> Iterator[str]:
+    for problem in status.get("pods", {}).get("problems", ()):
+        yield f"  {problem.get('pod', '')}: {_one_line(in_words({**problem, 'since': ''}))}"
 
 
 def _one_line(text: str) -> str:
     flat = " ".join(text.split())
-    return flat if len(flat) <= 90 else flat[:89] + "…"
+    return flat if len(flat) <= WIDTH else flat[: WIDTH - 1] + "…"
 
 
 def _overview(status: Json, lines: Sequence[PodLine]) -> Iterator[tuple[str, str]]:
@@ -136,9 +108,9 @@ def _counts(lines: Sequence[PodLine]) -> str:
     return f"{len(lines)}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items(), key=lambda x: -x[1]))
 
 
-def _manifest_problems(status: Json) -> Iterator[str]:
-    for folder in status.get("folders", ()):
-        path = folder.get("folder") or folder.get("path", "")
+def _bad(status: Json) -> Iterator[str]:
+    for folder in status.get("manifests", ()):
+        path = folder.get("folder", "")
         if folder.get("problem"):
             yield f"  {path}: {folder['problem']}"
         for problem in folder.get("problems", ()):

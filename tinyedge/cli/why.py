@@ -23,11 +23,17 @@ def explanation(told: Json) -> str:
     """The summary, then each reason with what would help."""
     lines = [_wrapped(told.get("summary", ""), "")]
     for reason in told.get("reasons", ()):
-        since = f" (since {reason['since']})" if reason.get("since") else ""
-        lines += ["", _wrapped(f"• {reason.get('what', '')}{since}", "  ")]
-        if reason.get("fix"):
-            lines.append(_wrapped(f"  → {reason['fix']}", "    "))
+        lines += ["", _wrapped("• " + in_words(reason), "  ")]
+        if reason.get("remedy"):
+            lines.append(_wrapped(f"  → {reason['remedy']}", "    "))
     return "\n".join(lines)
+
+
+def in_words(reason: Json) -> str:
+    """`container web: its image can't be pulled: no route to host (since …)`."""
+    words: str = f"container {reason['container']}: " if reason.get("container") else ""
+    words += reason.get("what", "") + (f": {reason['why']}" if reason.get("why") else "")
+    return words + (f" (since {reason['since']})" if reason.get("since") else "")
 
 
 def _wrapped(text: str, indent: str) -> str:

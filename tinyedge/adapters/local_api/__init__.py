@@ -11,6 +11,7 @@
     POST   /v1/namespaces/NS/pods/NAME/portforward ?ports=
     POST   /v1/namespaces/NS/pods/NAME/restart   ?container=
     DELETE /v1/namespaces/NS/KINDS/NAME          ?gracePeriodSeconds=
+    POST   /v1/redact                            {"text": …}: the same without the values of secrets
     POST   /v1/apply                             {"items": [manifest, …]}: all of them or none
     POST   /v1/images/pull ?image=   /v1/images/import ?path=      lines of progress
     DELETE /v1/images ?image=

@@ -39,10 +39,10 @@ class Backend(Protocol):
     def configmaps(self) -> Sequence[Json]: ...
 
     def secrets(self) -> Sequence[Json]:
-        """Secrets without values: `keys` names the keys, and there is no `data`."""
+        """Secrets without values: `keys` maps each key to its size in bytes; there is no `data`."""
 
     def images(self) -> Sequence[Json]:
-        """`{"id", "tags": […], "digests": […], "bytes", "pinned", "used_by": [NAMESPACE/NAME, …]}`."""
+        """`{"id", "names": […], "bytes", "pinned", "used"}`."""
 
     def events(self) -> Sequence[Json]: ...
 
@@ -53,7 +53,7 @@ class Backend(Protocol):
         """`{"node": NodeMetrics, "pods": [PodMetrics, …]}` as of metrics.k8s.io."""
 
     def why(self, namespace: str, name: str) -> Json | None:
-        """`{"found", "phase", "summary", "reasons": [{"what", "since", "fix"}, …]}`; not found is None or not `found`."""
+        """`{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}, …]}`."""
 
     def decode(self, documents: Sequence[object]) -> tuple[Object, ...]:
         """Manifests to objects; BadInput names the field."""

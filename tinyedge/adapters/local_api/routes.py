@@ -12,6 +12,7 @@ from tinyedge import __version__
 from tinyedge.adapters.local_api.backend import Backend, Json, LogOptions, Note
 from tinyedge.errors import BadInput, PeerError, StoreError, StoreFull, StoreReadOnly, TinyEdgeError
 from tinyedge.events import Apply, DeleteObject, RestartPod
+from tinyedge.redact import Redactor
 
 KINDS = {"pods": "Pod", "configmaps": "ConfigMap", "secrets": "Secret", "nodes": "Node", "events": "Event"}
 CHANGEABLE = ("pods", "configmaps", "secrets")
@@ -142,10 +143,9 @@ class Routes:
     async def list_in(self, call: Call, namespace: str, kind: str) -> Reply:
         if kind == "images":
             return _json({"items": list(self.backend.images())})
-        found = self.listed(kind)
-        if call.flag("watch"):
+        if call.flag("watch") and kind in KINDS:
             return Reply(_lines(self._changes(kind, namespace)), content_type="application/jsonl")
-        items = [item for item in found if not namespace or item["metadata"].get("namespace") == namespace]
+        items = [item for item in self.listed(kind) if not namespace or item["metadata"].get("namespace") == namespace]
         return _json({"apiVersion": "v1", "kind": f"{KINDS[kind]}List", "items": items})
 
     async def _changes(self, kind: str, namespace: str) -> AsyncGenerator[Json, None]:
@@ -181,6 +181,14 @@ class Routes:
     async def config(self, call: Call) -> Reply:
         return _json(self.backend.config())
 
+    async def redact(self, call: Call) -> Reply:
+        """For text from elsewhere that is to be shown to others."""
+        try:
+            text = msgspec.json.decode(call.body, type=dict[str, str])["text"]
+        except (msgspec.DecodeError, KeyError):
+            raise BadInput("the request's body", call.body[:40], '{"text": "…"}') from None
+        return _json({"text": Redactor(self.backend.secret_values()).text(text)})
+
     async def metrics(self, call: Call) -> Reply:
         return Reply(self.backend.metrics().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -193,7 +201,7 @@ class Routes:
 
     async def why(self, call: Call, namespace: str, name: str) -> Reply:
         found = self.backend.why(namespace, name)
-        if found is None or not found.get("found", True):
+        if found is None:
             raise _not_found("pod", namespace, name)
         return _json(found)
 
@@ -340,6 +348,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "v1/blackbox", Routes.blackbox),
     ("GET", "v1/store", Routes.store),
     ("GET", "v1/config", Routes.config),
+    ("POST", "v1/redact", Routes.redact),
     ("POST", "v1/apply", Routes.apply),
     ("POST", "v1/images/pull", Routes.pull),
     ("POST", "v1/images/import", Routes.import_image),
