@@ -53,6 +53,13 @@ class Loop:
         """Give the core something to see. Waits while the inbox is full."""
         await self._send.send(event)
 
+    async def beat(self) -> None:
+        """Returns once the loop has decided on something posted after this call: the loop is alive."""
+        await self.post(self._tick())
+        before = self.steps
+        while self.steps == before:
+            await self._change()
+
     async def run(self, first: Event) -> None:
         """Decide on `first` and then on all that is posted, until cancelled. Raises StoreError when a commit fails."""
         async with trio.open_nursery() as nursery:
@@ -78,6 +85,7 @@ class Loop:
         step = self._edge.step([self._tick(), *events])
         self.steps += 1
         self.events += len(events)
+        self._notify()
         if step.writes and self._commits is not None:
             self._ticket = self._commits.submit(step.writes)
         if step.effects or step.writes:

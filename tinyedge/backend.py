@@ -1,0 +1,349 @@
+"""What the local API is given: views of the core, requests to it, and the runtime's own streams.
+
+Part of the wiring: it may see the core and the adapters, and joins what neither may know of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from tinyedge import __version__
+from tinyedge.adapters import metrics
+from tinyedge.adapters.local_api import LogOptions
+from tinyedge.adapters.runtime import Runtime
+from tinyedge.adapters.watch import Changes
+from tinyedge.config import Config
+from tinyedge.core.edge import Edge
+from tinyedge.core.status import rfc3339
+from tinyedge.errors import PeerError, TinyEdgeError
+from tinyedge.events import Answer, Apply, DeleteObject, Event, MachineSeen, Requested, RestartPod
+from tinyedge.limits import STATE_BYTES_MAX
+from tinyedge.model import decode
+from tinyedge.model.pod import Object
+from tinyedge.model.runtime import ContainerSeen, PodSeen, PodUsage
+from tinyedge.store.blackbox import BlackBox
+from tinyedge.store.store import Store
+
+Json = dict[str, Any]
+Logs = Callable[[Sequence[ContainerSeen], LogOptions], AsyncGenerator[bytes, None]]
+KINDS = ("pods", "nodes", "events", "configmaps", "secrets", "images")
+
+
+class Life(Struct):
+    """What is known of this run of the daemon beside the core; the wiring fills it in as it goes."""
+
+    boot_reason: str
+    booted_wall_ms: int
+    booted_mono_ms: int
+    read_only: str = ""  # why no promise can be made
+    clock_trusted: bool = True
+    machine: MachineSeen | None = None
+    cpu: dict[tuple[str, str], tuple[int, int]] = {}  # (uid, container) → mono_ms and CPU counter, last
+    rates: dict[tuple[str, str], int] = {}  # (uid, container) → nanoseconds of CPU per second
+
+    def sampled(self, seen: MachineSeen, mono_ms: int) -> None:
+        """Keep a sample of the machine, and make rates of the containers' CPU counters."""
+        before, self.cpu, self.rates = self.cpu, {}, {}
+        for used in seen.usage:
+            key = (used.uid, used.container)
+            self.cpu[key] = (mono_ms, used.cpu_ns)
+            if key in before and mono_ms > before[key][0]:
+                self.rates[key] = max(0, (used.cpu_ns - before[key][1]) * 1000 // (mono_ms - before[key][0]))
+        self.machine = seen
+
+
+class DaemonBackend:
+    """`local_api.Backend` of the daemon. `numbers` are the wiring's own counters, for the metrics."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        life: Life,
+        edge: Edge,
+        store: Store,
+        blackbox: BlackBox | None,
+        runtime: Runtime,
+        post: Callable[[Event], Awaitable[None]],
+        logs: Logs,
+        images_changed: Callable[[], Awaitable[None]],
+        numbers: Callable[[], dict[str, float]],
+        mono_ms: Callable[[], int],
+        wall_ms: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._life = life
+        self._edge = edge
+        self._store = store
+        self._blackbox = blackbox
+        self._runtime = runtime
+        self._post = post
+        self._logs = logs
+        self._images_changed = images_changed
+        self._numbers = numbers
+        self._mono_ms = mono_ms
+        self._wall_ms = wall_ms
+        self._changes = Changes()
+        self._waiting: dict[int, tuple[trio.Event, list[Answer]]] = {}
+        self._request = 0
+
+    def touch(self) -> None:
+        """Something may have changed: watchers look."""
+        for kind in KINDS:
+            self._changes.touch(kind)
+
+    # --- views -------------------------------------------------------------------------------------
+
+    def pods(self) -> Sequence[Json]:
+        return self._edge.view.pod_objects()
+
+    def pod(self, namespace: str, name: str) -> Json | None:
+        return self._edge.view.pod_object(namespace, name)
+
+    def node(self) -> Json:
+        return self._edge.view.node_object()
+
+    def configmaps(self) -> Sequence[Json]:
+        return self._edge.view.configmaps()
+
+    def secrets(self) -> Sequence[Json]:
+        return self._edge.view.secrets()
+
+    def images(self) -> Sequence[Json]:
+        return self._edge.view.images()
+
+    def events(self) -> Sequence[Json]:
+        return self._edge.view.events()
+
+    def why(self, namespace: str, name: str) -> Json | None:
+        return self._edge.view.why(namespace, name)
+
+    def watch(self, kind: str) -> AsyncGenerator[Json, None]:
+        lists: dict[str, Callable[[], Sequence[Json]]] = {
+            "pods": self.pods,
+            "nodes": lambda: [self.node()],
+            "events": self.events,
+            "configmaps": self.configmaps,
+            "secrets": self.secrets,
+            "images": self.images,
+        }
+        return self._changes.watch(kind, lists[kind])
+
+    def status(self) -> Json:
+        life = self._life
+        status = self._edge.view.status()
+        status["node"] |= {
+            "version": __version__,
+            "uptimeSeconds": (self._mono_ms() - life.booted_mono_ms) // 1000,
+            "lastBoot": {"reason": life.boot_reason, "time": rfc3339(life.booted_wall_ms) or ""},
+            "clockTrusted": life.clock_trusted,
+        }
+        return {
+            **status,
+            "link": {"state": "none", "message": "no gateway is configured; this node works alone"},
+            "store": self._store_status(),
+            "machine": self._machine(),
+        }
+
+    def _store_status(self) -> Json:
+        found = self._store.status()
+        state = "read-only" if found.read_only or self._life.read_only else "full" if found.full else "ok"
+        if state == "ok" and found.faults:
+            state = "repaired"
+        faults = [{"kind": f.kind, "what": f.what, "why": f.why, "remedy": f.remedy} for f in found.faults]
+        return {
+            "state": state,
+            "message": self._life.read_only or (f"{found.faults[-1].what}: {found.faults[-1].why}" if faults else ""),
+            "path": self._config.store.path,
+            "stateBytes": found.state_bytes,
+            "stateBytesMax": STATE_BYTES_MAX,
+            "journalBytes": found.journal_bytes,
+            "seriesBytes": found.series_bytes,
+            "sequence": found.sequence,
+            "faults": faults,
+        }
+
+    def _machine(self) -> Json:
+        seen = self._life.machine
+        if seen is None:
+            return {}
+        return {
+            "memoryAvailableBytes": seen.memory_available_bytes,
+            "memoryTotalBytes": seen.memory_total_bytes,
+            "diskFreeBytes": seen.disk_free_bytes,
+            "diskTotalBytes": seen.disk_total_bytes,
+        }
+
+    def usage(self) -> Json:
+        seen = self._life.machine
+        if seen is None:
+            return {"node": {}, "pods": []}
+        names = {pod["metadata"]["uid"]: pod["metadata"] for pod in self.pods()}
+        pods: dict[str, Json] = {}
+        for used in seen.usage:
+            if meta := names.get(used.uid):
+                pod = pods.setdefault(used.uid, {"metadata": _named(meta), "containers": []})
+                pod["containers"].append({"name": used.container, "usage": self._amounts(used)})
+        total_ns = sum(self._life.rates.values())
+        memory = seen.memory_total_bytes - seen.memory_available_bytes
+        node = {"metadata": {"name": self.node()["metadata"]["name"]}, "usage": _amounts(total_ns, memory)}
+        return {"node": node, "pods": list(pods.values())}
+
+    def _amounts(self, used: PodUsage) -> Json:
+        return _amounts(self._life.rates.get((used.uid, used.container), 0), used.memory_bytes)
+
+    def config(self) -> Json:
+        found: Json = msgspec.to_builtins(self._config)
+        return found
+
+    def metrics(self) -> str:
+        return metrics.text(self.status(), self.pods(), self.usage(), self._numbers())
+
+    def health(self) -> Json:
+        status = self.status()
+        runtime, store = status["runtime"], status["store"]
+        checks = {
+            "runtime": "ok" if runtime["state"] == "up" else runtime.get("message") or "does not answer",
+            "store": "ok" if store["state"] in ("ok", "repaired") else store["message"] or store["state"],
+        }
+        return {"ready": all(word == "ok" for word in checks.values()), "checks": checks}
+
+    def secret_values(self) -> Iterable[bytes]:
+        return self._edge.view.secret_values()
+
+    def blackbox(self) -> Sequence[Json]:
+        if self._blackbox is None:
+            return []
+        return [
+            {"time": rfc3339(entry.wall_ms) or "", "kind": entry.kind, **entry.fields}
+            for entry in self._blackbox.entries()
+        ]
+
+    async def store_report(self) -> Json:
+        return {**self._store_status(), "tables": self._edge.view.table_sizes()}
+
+    # --- requests to the core --------------------------------------------------------------------
+
+    def decode(self, documents: Sequence[object]) -> tuple[Object, ...]:
+        return tuple(decode.decode_object(raw, f"items[{n}]") for n, raw in enumerate(documents))
+
+    async def request(self, uid: int, what: Apply | DeleteObject | RestartPod) -> Answer:
+        self._request += 1
+        number = self._request
+        heard, answers = self._waiting[number] = (trio.Event(), [])
+        try:
+            await self._post(Requested(number, uid, what))
+            await heard.wait()
+        finally:
+            del self._waiting[number]
+        return answers[0]
+
+    def answered(self, answer: Answer) -> None:
+        """The core has answered, and what it promises is durable."""
+        if answer.request in self._waiting:
+            heard, answers = self._waiting[answer.request]
+            answers.append(answer)
+            heard.set()
+
+    # --- the runtime's streams ---------------------------------------------------------------------
+
+    def _seen(self, namespace: str, name: str) -> PodSeen:
+        pod = self.pod(namespace, name)
+        if pod is None:
+            raise PeerError(f"there is no pod {namespace}/{name}", remedy="see what there is: tinyedge get pods -A")
+        return self._edge.view.seen(pod["metadata"]["uid"])
+
+    def _container(self, namespace: str, name: str, container: str, *, running: bool = True) -> list[ContainerSeen]:
+        """All attempts of one container that the runtime still knows, newest first."""
+        attempts = [seen for seen in self._seen(namespace, name).containers if seen.name == container]
+        if running:
+            attempts = [seen for seen in attempts if seen.state == "running"]
+        if attempts:
+            return attempts
+        words = "does not run" if running else "has not started yet"
+        raise PeerError(
+            f"container {container} of {namespace}/{name} {words}", remedy=f"see why with: tinyedge why {name}"
+        )
+
+    def logs(self, namespace: str, name: str, container: str, options: LogOptions) -> AsyncGenerator[bytes, None]:
+        return self._logs(self._container(namespace, name, container, running=False), options)
+
+    async def exec_url(
+        self, namespace: str, name: str, container: str, argv: Sequence[str], *, stdin: bool, tty: bool
+    ) -> str:
+        found = self._container(namespace, name, container)[0]
+        return await self._runtime.exec_url(found.id, argv, stdin=stdin, tty=tty)
+
+    async def attach_url(self, namespace: str, name: str, container: str, *, stdin: bool, tty: bool) -> str:
+        found = self._container(namespace, name, container)[0]
+        return await self._runtime.attach_url(found.id, stdin=stdin, tty=tty)
+
+    async def port_forward_url(self, namespace: str, name: str, ports: Sequence[int]) -> str:
+        ready = [box for box in self._seen(namespace, name).sandboxes if box.state == "ready"]
+        if not ready:
+            raise PeerError(f"{namespace}/{name} has no sandbox", remedy=f"see why with: tinyedge why {name}")
+        return await self._runtime.port_forward_url(ready[0].id, ports)
+
+    # --- images --------------------------------------------------------------------------------------
+
+    def import_image(self, path: str) -> AsyncGenerator[Json, None]:
+        async def work(progress: Callable[[int, int], None]) -> Json:
+            return {"names": await self._runtime.import_image(path, progress)}
+
+        return self._image_work(work)
+
+    def pull_image(self, image: str) -> AsyncGenerator[Json, None]:
+        async def work(progress: Callable[[int, int], None]) -> Json:
+            return {"id": await self._runtime.pull_image(image, (), progress)}
+
+        return self._image_work(work)
+
+    async def _image_work(
+        self, work: Callable[[Callable[[int, int], None]], Awaitable[Json]]
+    ) -> AsyncGenerator[Json, None]:
+        """Lines of progress while it works, and its result last."""
+        send, receive = trio.open_memory_channel[Json](1)
+        outcome: list[Json | TinyEdgeError] = []
+
+        def progress(done: int, total: int) -> None:
+            with suppress(trio.WouldBlock):  # the reader is slower than the work; the next line says more
+                send.send_nowait({"done": done, "total": total})
+
+        async def run() -> None:
+            try:
+                outcome.append(await work(progress))
+            except TinyEdgeError as error:
+                outcome.append(error)
+            finally:
+                send.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            async for line in receive:
+                yield line
+        if isinstance(outcome[0], TinyEdgeError):
+            raise outcome[0]
+        await self._images_changed()
+        yield outcome[0]
+
+    async def remove_image(self, image: str) -> None:
+        for known in await self._runtime.images():
+            if image in (known.id, *known.tags, *known.digests):
+                await self._runtime.remove_image(known.id)
+                await self._images_changed()
+                return
+        raise PeerError(f"there is no image {image}", remedy="see what there is: tinyedge image ls")
+
+
+def _named(meta: Json) -> Json:
+    return {"namespace": meta["namespace"], "name": meta["name"]}
+
+
+def _amounts(cpu_ns_per_s: int, memory_bytes: int) -> Json:
+    return {"cpu": f"{cpu_ns_per_s}n", "memory": f"{memory_bytes // 1024}Ki"}

@@ -1,0 +1,431 @@
+"""The wiring of the edge daemon: open the store, make the Edge, open the adapters, run the loop. One nursery tree.
+
+serve ─▶ one life: store, Edge, adapters, loop ─▶ told to stop: exit 0, containers go on
+          │ a commit fails                         │ an invariant is broken: the process ends
+          ▼                                        ▼ the init system starts it again
+         the same program again, read-only, until the store can be written
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import cast
+
+import trio
+from msgspec import Struct
+
+from tinyedge import __version__, wire
+from tinyedge import events as ev
+from tinyedge.adapters import host, logs, manifests, probes
+from tinyedge.adapters.executor import Executor
+from tinyedge.adapters.local_api import LocalApi
+from tinyedge.adapters.runtime import Runtime
+from tinyedge.adapters.volumes import Volumes
+from tinyedge.backend import DaemonBackend, Life
+from tinyedge.config import Config
+from tinyedge.core.edge import Edge
+from tinyedge.core.pressure import Policy
+from tinyedge.errors import StoreError, StoreLocked, TinyEdgeError
+from tinyedge.limits import MIB
+from tinyedge.log import Log
+from tinyedge.loop import Loop
+from tinyedge.model import decode
+from tinyedge.store.blackbox import BlackBox, Value
+from tinyedge.store.committer import Committer, open_committer
+from tinyedge.store.store import Loaded, Store, StoreOptions
+
+READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that comes back after a failed commit: why
+WRITE_AGAIN_S = 60
+CLOSE_S_MAX = 20
+STOP_PODS_S_MAX = 60
+
+
+class _Again(Exception):
+    """Start this program again: read-only with `reason`, or for good when there is none."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def serve(config: Config, *, stop_pods: bool = False) -> int:
+    """Run the daemon until it is told to stop; returns the exit code. Raises TinyEdgeError when it can't start."""
+    log = _log(config)
+    try:
+        trio.run(_live, config, log, stop_pods)
+    except BaseExceptionGroup as group:
+        again = _find(group, _Again)
+        if again is None:
+            raise _find(group, TinyEdgeError) or group from None
+        _start_again(log, cast(_Again, again).reason)
+    return 0
+
+
+def _find(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -> BaseException | None:
+    """The one that counts, if nothing but errors of that kind is in the group."""
+    matching, rest = group.split(kind)
+    error: BaseException | None = matching if rest is None else None
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _start_again(log: Log, reason: str) -> None:
+    """A new process: nothing of a state that could not be committed survives in memory."""
+    os.environ.pop(READ_ONLY, None)
+    if reason:
+        os.environ[READ_ONLY] = reason
+    log.note("warning", "daemon.again", {"read_only": bool(reason), "reason": reason})
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, as we were started
+
+
+def _log(config: Config) -> Log:
+    def stamp(wall_s: float) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_s))
+
+    def write(line: str) -> None:
+        with suppress(OSError):  # a full or closed log must not end the daemon
+            os.write(2, line.encode(errors="replace"))
+
+    return Log(
+        write,
+        wall_s=time.time,
+        mono_s=time.monotonic,
+        stamp=stamp,
+        form=config.log.format,
+        level=config.log.level,
+    )
+
+
+# --- one life ------------------------------------------------------------------------------------
+
+
+async def _live(config: Config, log: Log, stop_pods: bool) -> None:
+    notifier = host.Notifier()
+    facts = await trio.to_thread.run_sync(_facts, config)
+    clock = _Clock()
+    store, reason = await trio.to_thread.run_sync(_open_store, config, clock, os.environ.pop(READ_ONLY, ""))
+    loaded = store.take_loaded()
+    life = Life(_boot_reason(loaded, facts), clock.wall_ms(), clock.mono_ms(), reason, clock.trusted())
+    box = await trio.to_thread.run_sync(BlackBox.open, os.path.join(config.store.path, "blackbox"))
+    log.note("info", "daemon.start", {"version": __version__, "node": facts.name, "last_end": life.boot_reason})
+    _report(log, store, loaded, reason)
+    edge = Edge(loaded.tables, _policy(config))
+    try:
+        async with _open_runtime(config, facts) as runtime:
+            parts = _Parts(config, log, facts, clock, life, store, box, edge, runtime, notifier, None)
+            if reason:
+                await _run(parts)
+            else:
+                async with open_committer(store, wall_ms=clock.trusted_wall_ms) as parts.committer:
+                    await _run(parts)
+            if stop_pods:
+                with trio.move_on_after(STOP_PODS_S_MAX):
+                    await _stop_pods(runtime)
+    except* StoreError as errors:
+        why = str(_find(errors, StoreError))
+        box.record("store", {"fault": why}, clock.trusted_wall_ms(), facts.boot_id)
+        raise _Again(why) from None
+    with trio.move_on_after(CLOSE_S_MAX, shield=True):
+        await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
+    box.record("stop", {"reason": "clean"}, clock.trusted_wall_ms(), facts.boot_id)
+    log.note("info", "daemon.stop", {"containers": "stopped" if stop_pods else "go on"})
+
+
+async def _run(parts: _Parts) -> None:
+    """Until a signal says stop."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            await _Daemon(parts, nursery).start()
+            async for number in signals:
+                parts.log.note("info", "daemon.stopping", {"signal": signal.Signals(number).name})
+                break
+            parts.notifier.stopping()
+            nursery.cancel_scope.cancel()
+
+
+class _Clock:
+    """Both clocks, and whether the wall clock can be believed."""
+
+    def __init__(self) -> None:
+        self._wall = host.WallClock()
+
+    def mono_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def trusted(self) -> bool:
+        return self._wall.trusted()
+
+    def trusted_wall_ms(self) -> int:
+        """0 while it is not trusted."""
+        return self.wall_ms() if self.trusted() else 0
+
+    def tick(self) -> ev.Tick:
+        return ev.Tick(self.mono_ms(), self.wall_ms(), self.trusted())
+
+
+def _facts(config: Config) -> ev.NodeFacts:
+    return host.node_facts(
+        name=config.node.name,
+        pods_dir=config.node.pods_dir,
+        logs_dir=config.node.logs_dir,
+        cluster_dns=config.node.cluster_dns,
+        cgroup_driver=config.runtime.cgroup_driver,
+    )
+
+
+def _open_store(config: Config, clock: _Clock, reason: str) -> tuple[Store, str]:
+    """The store, and why it is read-only ("" when it is not)."""
+    options = StoreOptions(series_bytes=config.store.series_mb * MIB, series_age_s=config.store.series_days * 86400)
+    os.makedirs(os.path.dirname(config.store.path), exist_ok=True)
+    if not reason:
+        try:
+            return Store.open(config.store.path, options=options, wall_ms=clock.trusted_wall_ms), ""
+        except StoreLocked:
+            raise
+        except StoreError as error:
+            reason = str(error)
+    return Store.open(config.store.path, options=options, wall_ms=clock.trusted_wall_ms, read_only=True), reason
+
+
+def _boot_reason(loaded: Loaded, facts: ev.NodeFacts) -> str:
+    row = loaded.tables.get("node", {}).get("self")
+    with suppress(ValueError):  # the core reports a row that can't be read
+        last = wire.decode("node", row).boot_id if row else ""
+        return host.boot_reason(
+            last_boot_id=last, boot_id=facts.boot_id, clean=loaded.report.clean, watchdog=host.watchdog_reset()
+        )
+    return "crash"
+
+
+def _report(log: Log, store: Store, loaded: Loaded, reason: str) -> None:
+    report = loaded.report
+    log.note("info", "store.open", {"sequence": report.sequence, "replayed": report.replayed, "clean": report.clean})
+    for fault in store.status().faults:
+        log.note("warning", f"store.{fault.kind}", {"what": fault.what, "why": fault.why, "remedy": fault.remedy})
+    if reason:
+        log.note("error", "store.read_only", {"reason": reason, "remedy": "tinyedge doctor"})
+
+
+def _policy(config: Config) -> Policy:
+    return Policy(
+        memory_available_mb=config.pressure.memory_available_mb,
+        disk_free_percent=config.pressure.disk_free_percent,
+        image_disk_free_percent=config.pressure.image_disk_free_percent,
+        inodes_free_percent=config.pressure.inodes_free_percent,
+        transition_s=config.pressure.transition_s,
+        image_gc_high_percent=config.images.gc_high_percent,
+        image_gc_low_percent=config.images.gc_low_percent,
+        log_max_bytes=config.logs.container_max_mb * MIB,
+        log_files=config.logs.container_files,
+    )
+
+
+def _open_runtime(config: Config, facts: ev.NodeFacts) -> AbstractAsyncContextManager[Runtime]:
+    if config.runtime.kind == "process":
+        from tinyedge.adapters import process  # noqa: PLC0415 - neither runtime pays for the other
+
+        return process.open_runtime(config.runtime.endpoint, facts.name)
+    from tinyedge.adapters import cri  # noqa: PLC0415
+
+    return cri.open_runtime(config.runtime.endpoint, facts.name)
+
+
+class _Parts(Struct):
+    """What one life is made of. `committer` None: read-only."""
+
+    config: Config
+    log: Log
+    facts: ev.NodeFacts
+    clock: _Clock
+    life: Life
+    store: Store
+    box: BlackBox
+    edge: Edge
+    runtime: Runtime
+    notifier: host.Notifier
+    committer: Committer | None
+
+
+class _Daemon:
+    """The tasks of one life, joined by hand."""
+
+    def __init__(self, parts: _Parts, nursery: trio.Nursery) -> None:
+        self._config = config = parts.config
+        self._log = parts.log
+        self._facts = facts = parts.facts
+        self._clock = clock = parts.clock
+        self._life = parts.life
+        self._store = parts.store
+        self._box = parts.box
+        self._edge = edge = parts.edge
+        self._runtime = runtime = parts.runtime
+        self._notifier = parts.notifier
+        self._nursery = nursery
+        self._loop = Loop(edge, parts.committer, self._carry_out, clock.tick)
+        volumes = Volumes(facts.pods_dir)
+        self._executor = Executor(
+            runtime,
+            self._loop.post,
+            nursery,
+            pods_dir=facts.pods_dir,
+            mount=volumes.mount,
+            unmount=volumes.unmount,
+            bind=volumes.bind,
+            probe_network=probes.probe,
+            remove_logs=logs.remove,
+            rotate_log=logs.rotate,
+            parallel=config.runtime.parallel,
+            pulls=config.images.pull_parallel,
+        )
+        self._backend = DaemonBackend(
+            config=config,
+            life=parts.life,
+            edge=edge,
+            store=parts.store,
+            blackbox=parts.box,
+            runtime=runtime,
+            post=self._loop.post,
+            logs=logs.read,
+            images_changed=self._executor.refresh_images,
+            numbers=self._numbers,
+            mono_ms=clock.mono_ms,
+            wall_ms=clock.wall_ms,
+        )
+        self._records, self._to_record = trio.open_memory_channel[ev.Record](1000)
+
+    async def start(self) -> None:
+        """Everything that runs beside the loop; the API is there before the runtime has answered."""
+        nursery, config = self._nursery, self._config
+        nursery.start_soon(self._keep_records)
+        api = LocalApi(self._backend, self._log.note)
+        await nursery.start(api.serve, config.api.socket, config.api.group)
+        self._record(ev.Record("boot", {"reason": self._life.boot_reason, "version": __version__}))
+        if self._life.read_only:
+            await self._loop.post(ev.StoreFault("read-only", self._life.read_only, read_only=True))
+            nursery.start_soon(self._try_to_write_again)
+        booted = ev.Booted(self._facts, self._life.boot_reason, int.from_bytes(os.urandom(8)))
+        nursery.start_soon(self._loop.run, booted)
+        nursery.start_soon(self._executor.run)
+        for folder in config.manifests.paths:
+            known = self._edge.view.manifest_digests(folder)
+            nursery.start_soon(manifests.ManifestFolder(folder, self._loop.post, decode.read, known=known).run)
+        if config.images.import_path:
+            nursery.start_soon(self._import_images)
+        nursery.start_soon(self._sample)
+        nursery.start_soon(self._feed_watchdog)
+        self._notifier.ready(f"node {self._facts.name}")
+
+    # --- effects -----------------------------------------------------------------------------------
+
+    def _carry_out(self, effect: ev.Effect) -> None:
+        self._backend.touch()
+        match effect:
+            case ev.Note(level, key, fields):
+                self._log.note(level, key, fields)
+            case ev.Record():
+                self._record(effect)
+            case ev.Answer():
+                self._backend.answered(effect)
+            case _:
+                self._executor.carry_out(effect)
+
+    def _record(self, record: ev.Record) -> None:
+        with suppress(trio.WouldBlock):  # a flood of exits must not grow the process; the box is bounded anyway
+            self._records.send_nowait(record)
+
+    async def _keep_records(self) -> None:
+        async for record in self._to_record:
+            wall_ms = self._clock.trusted_wall_ms()
+            fields = dict[str, Value](record.fields)
+            await trio.to_thread.run_sync(self._box.record, record.kind, fields, wall_ms, self._facts.boot_id)
+
+    # --- the machine -------------------------------------------------------------------------------
+
+    async def _sample(self) -> None:
+        """A calm look at the machine, and at what the store says of itself."""
+        faults = self._store.status().fault_count
+        while True:
+            seen = await self._look()
+            self._life.sampled(seen, self._clock.mono_ms())
+            self._life.clock_trusted = self._clock.trusted()
+            await self._loop.post(seen)
+            status = self._store.status()
+            for fault in status.faults[len(status.faults) - max(0, status.fault_count - faults) :]:
+                self._log.note("warning", f"store.{fault.kind}", {"what": fault.what, "why": fault.why})
+                self._record(ev.Record("store", {"fault": fault.kind, "what": fault.what}))
+                await self._loop.post(ev.StoreFault(fault.kind, f"{fault.what}: {fault.why}", read_only=False))
+            faults = status.fault_count
+            self._notifier.status(self._edge.view.summary())
+            await trio.sleep(self._config.pressure.sample_s)
+
+    async def _look(self) -> ev.MachineSeen:
+        usage = await self._executor.usage()
+        log_files = await trio.to_thread.run_sync(logs.sizes, self._edge.view.running_logs())
+        volumes = await trio.to_thread.run_sync(host.volume_usage, self._edge.view.bounded_volumes())
+        return await trio.to_thread.run_sync(
+            lambda: host.machine(self._facts.pods_dir, usage=usage, logs=log_files, volumes=volumes)
+        )
+
+    async def _feed_watchdog(self) -> None:
+        """Fed only when the loop has decided something since."""
+        if not self._notifier.watchdog_s:
+            return
+        while True:
+            await self._loop.beat()
+            self._notifier.watchdog()
+            await trio.sleep(self._notifier.watchdog_s / 2)
+
+    async def _try_to_write_again(self) -> None:
+        """Read-only is not for ever: once the disk takes writes, start again."""
+        while True:
+            await trio.sleep(WRITE_AGAIN_S)
+            probe = os.path.join(self._config.store.path, "probe")
+            if await trio.to_thread.run_sync(_takes_writes, probe):
+                raise _Again("")
+
+    async def _import_images(self) -> None:
+        from tinyedge.adapters import image_folder  # noqa: PLC0415 - only where it is configured
+
+        await image_folder.watch(
+            self._config.images.import_path, self._runtime.import_image, self._executor.refresh_images, self._log.note
+        )
+
+    def _numbers(self) -> dict[str, float]:
+        return {
+            "loop_steps": self._loop.steps,
+            "loop_events": self._loop.events,
+            "store_commits": self._store.status().commits,
+            "store_faults": self._store.status().fault_count,
+            "blackbox_failures": self._box.failures,
+        }
+
+
+async def _stop_pods(runtime: Runtime) -> None:
+    """Every container of ours gets its SIGTERM at once; then the sandboxes go."""
+    pods = await runtime.pods()
+    async with trio.open_nursery() as nursery:
+        for pod in pods:
+            for container in pod.containers:
+                if container.state == "running":
+                    nursery.start_soon(runtime.stop_container, container.id, 30.0)
+    for pod in pods:
+        for sandbox in pod.sandboxes:
+            await runtime.stop_sandbox(sandbox.id)
+
+
+def _takes_writes(probe: str) -> bool:
+    try:
+        with open(probe, "wb", buffering=0) as file:
+            file.write(b"\0" * 4096)
+        os.unlink(probe)
+    except OSError:
+        return False
+    return True
