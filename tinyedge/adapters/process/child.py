@@ -48,8 +48,7 @@ def become(launch: Launch, stdio: tuple[int, int, int], said: int, join: int) ->
         if key == "cgroup":
             _write(f"{value}/cgroup.procs", "0")
     _write_if_allowed("/proc/self/oom_score_adj", one.get("oom", "0"))
-    env["TINYEDGE_MOUNTS"], kind = _enter(join, one["joined"]) if join else _mount_all(launch, one)
-    env["TINYEDGE_MOUNTS"] = env["TINYEDGE_MOUNTS"] or (one["links"] if kind != "real" else "")
+    env["TINYEDGE_MOUNTS"], kind = _enter(join, one["joined"], one["links"]) if join else _mount_all(launch, one)
     _limit(one)
     _change_user(one)
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)  # after the change of user, which clears it
@@ -125,9 +124,9 @@ def _change_folder(path: str, links: str) -> None:
 # --- mounts ------------------------------------------------------------------------------------------
 
 
-def _enter(join: int, kind: str) -> tuple[str, str]:
+def _enter(join: int, kind: str, links: str) -> tuple[str, str]:
     if kind != "real":
-        return "", kind
+        return links if kind.startswith("links") else "", kind
     names = ("mnt",) if os.geteuid() == 0 else ("user", "mnt")
     for fd in [os.open(f"/proc/{join}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names]:
         _checked(_libc.setns(fd, 0), "enter the container's namespaces")
@@ -135,26 +134,24 @@ def _enter(join: int, kind: str) -> tuple[str, str]:
 
 
 def _mount_all(launch: Launch, one: dict[str, str]) -> tuple[str, str]:
-    """($TINYEDGE_MOUNTS, `real` or why the mounts are not)"""
+    """($TINYEDGE_MOUNTS; `none`, `real` or why the mounts are not)"""
     mounts = []
     for key, value in launch:
         if key == "mount":
             options, target, source = value.split(":", 2)
             mounts.append((os.path.normpath("/" + target), source, options))
     mounts.sort()
-    kind = "real"
-    if mounts:
-        try:
-            if one.get("mounts") == "links":
-                raise NoNamespace("switched off")
-            _own_namespace()
-        except NoNamespace as error:
-            kind = f"links: {error}"
-    if kind == "real":
-        _bind_all(mounts, one["root"])
-        return "", kind
-    _link_all(mounts, one["links"])
-    return one["links"], kind
+    if not mounts:
+        return "", "none"
+    try:
+        if one.get("mounts") == "links":
+            raise NoNamespace("switched off")
+        _own_namespace()
+    except NoNamespace as error:
+        _link_all(mounts, one["links"])
+        return one["links"], f"links: {error}"
+    _bind_all(mounts, one["root"])
+    return "", "real"
 
 
 def _own_namespace() -> None:

@@ -177,13 +177,25 @@ async def exec_sync(folder: str, container_id: str, argv: Sequence[str], timeout
         kept = bytearray()
         os.set_blocking(output, False)
         with trio.move_on_after(timeout_s):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_drain, output, kept)
-                code = await exec_code(sock)
-                nursery.cancel_scope.cancel()
+            code = await _code_while_draining(sock, output, kept)
             _take(output, kept)  # all of it is in the pipe by now
+            if isinstance(code, PeerError):
+                raise code
             return ExecResult(code, bytes(kept))
         raise PeerError("ExecTimeout", f"{argv[0]} took longer than {timeout_s:g} s")
+
+
+async def _code_while_draining(sock: trio.socket.SocketType, output: int, kept: bytearray) -> int | PeerError:
+    """The error is returned, as one that leaves a nursery comes wrapped."""
+    code: int | PeerError = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_drain, output, kept)
+        try:
+            code = await exec_code(sock)
+        except PeerError as error:
+            code = error
+        nursery.cancel_scope.cancel()
+    return code
 
 
 async def _drain(fd: int, kept: bytearray) -> None:

@@ -7,7 +7,7 @@ exit codes. The daemon talks to FOLDER/socket (one message per packet, fields jo
 in FOLDER when either of the two was away:
 
     c/ID/launch     what to run, written by the daemon: fields `key=value` joined by NUL, in order, keys repeated
-    c/ID/started    `pid started_ms mounts`: mounts are `real` or the reason why they are not
+    c/ID/started    `pid started_ms mounts`: mounts are `none`, `real` or the reason why not
     c/ID/exit       `code finished_ms reason`
 
     watch                           → `state ID phase pid started_ms finished_ms code reason mounts` for each
