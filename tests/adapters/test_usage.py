@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def volume(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     for place in (folder / "mounted", folder):
-        if place.is_mount():
+        with suppress(OSError):  # no mount
             linux.unmount(str(place))
 
 
