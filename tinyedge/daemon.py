@@ -24,6 +24,7 @@ from tinyedge.adapters import host, logs, manifests, probes
 from tinyedge.adapters.executor import Executor
 from tinyedge.adapters.local_api import LocalApi
 from tinyedge.adapters.runtime import Runtime
+from tinyedge.adapters.usage import VolumeUsage
 from tinyedge.adapters.volumes import Volumes
 from tinyedge.backend import DaemonBackend, Life
 from tinyedge.config import Config
@@ -299,6 +300,7 @@ class _Daemon:
             mono_ms=clock.mono_ms,
             wall_ms=clock.wall_ms,
         )
+        self._volume_usage = VolumeUsage()
         self._records, self._to_record = trio.open_memory_channel[ev.Record](1000)
 
     async def start(self) -> None:
@@ -368,11 +370,14 @@ class _Daemon:
 
     async def _look(self) -> ev.MachineSeen:
         usage = await self._executor.usage()
-        log_files = await trio.to_thread.run_sync(logs.sizes, self._edge.view.running_logs())
-        volumes = await trio.to_thread.run_sync(host.volume_usage, self._edge.view.bounded_volumes())
-        return await trio.to_thread.run_sync(
-            lambda: host.machine(self._facts.pods_dir, usage=usage, logs=log_files, volumes=volumes)
-        )
+        live, bounded = self._edge.view.live_logs(), self._edge.view.bounded_volumes()
+
+        def look() -> ev.MachineSeen:
+            return host.machine(
+                self._facts.pods_dir, usage=usage, logs=logs.sizes(live), volumes=self._volume_usage.look(bounded)
+            )
+
+        return await trio.to_thread.run_sync(look)
 
     async def _feed_watchdog(self) -> None:
         """Fed only when the loop has decided something since."""

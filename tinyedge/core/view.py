@@ -20,9 +20,10 @@ from tinyedge.core.run import PodRun, containers_of
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
 from tinyedge.core.track import host_ip
+from tinyedge.core.volumes import volume_path
 from tinyedge.limits import PODS_MAX
 from tinyedge.model.image import normal_reference
-from tinyedge.model.runtime import PodSeen
+from tinyedge.model.runtime import ContainerState, PodSeen
 from tinyedge.wire import NodeRow
 
 Json = dict[str, Any]
@@ -50,6 +51,33 @@ class View:
         """What the runtime was last seen to have of a pod; nothing if there is no such pod."""
         run = self._runs.get(uid)
         return run.seen if run and run.seen else PodSeen(uid, "", "")
+
+    def live_logs(self) -> list[tuple[str, str, str]]:
+        """(uid, container id, path of the log) of every container that runs."""
+        return [
+            (run.uid, seen.id, seen.log_path)
+            for run in self._runs.values()
+            if run.seen
+            for seen in run.seen.containers
+            if seen.state is ContainerState.RUNNING and seen.log_path
+        ]
+
+    def bounded_volumes(self) -> list[tuple[str, str, str]]:
+        """(uid, name, path) of every emptyDir on disk; who has a limit, and who is evicted first, hangs on its size."""
+        return [
+            (run.uid, volume.name, volume_path(run.pod, volume, self._desk.node))
+            for run in self._runs.values()
+            if run.pod
+            for volume in run.pod.spec.volumes
+            if volume.empty_dir is not None
+        ]
+
+    def summary(self) -> str:
+        """One line for the init system."""
+        runs = [run for run in self._runs.values() if run.row]
+        ready = sum(status.was(run, "Ready") for run in runs)
+        runtime = "" if self._desk.runtime else f"; the runtime does not answer: {self._desk.runtime_why}"
+        return f"{ready} of {len(runs)} pods ready{runtime}"
 
     def why(self, namespace: str, name: str) -> Json | None:
         """In plain words: `{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}]}`.
