@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,8 @@ import trio
 
 from tests.adapters.cri_pods import container, rig, run_to_end, runtime_of, sandbox
 from tests.fakes.containerd_rig import BUSYBOX, PAUSE, ContainerdRig
-from tests.fakes.image_archives import busybox_image, docker_archive, gzipped, oci_archive, zstandard
-from tests.fakes.registry import registry
+from tests.fakes.image_archives import Image, busybox_image, docker_archive, gzipped, oci_archive, zstandard
+from tests.fakes.registry import Registry, registry
 from tinyedge.adapters import images as images_adapter
 from tinyedge.adapters.cri import CriRuntime
 from tinyedge.errors import BadInput, PeerError
@@ -27,6 +28,13 @@ pytestmark = pytest.mark.containerd
 
 def _plain(path: Path) -> Path:
     return path
+
+
+@contextmanager
+def _registry(rig: ContainerdRig, images: Sequence[Image], login: tuple[str, str] | None = None) -> Iterator[Registry]:
+    with registry(images, login=login) as served:
+        rig.trust_registry(served.host)
+        yield served
 
 
 # Removing an image removes all its names, so each test makes one of its own content.
@@ -108,7 +116,7 @@ async def test_another_runtime_refuses_to_import_by_name(rig: ContainerdRig, tmp
 
 
 async def test_an_image_is_pulled_and_removed(rig: ContainerdRig) -> None:
-    with registry([busybox_image("pulled:1", files={"pulled": b"1"})]) as served:
+    with _registry(rig, [busybox_image("pulled:1", files={"pulled": b"1"})]) as served:
         reference = f"{served.host}/pulled:1"
         async with runtime_of(rig) as runtime:
             image_id = await runtime.pull_image(reference, [])
@@ -123,7 +131,7 @@ async def test_an_image_is_pulled_and_removed(rig: ContainerdRig) -> None:
 async def test_a_pull_tells_how_far_it_is(rig: ContainerdRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_adapter, "PROGRESS_S", 0.02)
     reports: list[tuple[int, int]] = []
-    with registry([busybox_image("slow:1", files={"slow": b"1" * 3_000_000})]) as served:
+    with _registry(rig, [busybox_image("slow:1", files={"slow": b"1" * 3_000_000})]) as served:
         served.gate.clear()
 
         def progress(done: int, total: int) -> None:
@@ -138,7 +146,7 @@ async def test_a_pull_tells_how_far_it_is(rig: ContainerdRig, monkeypatch: pytes
 
 
 async def test_credentials_are_tried_in_turn(rig: ContainerdRig) -> None:
-    with registry([busybox_image("private:1", files={"private": b"x"})], login=("user", "right")) as served:
+    with _registry(rig, [busybox_image("private:1", files={"private": b"x"})], login=("user", "right")) as served:
         reference = f"{served.host}/private:1"
         wrong, right = (RegistryAuth(served.host, "user", word) for word in ("wrong", "right"))
         async with runtime_of(rig) as runtime:
@@ -152,7 +160,7 @@ async def test_credentials_are_tried_in_turn(rig: ContainerdRig) -> None:
 
 
 async def test_what_the_registry_does_not_have_is_a_pull_error(rig: ContainerdRig) -> None:
-    with registry([]) as served:
+    with _registry(rig, []) as served:
         async with runtime_of(rig) as runtime:
             with pytest.raises(PeerError, match=r"ErrImagePull.*not found"):
                 await runtime.pull_image(f"{served.host}/nothing:1", [])
@@ -167,7 +175,7 @@ async def test_a_name_that_is_none_is_said_to_be(rig: ContainerdRig) -> None:
 async def test_a_pull_is_given_up_when_the_runtime_hangs(rig: ContainerdRig, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("PROGRESS_S", 0.01), ("LOOK_S", 0.05), ("HUNG_S", 0.2)):
         monkeypatch.setattr(images_adapter, name, seconds)
-    with registry([busybox_image("stuck:1", files={"stuck": b"1"})]) as served:
+    with _registry(rig, [busybox_image("stuck:1", files={"stuck": b"1"})]) as served:
         served.gate.clear()
         async with runtime_of(rig) as runtime:
             await runtime.info()
@@ -182,7 +190,7 @@ async def test_a_pull_is_given_up_when_the_runtime_hangs(rig: ContainerdRig, mon
 
 
 async def test_a_pull_that_is_cancelled_leaves_the_runtime_usable(rig: ContainerdRig) -> None:
-    with registry([busybox_image("cancelled:1", files={"cancelled": b"1"})]) as served:
+    with _registry(rig, [busybox_image("cancelled:1", files={"cancelled": b"1"})]) as served:
         served.gate.clear()
         reference = f"{served.host}/cancelled:1"
         async with runtime_of(rig) as runtime:

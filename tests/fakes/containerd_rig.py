@@ -107,6 +107,14 @@ class ContainerdRig:
         command = [self.ctr, "--address", self.socket, "--namespace", "k8s.io", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
+    def trust_registry(self, host: str) -> None:
+        """Talk to this registry without TLS."""
+        folder = self.folder / "certs.d" / host
+        folder.mkdir(parents=True)
+        (folder / "hosts.toml").write_text(
+            f'server = "http://{host}"\n[host."http://{host}"]\ncapabilities = ["pull", "resolve"]\n'
+        )
+
     def import_images(self) -> None:
         """The pause image, without which no sandbox runs, and a busybox."""
         archive = self.folder / "images.tar"

@@ -182,10 +182,12 @@ class Images:
         for image in answer.images:
             pinned = image.name in wanted or (image.name.startswith("sha256:") and image.target.digest in digests)
             if pinned != (PINNED_BY_US_LABEL in image.labels) and (pinned is False or PINNED_LABEL not in image.labels):
-                await self._label(image.name, {PINNED_LABEL: "pinned", PINNED_BY_US_LABEL: "true"}, pinned)
+                await self._label(image, {PINNED_LABEL: "pinned", PINNED_BY_US_LABEL: "true"}, present=pinned)
 
-    async def _label(self, name: str, labels: dict[str, str], present: bool) -> None:
-        image = containerd_pb2.Image(name=name, labels={key: value if present else "" for key, value in labels.items()})
+    async def _label(self, listed: containerd_pb2.Image, labels: dict[str, str], *, present: bool) -> None:
+        """The target is not changed, but containerd 1.7 and later fall over an image that comes without one."""
+        wanted = {key: value if present else "" for key, value in labels.items()}
+        image = containerd_pb2.Image(name=listed.name, labels=wanted, target=listed.target)
         mask = containerd_pb2.FieldMask(paths=[f"labels.{key}" for key in labels])
         request = containerd_pb2.UpdateImageRequest(image=image, update_mask=mask)
         try:
