@@ -17,6 +17,10 @@ MISSING = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write what scenarios give now as what they should give")
+
+
 def _programs(*names: str) -> str:
     missing = [name for name in names if not shutil.which(name)]
     return f"needs {', '.join(missing)} (apt-get install {' '.join(missing)})" if missing else ""

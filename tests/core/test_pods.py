@@ -72,7 +72,7 @@ def test_a_crash_loop_says_so_with_its_last_end() -> None:
     assert "BackOff" in rig.reasons()
     told = rig.why()
     assert "exit code 3" in told["summary"]
-    assert "restarted 1 times" in told["reasons"][0]["why"]
+    assert "restarts so far: 1" in told["reasons"][0]["why"]
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def _crash_loop(run: PodRun, desk: Desk, name: str, seen: ContainerSeen) -> Json
     ended = {"reason": seen.reason, "exitCode": seen.exit_code}
     times = run.state.attempts.get(name, 0)
     again = _in(run.of(name).crash.until_ms - desk.now)
-    why = f"restarted {times} times; the next start is {again}" + (f"; it said: {seen.message}" if seen.message else "")
+    why = f"restarts so far: {times}; the next start is {again}" + (f"; it said: {seen.message}" if seen.message else "")
     remedy = (
         "raise its memory limit" if seen.reason == "OOMKilled" else _log_remedy(run, name).replace(" --previous", "")
     )

@@ -1,0 +1,249 @@
+"""Any history of manifests, exits, failures, jumps of the clock, crashes and power cuts.
+
+After every step the disk holds what the core believes, and makes the same core again (`Rig.check`); no container ever
+runs twice at once (`Machine.start`); what has ended stays ended. Once the faults stop, what is wanted runs and nothing
+else does.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.core.rig import Json, Rig, container, file, obj, pod, same
+from tinyedge import events as ev
+from tinyedge.core import specs
+from tinyedge.core.run import sandbox_hash
+from tinyedge.model.pod import Pod
+
+NAMES = ("a", "b", "c")
+POLICIES = ("Always", "Always", "OnFailure", "Never")
+names = st.sampled_from(NAMES)
+JUMPS = (-(10**12), -3_600_000, 1, 3_600_000, 10**12)
+
+
+@st.composite
+def pods(draw: st.DrawFn, name: str) -> Pod:
+    """A small pod: any mix of init containers, sidecars and containers, probes, a volume, a restart policy."""
+    mains: list[Json] = [container("main", f"app:{draw(st.integers(1, 3))}")]
+    if draw(st.booleans()):
+        mains.append(container("side", "app:1", lifecycle={"postStart": {"exec": {"command": ["hook"]}}}))
+    if draw(st.booleans()):
+        mains[0]["livenessProbe"] = {"exec": {"command": ["l"]}, "failureThreshold": draw(st.integers(1, 3))}
+    if draw(st.booleans()):
+        mains[0]["readinessProbe"] = {"exec": {"command": ["r"]}, "periodSeconds": 5}
+    inits: list[Json] = []
+    if draw(st.booleans()):
+        inits.append(container("prepare", f"tool:{draw(st.integers(1, 2))}"))
+    if draw(st.booleans()):
+        inits.append(container("proxy", "proxy:1", restartPolicy="Always"))
+    spec: Json = {"restartPolicy": draw(st.sampled_from(POLICIES)), "initContainers": inits}
+    if draw(st.booleans()):
+        mains[0]["volumeMounts"] = [{"name": "conf", "mountPath": "/conf"}]
+        spec["volumes"] = [{"name": "conf", "configMap": {"name": "conf"}}]
+    if draw(st.booleans()):
+        spec["hostname"] = draw(st.sampled_from(("x", "y")))
+    return pod(name, *mains, **spec)
+
+
+class Node(RuleBasedStateMachine):
+    @initialize()
+    def boot(self) -> None:
+        self.rig = Rig()
+        self.rig.boot()
+        self.files: dict[str, tuple[str, Pod]] = {}
+        self.told: set[tuple[str, str]] = set()
+        self.number = 0
+        self.ended: dict[str, tuple[str, bytes]] = {}
+        self.up = True
+
+    # --- what people do ----------------------------------------------------------------------------
+
+    @rule(name=names, data=st.data())
+    def write_a_file(self, name: str, data: st.DataObject) -> None:
+        self.number += 1
+        self.files[f"{name}.yaml"] = (f"digest-{self.number}", data.draw(pods(name)))
+        self.show_folder()
+
+    @rule(name=names)
+    def delete_a_file(self, name: str) -> None:
+        self.files.pop(f"{name}.yaml", None)
+        self.show_folder()
+
+    @rule(value=st.integers(0, 2))
+    def change_the_config(self, value: int) -> None:
+        self.rig.apply(obj({"kind": "ConfigMap", "metadata": {"name": "conf"}, "data": {"v": str(value)}}))
+
+    @rule()
+    def delete_the_config(self) -> None:
+        self.rig.delete("conf", "ConfigMap")
+
+    @rule(name=names)
+    def restart(self, name: str) -> None:
+        self.rig.request(ev.RestartPod("default", name))
+
+    @rule()
+    def lose_the_folder(self) -> None:
+        self.rig.folder(problem="it is not there")
+
+    def show_folder(self) -> None:
+        shown = []
+        for path, (digest, wanted) in sorted(self.files.items()):
+            new = (path, digest) not in self.told
+            shown.append(file(path, digest, wanted) if new else same(path, digest))
+            self.told.add((path, digest))
+        self.rig.folder(*shown)
+
+    # --- what the machine does ---------------------------------------------------------------------
+
+    @precondition(lambda self: self.rig.pending)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self.rig.finish(data.draw(st.sampled_from(self.rig.pending)))
+
+    @precondition(lambda self: self.rig.pending)
+    @rule(data=st.data(), done=st.booleans())
+    def fail(self, data: st.DataObject, done: bool) -> None:
+        """An effect fails, or it is done and only the answer is bad."""
+        effect = data.draw(st.sampled_from(self.rig.pending))
+        self.rig.pending.remove(effect)
+        if isinstance(effect, ev.RunProbe):
+            self.rig.step(ev.ProbeDone(effect.op, "failure", "no answer"))
+            return
+        if done:
+            self.rig._work(effect)
+        self.rig.step(ev.OpDone(effect.op, "DeadlineExceeded", "no answer", seen=self.rig._seen_after(effect)))
+
+    @rule()
+    def settle(self) -> None:
+        if self.up:
+            self.rig.settle()
+
+    @precondition(lambda self: self.rig.machine.running())
+    @rule(data=st.data(), code=st.sampled_from((0, 0, 1, 137)))
+    def exit(self, data: st.DataObject, code: int) -> None:
+        alive = [(uid, seen.id) for uid, seen in self.rig.machine.containers.values() if seen.state == "running"]
+        uid, cid = data.draw(st.sampled_from(alive))
+        self.rig.machine.exit(cid, code, self.rig.wall)
+        if self.up:
+            self.rig.step(self.rig.machine.snapshot(uid))
+
+    @precondition(lambda self: self.rig.machine.sandboxes)
+    @rule(data=st.data())
+    def sandbox_dies(self, data: st.DataObject) -> None:
+        box = data.draw(st.sampled_from(sorted(self.rig.machine.sandboxes)))
+        self.rig.machine.stop_sandbox(box, self.rig.wall)
+        if self.up:
+            self.rig.step(self.rig.machine.snapshot(self.rig.machine.sandboxes[box][0].uid))
+
+    @rule()
+    def runtime_goes_away(self) -> None:
+        if self.up:
+            self.up = False
+            self.rig.step(ev.RuntimeDown("connection refused"))
+            for effect in list(self.rig.pending):
+                self.rig.pending.remove(effect)
+                self.rig.step(ev.OpDone(effect.op, "RuntimeUnavailable", "connection refused"))
+
+    @rule()
+    def runtime_comes_back(self) -> None:
+        if not self.up:
+            self.up = True
+            self.rig.runtime_up()
+
+    @rule(seconds=st.sampled_from((1, 10, 60, 700)))
+    def wait(self, seconds: int) -> None:
+        self.rig.advance(seconds, settle=self.up)
+
+    @rule(jump=st.sampled_from(JUMPS), trusted=st.booleans())
+    def jump(self, jump: int, trusted: bool) -> None:
+        """The wall clock jumps; it is still positive, as a clock is."""
+        self.rig.wall = max(self.rig.wall + jump, 1)
+        self.rig.trusted = trusted
+
+    @rule()
+    def crash(self) -> None:
+        self.rig.boot("crash")
+        self.told = set()
+        self.up = True
+
+    @rule(forgets=st.booleans())
+    def power_cut(self, forgets: bool) -> None:
+        self.rig.power_cut(forgets=forgets)
+        self.told = set()
+        self.up = True
+
+    # --- what must hold ----------------------------------------------------------------------------
+
+    @invariant()
+    def what_has_ended_stays_ended(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        phases = self.rig.edge.phases()
+        rows = {str(uid): row for uid, row in self.rows().items()}
+        for uid, (phase, row) in list(self.ended.items()):
+            if rows.get(uid) != row:
+                del self.ended[uid]  # another manifest, or gone
+            else:
+                assert phases[uid] == phase
+        for uid, phase in phases.items():
+            if phase in ("Succeeded", "Failed"):
+                self.ended[uid] = (phase, rows[uid])
+
+    def rows(self) -> dict[str, bytes]:
+        by_key = self.rig.tables.get("pod", {})
+        return {self.rig.uid(key.partition("/")[2]): value for key, value in by_key.items()}
+
+    def teardown(self) -> None:
+        """The faults stop; what is wanted runs, as it is wanted, and nothing else does."""
+        if not hasattr(self, "rig"):
+            return
+        rig = self.rig
+        rig.refuse = lambda effect: None
+        if not self.up:
+            rig.runtime_up()
+        rig.apply(obj({"kind": "ConfigMap", "metadata": {"name": "conf"}, "data": {"v": "1"}}))
+        self.show_folder()
+        for _ in range(40):
+            rig.settle(2000)
+            for uid, seen in list(rig.machine.containers.values()):
+                if seen.name == "prepare" and seen.state == "running":
+                    rig.machine.exit(seen.id, 0, rig.wall)
+                    rig.step(rig.machine.snapshot(uid))
+            rig.advance(60)
+        assert {key.partition("/")[2] for key in rig.tables.get("pod", {})} == {p[:-5] for p in self.files}
+        wanted = {rig.uid(path[:-5]): one for path, (_, one) in self.files.items()}
+        assert rig.machine.uids() <= wanted.keys()
+        for uid, one in wanted.items():
+            self.check_pod(uid, one)
+
+    def check_pod(self, uid: str, one: Pod) -> None:
+        rig = self.rig
+        running = rig.machine.running(uid)
+        if rig.edge.phases()[uid] in ("Succeeded", "Failed"):
+            assert one.spec.restart_policy != "Always"
+            assert not running
+            return
+        mine = rig.row(one.metadata.name).pod
+        lasting = [c for c in mine.spec.init_containers if c.restart_policy == "Always"] + mine.spec.containers
+        done = {
+            seen.name
+            for owner, seen in rig.machine.containers.values()
+            if owner == uid and seen.state == "exited" and seen.exit_code == 0 and one.spec.restart_policy != "Always"
+        }
+        assert {c.name for c in lasting} - running.keys() <= done
+        for seen in running.values():
+            right = next(c for c in lasting if c.name == seen.name)
+            assert seen.spec_hash == specs.container_hash(mine, right)
+        boxes = [box for spec, box in rig.machine.sandboxes.values() if spec.uid == uid and box.state == "ready"]
+        assert [box.spec_hash for box in boxes] == [sandbox_hash(mine)]
+
+
+Node.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+class TestNode(Node.TestCase):  # type: ignore[misc, name-defined]
+    """The machine above."""
