@@ -34,26 +34,20 @@ async def watch(folder: str, load: Import, imported: Callable[[], Awaitable[None
             with suppress(OSError):  # a folder that is not there yet is looked for again
                 inotify.add(folder, _CHANGED)
             for path, mark in await trio.to_thread.run_sync(_new, folder):
-                if failed.get(path) != mark:
-                    await _import(path, mark, load, imported, note, failed)
+                if failed.get(path) == mark:
+                    continue
+                try:
+                    names = await load(path)
+                except TinyEdgeError as error:
+                    failed[path] = mark
+                    note("error", "image.not_imported", {"file": path, "why": str(error)})
+                    continue
+                note("info", "image.imported", {"file": path, "images": ", ".join(names)})
+                await trio.to_thread.run_sync(_remember, path, mark)
+                await imported()
             with trio.move_on_after(RESCAN_S):
                 await inotify.events()
                 await trio.sleep(QUIET_S)
-
-
-async def _import(
-    path: str, mark: str, load: Import, imported: Callable[[], Awaitable[None]], note: Note, failed: dict[str, str]
-) -> None:
-    try:
-        names = await load(path)
-    except TinyEdgeError as error:
-        failed[path] = mark
-        note("error", "image.not_imported", {"file": path, "why": str(error)})
-        return
-    note("info", "image.imported", {"file": path, "images": ", ".join(names)})
-    with suppress(OSError):  # a read-only medium: it is imported again at the next start
-        await trio.to_thread.run_sync(_remember, path, mark)
-    await imported()
 
 
 def _new(folder: str) -> list[tuple[str, str]]:
@@ -84,5 +78,5 @@ def _remembered(path: str) -> str:
 
 
 def _remember(path: str, mark: str) -> None:
-    with open(_beside(path), "w", encoding="utf-8") as file:
+    with suppress(OSError), open(_beside(path), "w", encoding="utf-8") as file:  # read-only: imported at each start
         file.write(mark)

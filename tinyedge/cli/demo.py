@@ -50,7 +50,8 @@ spec:
   - name: server
     image: host                      # the process runtime runs what is installed on this machine
     command: {server}
-    args: ["--port", "{port}", "--folder", "$(TINYEDGE_MOUNTS)/www"]
+    args: ["--port", "{port}", "--folder", "."]
+    workingDir: /www
     readinessProbe:
       httpGet: {{path: /, port: {port}}}
       periodSeconds: 1
@@ -119,7 +120,7 @@ def _show(node: _Node) -> None:
     _say(f"   GET http://127.0.0.1:{node.port}/ → {node.fetch()}")
 
     _step(6, "What the node remembers of it: tinyedge blackbox")
-    for entry in node.client.get("/v1/blackbox"):
+    for entry in node.client.get("/v1/blackbox")["items"]:
         fields = " ".join(f"{name}={value}" for name, value in entry.items() if name not in ("time", "kind"))
         _say(f"   {entry['time']}  {entry['kind']:<10} {fields}")
 
