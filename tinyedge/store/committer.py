@@ -142,7 +142,8 @@ class Committer:
     async def _tend_once(self) -> float:
         """Do what is due; returns when to look again."""
         now = trio.current_time()
-        fold = self._store.fold_due() or (self._unfolded_since or now) + CHECKPOINT_AGE_S <= now
+        since = self._unfolded_since
+        fold = self._store.fold_due() or (since is not None and since + CHECKPOINT_AGE_S <= now)
         if fold:
             self._unfolded_since = None
         wall_ms = self._wall_ms()
@@ -154,7 +155,7 @@ class Committer:
             self._unfolded_since = now
         if not well:
             return now + _RETRY_S
-        return trio.current_time() + CHECKPOINT_AGE_S if self._unfolded_since is not None else float("inf")
+        return float("inf") if self._unfolded_since is None else self._unfolded_since + CHECKPOINT_AGE_S
 
     def _backup_due(self, now: float, wall_ms: int) -> bool:
         """S11: daily when something has changed, and soon when there is none. By the wall clock if it is trusted, since

@@ -98,7 +98,7 @@ def look(path: str, *, verify: Verifier | None = None, map_bytes: int = limits.L
         format=ledger.format,
         written_by=ledger.written_by,
         owner=owner,
-        clean=found.report.clean,
+        clean=not disk.exists(path + "/running"),
         sequence=found.report.sequence,
         checkpoint_sequence=ledger.sequence,
         checkpoint_bytes=_size(checkpoint.path()),
