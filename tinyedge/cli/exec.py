@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import selectors
 import shutil
 import signal
 import sys
@@ -57,52 +56,40 @@ class Session:
 
     def run(self) -> tuple[int, str]:
         """Exit code, and words when there is none."""
-        with selectors.DefaultSelector() as selector, _window_changes(self.terminal) as changes:
-            selector.register(self.streams, selectors.EVENT_READ, self._receive)
-            if self.stdin:
-                self._watch_stdin(selector)
-            if changes is not None:
-                selector.register(changes, selectors.EVENT_READ, lambda: self._resize(changes))
-                self._resize(None)
+        with _window_changes(self.terminal) as changes:
+            if self.terminal:
+                self._resize()
             while self._ended is None and not self.streams.closed:
-                if self.streams.pending:
-                    self._receive()
-                    continue
-                ready = selector.select(PATIENCE_S if self._waiting else None)
-                if not ready:
+                sources = [*([0] if self.stdin else []), *([changes] if changes is not None else [])]
+                ready, messages = self.streams.wait(sources, PATIENCE_S if self._waiting else None)
+                if self._waiting and not ready and not messages:
                     self._explain()
-                for key, _ in ready:
-                    if key.data() is False:
-                        selector.unregister(key.fileobj)
+                for channel, data in messages:
+                    self._take(channel, data)
+                if 0 in ready:
+                    self._read()
+                if changes in ready and changes is not None:
+                    os.read(changes, 512)
+                    self._resize()
         return self._ended or (1, "the connection ended before the outcome was told")
 
-    def _watch_stdin(self, selector: selectors.BaseSelector) -> None:
-        try:
-            selector.register(0, selectors.EVENT_READ, self._read)
-        except PermissionError:  # a plain file is always ready, and epoll does not take it
-            while self._read():
-                pass
+    def _take(self, channel: int, data: bytes) -> None:
+        if channel == OUTCOME:
+            self._ended = outcome(data)
+        elif channel in (STDOUT, STDERR):
+            _write(channel, data)
 
-    def _receive(self) -> bool:
-        for channel, data in self.streams.receive():
-            if channel == OUTCOME:
-                self._ended = outcome(data)
-            elif channel in (STDOUT, STDERR):
-                _write(channel, data)
-        return True
-
-    def _read(self) -> bool:
-        """False at the end of stdin."""
+    def _read(self) -> None:
         data = os.read(0, READ_BYTES)
         if data:
             self.streams.send(STDIN, data)
-            return True
+            return
+        self.stdin = False
         if self.terminal:
             self.streams.send(STDIN, END_OF_TEXT)
         else:
             self.streams.end(STDIN)
             self._waiting = not self.streams.can_end_stdin
-        return False
 
     def _explain(self) -> None:
         self._waiting = False
@@ -112,12 +99,9 @@ class Session:
             file=sys.stderr,
         )
 
-    def _resize(self, changes: int | None) -> bool:
-        if changes is not None:
-            os.read(changes, 512)
+    def _resize(self) -> None:
         size = shutil.get_terminal_size()
         self.streams.resize(size.columns, size.lines)
-        return True
 
 
 def _write(channel: int, data: bytes) -> None:

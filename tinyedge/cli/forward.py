@@ -82,35 +82,19 @@ def _pump(local: socket.socket, streams: Streams) -> None:
     """Both ways, until the pod's side ends. That our side has ended can't be told by half: wait for the rest then."""
     greeted: set[int] = set()  # channels whose first message, the port, has come
     ended = False
-    with selectors.DefaultSelector() as selector:
-        selector.register(streams, selectors.EVENT_READ)
-        selector.register(local, selectors.EVENT_READ)
-        while not streams.closed:
-            ready = {key.fileobj for key, _ in selector.select(_patience(streams, ended=ended))}
-            if streams in ready or streams.pending:
-                _from_pod(local, streams, greeted)
-            elif ended and not ready:
-                return
-            if local in ready:
-                data = local.recv(READ_BYTES)
-                if data:
-                    streams.send(DATA, data)
-                else:
-                    ended = True
-                    selector.unregister(local)
-
-
-def _patience(streams: Streams, *, ended: bool) -> float | None:
-    if streams.pending:
-        return 0
-    return LINGER_S if ended else None
-
-
-def _from_pod(local: socket.socket, streams: Streams, greeted: set[int]) -> None:
-    for channel, data in streams.receive():
-        if channel not in greeted:
-            greeted.add(channel)
-        elif channel == DATA:
-            local.sendall(data)
-        elif channel == ERROR and data:
-            raise CliError("the pod refused the connection", data.decode("utf-8", "replace").strip())
+    while not streams.closed:
+        ready, messages = streams.wait([] if ended else [local.fileno()], LINGER_S if ended else None)
+        if ended and not messages:
+            return
+        for channel, data in messages:
+            if channel not in greeted:
+                greeted.add(channel)
+            elif channel == DATA:
+                local.sendall(data)
+            elif channel == ERROR and data:
+                raise CliError("the pod refused the connection", data.decode("utf-8", "replace").strip())
+        if ready:
+            data = local.recv(READ_BYTES)
+            ended = not data
+            if data:
+                streams.send(DATA, data)

@@ -8,8 +8,9 @@ the port. Version 5 adds `255 N`: channel N is closed, the only way to say that 
 from __future__ import annotations
 
 import json
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,10 +33,11 @@ STDIN, STDOUT, STDERR, OUTCOME, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 V5, V4 = "v5.channel.k8s.io", "v4.channel.k8s.io"
 CONNECT_S = 10
 MESSAGE_BYTES_MAX = 32 * 1024  # of what is sent in one message
+UNSENT_BYTES_MAX = 256 * 1024  # beyond this nothing more is taken in until the peer has read some
 
 
 class Streams:
-    """A connected WebSocket; blocking. `fileno` is for select, `receive` gives what has come since."""
+    """A connected WebSocket. Sending never blocks, or two ends that both wait to be read would wait forever."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -51,6 +53,7 @@ class Streams:
             ) from None
         self._ws = WSConnection(ConnectionType.CLIENT)
         self._partial = b""
+        self._unsent = bytearray()
         self._early: list[tuple[int, bytes]] = []  # what came in one packet with the end of the handshake
         self.version = ""
         self.closed = False
@@ -60,19 +63,31 @@ class Streams:
         except BaseException:
             self.close()
             raise
-        self._sock.settimeout(None)
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
+        self._sock.settimeout(0)
 
     def close(self) -> None:
         self.closed = True
         self._sock.close()
 
-    @property
-    def pending(self) -> bool:
-        """Whether `receive` has something without waiting, which select can't see."""
-        return bool(self._early)
+    def wait(self, sources: Sequence[int], timeout_s: float | None = None) -> tuple[set[int], list[tuple[int, bytes]]]:
+        """Wait until something has come from the peer or stands in one of the `sources` (file descriptors): those
+        that are ready, and the peer's messages. Neither after `timeout_s`. No source is ready while much is unsent."""
+        if self._early:
+            early, self._early = self._early, []
+            return set(), early
+        while not self.closed:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            for source in sources if len(self._unsent) < UNSENT_BYTES_MAX else ():
+                poll.register(source, select.POLLIN)
+            ready = dict(poll.poll(None if timeout_s is None else timeout_s * 1000))
+            own = ready.pop(self._sock.fileno(), None)
+            if own is not None and own & select.POLLOUT:
+                self._flush()
+            messages = self._receive() if own is not None and own & ~select.POLLOUT else []
+            if ready or messages or own is None:
+                return set(ready), messages
+        return set(), []
 
     @property
     def can_end_stdin(self) -> bool:
@@ -90,13 +105,12 @@ class Streams:
     def resize(self, width: int, height: int) -> None:
         self.send(RESIZE, json.dumps({"Width": width, "Height": height}).encode())
 
-    def receive(self) -> list[tuple[int, bytes]]:
-        """Waits for something to come; then every whole message of it. `closed` tells when it was the last."""
-        if self._early:
-            early, self._early = self._early, []
-            return early
+    def _receive(self) -> list[tuple[int, bytes]]:
+        """Every whole message that has come; `closed` tells when these were the last."""
         try:
             data = self._sock.recv(65536)
+        except BlockingIOError:
+            return []
         except OSError:
             data = b""
         try:
@@ -146,10 +160,16 @@ class Streams:
                 raise CliError("the runtime's streaming server refused", said, "try again; a URL works once only")
 
     def _send(self, event: Any) -> None:
-        data = self._ws.send(event)
+        self._unsent += self._ws.send(event)
+        self._flush()
+
+    def _flush(self) -> None:
         try:
-            self._sock.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
+            while self._unsent:
+                del self._unsent[: self._sock.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
             self.closed = True
 
 
