@@ -61,6 +61,7 @@ API_STALL_S = 30  # for a client to take what it is sent
 GRPC_MESSAGE_BYTES_MAX = 16 * MIB
 GRPC_WINDOW_BYTES = 256 * KIB  # what a peer may send ahead of us
 EXEC_OUTPUT_BYTES_MAX = 64 * KIB
+STREAM_MESSAGE_BYTES_MAX = 1 * MIB  # of exec, attach and port-forward in the process runtime
 IMPORT_OUTPUT_BYTES_MAX = 64 * KIB  # what the program that imports an image archive may print
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")

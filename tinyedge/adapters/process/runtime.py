@@ -21,21 +21,32 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
-from msgspec import Struct
 
 from tinyedge import __version__
 from tinyedge.adapters.process.cgroups import Cgroups
 from tinyedge.adapters.process.launch import HOST_IMAGE, check, check_image, launch_fields, without_cgroups
 from tinyedge.adapters.process.link import Link, State, connect, exec_sync
 from tinyedge.adapters.process.shim import kill_leftovers, write_whole
+from tinyedge.adapters.process.state import (
+    Container,
+    Sandbox,
+    StoredContainer,
+    StoredSandbox,
+    decode_container,
+    decode_sandbox,
+    log_path,
+    read_words,
+    see,
+    write_secret,
+)
 from tinyedge.adapters.process.table import kill_strays, usage_of
 from tinyedge.adapters.runtime import Progress, RegistryAuth
 from tinyedge.errors import PeerError, WorldError
 from tinyedge.model.runtime import (
-    ContainerSeen,
     ContainerSpec,
     ContainerState,
     ExecResult,
@@ -43,10 +54,11 @@ from tinyedge.model.runtime import (
     PodSeen,
     PodUsage,
     RuntimeInfo,
-    SandboxSeen,
     SandboxSpec,
-    SandboxState,
 )
+
+if TYPE_CHECKING:
+    from tinyedge.adapters.process.streams import Job, StreamServer
 
 _START_S = 10.0
 _STOP_S = 10.0
@@ -60,47 +72,6 @@ _NOTES = (
 _NO_CGROUPS = (
     "limits are not kept as asked ({}): of memory for each process by itself (RLIMIT_DATA), of CPU by priority only"
 )
-
-
-class _StoredSandbox(Struct, frozen=True):
-    spec: SandboxSpec
-    created_ms: int
-    boot_id: str
-
-
-class _StoredContainer(Struct, frozen=True):
-    spec: ContainerSpec
-    created_ms: int
-
-
-class _Container:
-    def __init__(self, container_id: str, folder: str, stored: _StoredContainer) -> None:
-        self.id = container_id
-        self.folder = folder
-        self.spec = stored.spec
-        self.created_ms = stored.created_ms
-        self.state = ContainerState.CREATED
-        self.pid = 0
-        self.started_ms = self.finished_ms = self.exit_code = 0
-        self.reason = ""
-        self.ended = trio.Event()
-
-    def end(self, exit_code: int, finished_ms: int, reason: str) -> None:
-        self.state = ContainerState.EXITED
-        self.exit_code, self.finished_ms, self.reason = exit_code, finished_ms, reason
-        self.ended.set()
-
-
-class _Sandbox:
-    def __init__(self, sandbox_id: str, folder: str, stored: _StoredSandbox) -> None:
-        self.id = sandbox_id
-        self.folder = folder
-        self.spec = stored.spec
-        self.created_ms = stored.created_ms
-        self.boot_id = stored.boot_id
-        self.containers: dict[str, _Container] = {}
-        self.link: Link | None = None
-        self.gone = trio.Event()
 
 
 def shim_argv(folder: str) -> list[str]:
@@ -132,9 +103,10 @@ class ProcessRuntime:
         self._tasks = tasks
         self._mounts = mounts
         self._cgroups = Cgroups()
-        self._sandboxes: dict[str, _Sandbox] = {}
+        self._sandboxes: dict[str, Sandbox] = {}
         self._listeners: list[Callable[[str], None]] = []
         self._closed = False
+        self._streams: StreamServer | None = None
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             self._boot_id = file.read().strip()
 
@@ -149,27 +121,14 @@ class ProcessRuntime:
 
     async def pods(self) -> list[PodSeen]:
         await trio.lowlevel.checkpoint()
-        return [self._see(uid) for uid in dict.fromkeys(sandbox.spec.uid for sandbox in self._sandboxes.values())]
+        return [
+            see(self._sandboxes.values(), uid)
+            for uid in dict.fromkeys(sandbox.spec.uid for sandbox in self._sandboxes.values())
+        ]
 
     async def pod(self, uid: str) -> PodSeen:
         await trio.lowlevel.checkpoint()
-        return self._see(uid)
-
-    def _see(self, uid: str) -> PodSeen:
-        sandboxes = [sandbox for sandbox in self._sandboxes.values() if sandbox.spec.uid == uid]
-        if not sandboxes:
-            return PodSeen(uid, "", "")
-        sandboxes.sort(key=lambda sandbox: (-sandbox.spec.attempt, -sandbox.created_ms))
-        containers = [(sandbox, each) for sandbox in sandboxes for each in sandbox.containers.values()]
-        containers.sort(key=lambda pair: (pair[1].spec.name, -pair[1].spec.attempt, -pair[1].created_ms))
-        spec = sandboxes[0].spec
-        return PodSeen(
-            uid,
-            spec.namespace,
-            spec.name,
-            tuple(map(_see_sandbox, sandboxes)),
-            tuple(_see_container(sandbox, container) for sandbox, container in containers),
-        )
+        return see(self._sandboxes.values(), uid)
 
     async def changes(self) -> AsyncGenerator[str, None]:
         changed: dict[str, None] = {}
@@ -221,9 +180,9 @@ class ProcessRuntime:
                 "set runtime.endpoint to a folder that this user may write",
             ) from error
         for name in names:
-            stored = _decode_sandbox(f"{self._folder}/{name}/sandbox")
+            stored = decode_sandbox(f"{self._folder}/{name}/sandbox")
             if stored is not None:
-                sandbox = self._sandboxes[name] = _Sandbox(name, f"{self._folder}/{name}", stored)
+                sandbox = self._sandboxes[name] = Sandbox(name, f"{self._folder}/{name}", stored)
                 self._adopt_containers(sandbox)
         await trio.to_thread.run_sync(kill_strays, self._folder, frozenset(self._sandboxes))
         for name in names:
@@ -233,21 +192,21 @@ class ProcessRuntime:
             for sandbox in self._sandboxes.values():
                 nursery.start_soon(self._adopt_shim, sandbox)
 
-    def _adopt_containers(self, sandbox: _Sandbox) -> None:
+    def _adopt_containers(self, sandbox: Sandbox) -> None:
         with suppress(OSError):
             for name in sorted(os.listdir(f"{sandbox.folder}/c")):
                 folder = f"{sandbox.folder}/c/{name}"
-                stored = _decode_container(f"{folder}/spec")
+                stored = decode_container(f"{folder}/spec")
                 if stored is None:
                     continue
-                container = sandbox.containers[name] = _Container(name, folder, stored)
-                if (started := _words(f"{folder}/started", 2)) is not None:
+                container = sandbox.containers[name] = Container(name, folder, stored)
+                if (started := read_words(f"{folder}/started", 2)) is not None:
                     container.pid, container.started_ms = int(started[0]), int(started[1])
                     container.state = ContainerState.RUNNING
-                if (ended := _words(f"{folder}/exit", 3)) is not None:
+                if (ended := read_words(f"{folder}/exit", 3)) is not None:
                     container.end(int(ended[0]), int(ended[1]), ended[2])
 
-    async def _adopt_shim(self, sandbox: _Sandbox) -> None:
+    async def _adopt_shim(self, sandbox: Sandbox) -> None:
         link = None
         if sandbox.boot_id == self._boot_id:
             with suppress(OSError):
@@ -260,13 +219,13 @@ class ProcessRuntime:
         for container in [each for each in sandbox.containers.values() if each.state is ContainerState.CREATED]:
             self._discard(sandbox, container)  # a daemon ended before it could start it
 
-    async def _follow(self, sandbox: _Sandbox) -> Link:
+    async def _follow(self, sandbox: Sandbox) -> Link:
         link = Link(await connect(sandbox.folder), lambda state: self._told(sandbox, state))
         sandbox.link = link
         self._tasks.start_soon(self._stay, sandbox, link)
         return link
 
-    async def _stay(self, sandbox: _Sandbox, link: Link) -> None:
+    async def _stay(self, sandbox: Sandbox, link: Link) -> None:
         await link.run()
         if self._closed:
             return
@@ -276,7 +235,7 @@ class ProcessRuntime:
         except OSError:
             await self._lost(sandbox)
 
-    def _told(self, sandbox: _Sandbox, state: State) -> None:
+    def _told(self, sandbox: Sandbox, state: State) -> None:
         container = sandbox.containers.get(state.id)
         if container is None or container.state is ContainerState.EXITED:
             return
@@ -286,13 +245,13 @@ class ProcessRuntime:
             container.end(state.code, state.finished_ms, state.reason)
         self._changed(sandbox.spec.uid)
 
-    async def _lost(self, sandbox: _Sandbox) -> None:
+    async def _lost(self, sandbox: Sandbox) -> None:
         """The supervisor is no more, and its containers went with it."""
         sandbox.link = None
         for container in sandbox.containers.values():
             if container.state is not ContainerState.RUNNING:
                 continue
-            ended = _words(f"{container.folder}/exit", 3)
+            ended = read_words(f"{container.folder}/exit", 3)
             if ended is None:
                 if sandbox.boot_id == self._boot_id:
                     await trio.to_thread.run_sync(kill_leftovers, f"{sandbox.id}/{container.id}", -1)
@@ -323,15 +282,15 @@ class ProcessRuntime:
             made = await self._make_sandbox(spec)
         return made.id
 
-    async def _make_sandbox(self, spec: SandboxSpec) -> _Sandbox:
+    async def _make_sandbox(self, spec: SandboxSpec) -> Sandbox:
         sandbox_id = os.urandom(8).hex()
         folder = f"{self._folder}/{sandbox_id}"
-        stored = _StoredSandbox(spec, _now_ms(), self._boot_id)
-        sandbox = _Sandbox(sandbox_id, folder, stored)
+        stored = StoredSandbox(spec, _now_ms(), self._boot_id)
+        sandbox = Sandbox(sandbox_id, folder, stored)
         self._sandboxes[sandbox_id] = sandbox
         try:
             os.makedirs(f"{folder}/c", mode=0o700)
-            _write_secret(f"{folder}/sandbox", msgspec.msgpack.encode(stored))
+            write_secret(f"{folder}/sandbox", msgspec.msgpack.encode(stored))
             with trio.fail_after(_START_S):
                 done = await trio.run_process(
                     shim_argv(folder), check=False, capture_stderr=True, env=_shim_env(), cwd=folder
@@ -386,8 +345,8 @@ class ProcessRuntime:
         check(spec)
         container_id = f"{sandbox_id[:8]}{os.urandom(8).hex()}"
         folder = f"{where.folder}/c/{container_id}"
-        stored = _StoredContainer(spec, _now_ms())
-        container = where.containers[container_id] = _Container(container_id, folder, stored)
+        stored = StoredContainer(spec, _now_ms())
+        container = where.containers[container_id] = Container(container_id, folder, stored)
         problem = "cancelled"
         try:
             with trio.CancelScope(shield=True):
@@ -402,11 +361,11 @@ class ProcessRuntime:
             raise PeerError("RunContainerError", problem)
         return container_id
 
-    def _prepare(self, sandbox: _Sandbox, container: _Container, stored: _StoredContainer) -> None:
+    def _prepare(self, sandbox: Sandbox, container: Container, stored: StoredContainer) -> None:
         spec = stored.spec
         for name in ("root", "links"):
             os.makedirs(f"{container.folder}/{name}", mode=0o755)
-        log = _log_path(sandbox.spec, spec) or "/dev/null"
+        log = log_path(sandbox.spec, spec) or "/dev/null"
         os.makedirs(os.path.dirname(log), mode=0o755, exist_ok=True)
         groups = self._cgroups.make(container.id, spec.resources)
         fields = [
@@ -417,21 +376,21 @@ class ProcessRuntime:
             fields += without_cgroups(spec)
         if self._mounts:
             fields.append(f"mounts={self._mounts}")
-        _write_secret(f"{container.folder}/launch", "\0".join(fields).encode("utf-8", "surrogateescape"))
-        _write_secret(f"{container.folder}/spec", msgspec.msgpack.encode(stored))
+        write_secret(f"{container.folder}/launch", "\0".join(fields).encode("utf-8", "surrogateescape"))
+        write_secret(f"{container.folder}/spec", msgspec.msgpack.encode(stored))
 
-    def _discard(self, sandbox: _Sandbox, container: _Container) -> None:
+    def _discard(self, sandbox: Sandbox, container: Container) -> None:
         sandbox.containers.pop(container.id, None)
         self._cgroups.remove(container.id)
         shutil.rmtree(container.folder, ignore_errors=True)
 
-    def _find(self, container_id: str) -> tuple[_Sandbox, _Container] | None:
+    def _find(self, container_id: str) -> tuple[Sandbox, Container] | None:
         for sandbox in self._sandboxes.values():
             if (container := sandbox.containers.get(container_id)) is not None:
                 return sandbox, container
         return None
 
-    def _running(self, container_id: str) -> tuple[_Sandbox, Link]:
+    def _running(self, container_id: str) -> tuple[Sandbox, Link]:
         found = self._find(container_id)
         if found is None or found[0].link is None or found[1].state is not ContainerState.RUNNING:
             raise PeerError("ExecError", f"container {container_id} is not running", retryable=False)
@@ -483,13 +442,30 @@ class ProcessRuntime:
     # --- streams -------------------------------------------------------------------------------------
 
     async def exec_url(self, container_id: str, argv: Sequence[str], *, stdin: bool, tty: bool) -> str:
-        raise NotImplementedError
+        from tinyedge.adapters.process.streams import exec_job  # noqa: PLC0415 - who never streams never pays
+
+        sandbox, _ = self._running(container_id)
+        return await self._stream_url(exec_job(sandbox.folder, container_id, argv, stdin=stdin, tty=tty))
 
     async def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str:
-        raise NotImplementedError
+        from tinyedge.adapters.process.streams import attach_job  # noqa: PLC0415
+
+        sandbox, _ = self._running(container_id)
+        return await self._stream_url(attach_job(sandbox.folder, container_id))
 
     async def port_forward_url(self, sandbox_id: str, ports: Sequence[int]) -> str:
-        raise NotImplementedError
+        from tinyedge.adapters.process.streams import port_forward_job  # noqa: PLC0415
+
+        if sandbox_id not in self._sandboxes:
+            raise PeerError("PortForwardError", f"there is no sandbox {sandbox_id}", retryable=False)
+        return await self._stream_url(port_forward_job(ports))
+
+    async def _stream_url(self, job: Job) -> str:
+        from tinyedge.adapters.process.streams import StreamServer  # noqa: PLC0415
+
+        if self._streams is None:
+            self._streams = StreamServer(self._tasks)
+        return await self._streams.url(job)
 
     # --- images --------------------------------------------------------------------------------------
 
@@ -512,48 +488,6 @@ class ProcessRuntime:
         raise PeerError("the process runtime has no images", f"{path} can't be imported", retryable=False)
 
 
-# --- how a container and its sandbox are seen ------------------------------------------------------------
-
-
-def _see_sandbox(sandbox: _Sandbox) -> SandboxSeen:
-    ready = sandbox.link is not None
-    return SandboxSeen(
-        sandbox.id,
-        sandbox.spec.attempt,
-        SandboxState.READY if ready else SandboxState.NOT_READY,
-        sandbox.created_ms,
-        sandbox.spec.spec_hash,
-        ("127.0.0.1",) if ready else (),
-    )
-
-
-def _see_container(sandbox: _Sandbox, container: _Container) -> ContainerSeen:
-    spec = container.spec
-    return ContainerSeen(
-        container.id,
-        sandbox.id,
-        spec.name,
-        spec.attempt,
-        container.state,
-        container.created_ms,
-        container.started_ms,
-        container.finished_ms,
-        container.exit_code,
-        container.reason,
-        image=spec.image,
-        image_id=HOST_IMAGE,
-        spec_hash=spec.spec_hash,
-        log_path=_log_path(sandbox.spec, spec),
-    )
-
-
-def _log_path(sandbox: SandboxSpec, spec: ContainerSpec) -> str:
-    return os.path.join(sandbox.log_directory, spec.log_path) if spec.log_path else ""
-
-
-# --- files -------------------------------------------------------------------------------------------------
-
-
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -561,38 +495,3 @@ def _now_ms() -> int:
 def _shim_env() -> dict[str, str]:
     """A supervisor has none of the daemon's environment; a frozen program that starts itself must be told so."""
     return {"PYINSTALLER_RESET_ENVIRONMENT": "1"} if getattr(sys, "frozen", False) else {}
-
-
-def _decode_sandbox(path: str) -> _StoredSandbox | None:
-    """None for what a power cut left half written."""
-    try:
-        with open(path, "rb") as file:
-            return msgspec.msgpack.decode(file.read(), type=_StoredSandbox)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
-def _decode_container(path: str) -> _StoredContainer | None:
-    try:
-        with open(path, "rb") as file:
-            return msgspec.msgpack.decode(file.read(), type=_StoredContainer)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
-def _words(path: str, least: int) -> list[str] | None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            words = file.read().split()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return words if len(words) >= least and words[0].isdigit() and words[1].isdigit() else None
-
-
-def _write_secret(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
