@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -273,6 +274,24 @@ async def test_following_survives_rotations_also_many_between_two_looks(log: Pat
         old.unlink()
         append(log, numbered(11))
         await follower.until(said(*range(12)))
+
+
+async def test_what_is_said_between_the_end_of_a_file_and_its_rotation_is_told(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(log, numbered(0))
+    real = reading._later
+
+    def later(source: Any) -> Any:
+        if not (aside := Path(f"{log}.20261123-100001")).exists():
+            append(log, numbered(1))
+            log.rename(aside)
+            append(log, numbered(2))
+        return real(source)
+
+    monkeypatch.setattr(reading, "_later", later)
+    async with following(log) as follower:
+        await follower.until(said(0, 1, 2))
 
 
 async def test_following_goes_on_when_the_file_that_it_reads_is_compressed_away(log: Path) -> None:

@@ -425,6 +425,19 @@ async def test_a_change_that_leaves_size_and_times_alone_is_seen(folder: Folder)
             await following()
 
 
+async def test_a_notice_from_the_kernel_counts_more_than_times_that_are_the_same(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may keep times too coarsely to tell two writes apart."""
+    monkeypatch.setattr(manifests, "_look", lambda *_: manifests._Signature(1, 2, 3, 4, 5))
+    folder.good("a.yaml")
+    async with watched(folder) as following:
+        await following()
+        folder.write("a.yaml", GOOD.format(name="new"))
+        await following()
+        assert folder.names() == {"a.yaml": ["new"]}
+
+
 async def test_the_swap_of_a_mounted_configmap_is_seen(folder: Folder) -> None:
     for version in ("1", "2"):
         (folder.path / f"..{version}").mkdir(mode=0o755)

@@ -291,6 +291,14 @@ async def test_a_version_that_a_pod_made_a_symlink_is_not_written_through(pods_d
     assert seen(volume) == {"passwd": b"evil"}
 
 
+@pytest.mark.parametrize("path", ["..data", "../x", "a/../../x", "a/..", "/etc/x/../../../y", "/x", "a/", ""])
+async def test_a_file_has_a_name_below_its_volume(pods_dir: Path, path: str) -> None:
+    await plain(pods_dir).mount(UID, [files(pods_dir, {"a": b"old"})])
+    with pytest.raises(WorldError, match="volume settings"):
+        await plain(pods_dir).mount(UID, [files(pods_dir, {path: b"new"})])
+    assert seen(place(pods_dir, "configmap", "settings")) == {"a": b"old"}
+
+
 async def test_a_full_disk_leaves_the_old_files(pods_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await plain(pods_dir).mount(UID, [files(pods_dir, {"a": b"old"})])
 

@@ -10,6 +10,7 @@ leaves behind is compared with what is wanted, byte by byte, before a container 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -30,6 +31,9 @@ def write(volume: int, files: Sequence[ProjectedFile], *, group: int | None, use
     With `group` (fsGroup) files belong to it and it may read them. Owners are only set by root.
     """
     wanted = {file.path: file for file in files}
+    for path in wanted:
+        if path.startswith(("..", "/")) or not path.rpartition("/")[2]:
+            raise OSError(errno.EINVAL, "is no name for a file of a volume", path)
     current = _current(volume)
     changed = not (current and _same(volume, current, wanted, group))
     if changed:

@@ -105,6 +105,8 @@ def _enter(folder: int, name: str, like: int | None) -> int:
 
 def make_folders(root: int, path: str, mode: int) -> int:
     """Like `mkdir -p` below `root`, with `mode` for what is made, and no symlink anywhere. Returns a descriptor."""
+    if ".." in _parts(path):
+        raise OSError(errno.EXDEV, "leads out of the folder", path)
     held = os.dup(root)
     for name in reversed(_parts(path)):
         try:
