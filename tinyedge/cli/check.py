@@ -155,14 +155,20 @@ def ask_runtime(endpoint: str) -> tuple[str, str]:
     from tinyedge.adapters.cri import open_runtime
     from tinyedge.errors import PeerError
 
-    async def ask() -> tuple[str, str]:
+    async def ask() -> tuple[str, str] | TinyEdgeError:
         with trio.move_on_after(RUNTIME_S):
             async with open_runtime(endpoint, "check") as opened:
-                info = await opened.info()
+                try:
+                    info = await opened.info()
+                except TinyEdgeError as error:
+                    return error  # raised outside: nurseries wrap what passes through them
                 return info.name, info.version
-        raise PeerError(f"no answer within {RUNTIME_S} s")
+        return PeerError(f"no answer within {RUNTIME_S} s")
 
-    return trio.run(ask)
+    answer = trio.run(ask)
+    if isinstance(answer, TinyEdgeError):
+        raise answer
+    return answer
 
 
 KUBELETS = {

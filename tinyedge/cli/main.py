@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from tinyedge.cli.commands import BY_NAME, COMMANDS, GLOBAL, Argument, Command, Option
@@ -33,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args is None:
             print(overview())
             return 0 if words else EXIT_USAGE
-        return int(import_module(f"tinyedge.cli.{BY_NAME[args.command].module}").run(args))
+        code = int(import_module(f"tinyedge.cli.{BY_NAME[args.command].module}").run(args))
+        sys.stdout.flush()
+        return code
     except TinyEdgeError as error:
         _tell(error, as_json="json" in words)
         return error.code if isinstance(error, CliError) else EXIT_FAILED
@@ -41,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has had enough; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
 
 
