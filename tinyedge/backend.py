@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
@@ -31,7 +31,16 @@ from tinyedge.store.blackbox import BlackBox
 from tinyedge.store.store import Store
 
 Json = dict[str, Any]
-Logs = Callable[[Sequence[ContainerSeen], LogOptions], AsyncGenerator[bytes, None]]
+
+
+class Logs(Protocol):
+    """`adapters.logs.read`: attempts newest first; `over` says that no more will be written."""
+
+    def __call__(
+        self, attempts: Sequence[ContainerSeen], options: LogOptions, *, over: Callable[[], bool]
+    ) -> AsyncGenerator[bytes, None]: ...
+
+
 KINDS = ("pods", "nodes", "events", "configmaps", "secrets", "images")
 
 
@@ -272,7 +281,13 @@ class DaemonBackend:
         )
 
     def logs(self, namespace: str, name: str, container: str, options: LogOptions) -> AsyncGenerator[bytes, None]:
-        return self._logs(self._container(namespace, name, container, running=False), options)
+        attempts = self._container(namespace, name, container, running=False)
+
+        def over() -> bool:
+            pod = self.pod(namespace, name)
+            return pod is None or pod["status"]["phase"] in ("Succeeded", "Failed")
+
+        return self._logs(attempts, options, over=over)
 
     async def exec_url(
         self, namespace: str, name: str, container: str, argv: Sequence[str], *, stdin: bool, tty: bool

@@ -40,6 +40,7 @@ from tinyedge.store.committer import Committer, open_committer
 from tinyedge.store.store import Loaded, Store, StoreOptions
 
 READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that comes back after a failed commit: why
+IMAGES_DIR = "/var/lib/containerd"  # its default root; on the disk of the images unless it is configured away
 WRITE_AGAIN_S = 60
 CLOSE_S_MAX = 20
 STOP_PODS_S_MAX = 60
@@ -374,7 +375,11 @@ class _Daemon:
 
         def look() -> ev.MachineSeen:
             return host.machine(
-                self._facts.pods_dir, usage=usage, logs=logs.sizes(live), volumes=self._volume_usage.look(bounded)
+                self._facts.pods_dir,
+                IMAGES_DIR if self._config.runtime.kind == "containerd" else "",
+                usage=usage,
+                logs=logs.sizes(live),
+                volumes=self._volume_usage.look(bounded),
             )
 
         return await trio.to_thread.run_sync(look)

@@ -357,7 +357,8 @@ class Sources:
     # --- looking ---------------------------------------------------------------------------------
 
     def digests(self, folder: str) -> dict[str, str]:
-        return {path: row.digest for path, row in self._files.get(folder, {}).items()}
+        """Of the files that could be used: what could not is read again by each life, which may know more."""
+        return {path: row.digest for path, row in self._files.get(folder, {}).items() if not row.problems}
 
     def files(self) -> dict[str, dict[str, FileRow]]:
         return self._files
