@@ -20,8 +20,15 @@ PATH = "/store"
 class Rig:
     """One disk over all lives of its store. `kind` is the Store class to open: negative controls bring their own."""
 
-    def __init__(self, kind: type[Store] = Store, *, seed: int = 0, options: StoreOptions = SMALL) -> None:
-        self.disk = MemoryDisk()
+    def __init__(
+        self,
+        kind: type[Store] = Store,
+        *,
+        seed: int = 0,
+        options: StoreOptions = SMALL,
+        disk: MemoryDisk | None = None,
+    ) -> None:
+        self.disk = disk or MemoryDisk()
         self.checkpoint = MemoryCheckpoint(self.disk)
         self.kind = kind
         self.options = options

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tinyedge.errors import StoreError, require
 from tinyedge.limits import BLOCK_BYTES, KIB, RECORD_BYTES_MAX
@@ -189,30 +190,37 @@ class Journal:
             self._spare = number
 
     def _make(self, path: str, length: int) -> None:
-        """A file of `length` bytes at `path`: a segment used before if there is one, else zeros."""
-        source = f"{self.directory}/{_ASIDE}"
-        reused = bool(self._free)
-        if reused:
-            source = segment_path(self.directory, self._free[-1])
-        handle = self.disk.open(source, create=True)
+        """A file of `length` bytes at `path`: a segment used before if there is one, else zeros. What fails on the way
+        is removed, not tried again (S10)."""
+        source = segment_path(self.directory, self._free.pop()) if self._free else f"{self.directory}/{_ASIDE}"
+        try:
+            if source.endswith(_ASIDE):
+                self._remove(source)
+            self._fill_with_zeros(source, length)
+            self.disk.rename(source, path)
+            self._sync_directory()
+        except OSError:
+            with suppress(OSError):
+                self._remove(source)
+                self._remove(path)
+            raise
+
+    def _remove(self, path: str) -> None:
+        if self.disk.exists(path):
+            self.disk.unlink(path)
+
+    def _fill_with_zeros(self, path: str, length: int) -> None:
+        """Written zeros, so that an append changes no metadata: allocation alone costs a second flush every time."""
+        handle = self.disk.open(path, create=True)
         try:
             size = self.disk.size(handle)
-            if not reused or size < length:
-                self._fill_with_zeros(handle, size if reused else 0, length)
+            if size >= length:
+                return
+            for offset in range(size, length, _CHUNK_BYTES):
+                self.disk.pwrite(handle, bytes(min(_CHUNK_BYTES, length - offset)), offset)
+            self.disk.fsync(handle)
         finally:
             self.disk.close(handle)
-        self.disk.rename(source, path)
-        if reused:
-            self._free.pop()
-        self._sync_directory()
-
-    def _fill_with_zeros(self, handle: int, start: int, end: int) -> None:
-        """Written zeros, so that an append changes no metadata: allocation alone costs a second flush every time."""
-        if start == 0:
-            self.disk.ftruncate(handle, 0)
-        for offset in range(start, end, _CHUNK_BYTES):
-            self.disk.pwrite(handle, bytes(min(_CHUNK_BYTES, end - offset)), offset)
-        self.disk.fsync(handle)
 
     def _sync_directory(self) -> None:
         self.disk.fsync_dir(self.directory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -160,7 +161,10 @@ class Life:
         """Refuse what the checkpoint could not hold. What replaces is counted as if it added, until it is folded."""
         if self._fits_state(growth) and self._unfolded() <= self._options.unfolded_bytes:
             return
-        self.fold()
+        try:
+            self.fold()
+        except StoreError as error:
+            raise StoreFull("the store can't take more before it is folded", str(error), _FREE_SPACE) from error
         if not self._fits_state(growth):
             raise StoreFull(
                 "the store's state is full",
@@ -221,8 +225,9 @@ class Life:
 
     def _switch_without_room(self, *, growing: bool) -> None:
         """A fold may set a segment free; the reserve's room is for those who make the store smaller."""
-        try:
+        with suppress(StoreError):  # noted as a fault
             self.fold()
+        try:
             if not growing and not self._journal.has_free:
                 self._give_up_reserve()
                 self._journal.prepare(self._options.rescue_bytes)
