@@ -213,7 +213,7 @@ def test_manifests_that_others_may_write_are_an_error(machine: Made) -> None:
     os.chmod(machine.at(f"{folder}/a.yaml"), 0o664)
     assert one(check.manifests, machine).remedy == f"chmod go-w {folder}/a.yaml"
     os.chmod(machine.at(f"{folder}/a.yaml"), 0o600)
-    os.chmod(machine.at(folder), 0o777)
+    os.chmod(machine.at(folder), 0o777)  # noqa: S103
     assert one(check.manifests, machine).remedy == f"chmod go-w {folder}"
     assert one(check.manifests, machine, config(manifests={"paths": ["/none"]})).level == WARNING
 
@@ -226,7 +226,7 @@ def test_the_socket_needs_a_folder_a_group_and_a_short_path(machine: Made) -> No
     assert "longer than" in one(check.api_socket, machine, config(api={"socket": "/run/" + "x" * 120})).what
     machine.write("/run/tinyedge/api.sock", "not a socket")
     assert "it is no socket" in one(check.api_socket, machine).what
-    os.chmod(machine.at("/run"), 0o777)
+    os.chmod(machine.at("/run"), 0o777)  # noqa: S103
     assert "may be written by everyone" in one(check.api_socket, machine, config(api={"socket": "/run/a.sock"})).what
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
-from tinyedge.cli.commands import BY_NAME, COMMANDS, GLOBAL, Argument, Command, Option
+from tinyedge.cli.commands import BY_NAME, COMMANDS, GLOBAL, NAMESPACE, Argument, Command, Option
 from tinyedge.cli.errors import EXIT_FAILED, EXIT_USAGE, CliError
 from tinyedge.errors import TinyEdgeError
 
@@ -84,10 +84,10 @@ def _refuse(command: Command, strange: list[str]) -> None:
 
 
 def _leading(words: list[str]) -> int:
-    """How many words stand before the command: the options that all commands have, with their values."""
+    """How many words stand before the command: options that may stand there, with their values."""
     n = 0
-    flags = {flag for option in GLOBAL for flag in option.flags}
-    while n < len(words) and words[n].startswith("--") and words[n].partition("=")[0] in flags:
+    flags = {flag for option in (*GLOBAL, NAMESPACE) for flag in option.flags}
+    while n < len(words) and words[n].startswith("-") and words[n].partition("=")[0] in flags:
         n += 1 if "=" in words[n] else 2
     return min(n, len(words))
 
