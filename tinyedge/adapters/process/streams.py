@@ -38,6 +38,8 @@ STDIN, STDOUT, STDERR, OUTCOME, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
 _PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _TOKEN_S = 60.0
 _READ_BYTES = 32 * 1024
+_LAST_WORDS_S = 0.05
+_STALL_S = 5.0  # that a client may keep a daemon which ends
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -217,8 +219,11 @@ async def _run_exec(channels: Channels, sock: trio.socket.SocketType, ours: dict
         nursery.cancel_scope.cancel()
     if ended:
         for channel, fd in outputs.items():
-            while data := _read(fd):
-                await channels.send(channel, data)
+            while True:  # a process that was left behind may hold it open for ever
+                with trio.move_on_after(_LAST_WORDS_S) as waiting:
+                    await trio.lowlevel.wait_readable(fd)
+                if waiting.cancelled_caught or not await _pass_on(channels, channel, fd):
+                    break
         await channels.end(code, problem)
 
 
@@ -249,21 +254,25 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
-def _read(fd: int) -> bytes:
-    """What is there; nothing at the end, too (EIO is the end of a terminal)."""
-    try:
-        return os.read(fd, _READ_BYTES)
-    except OSError:
-        return b""
-
-
 async def _pump(channels: Channels, channel: int, fd: int) -> None:
     while True:
         await trio.lowlevel.wait_readable(fd)
-        data = _read(fd)
-        if not data:
+        if not await _pass_on(channels, channel, fd):
             return
-        await channels.send(channel, data)
+
+
+async def _pass_on(channels: Channels, channel: int, fd: int) -> bool:
+    """What was read is sent even when we are cancelled meanwhile. False at the end, which for a terminal is EIO."""
+    try:
+        data = os.read(fd, _READ_BYTES)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    if data:
+        with trio.move_on_after(_STALL_S, shield=True):
+            await channels.send(channel, data)
+    return bool(data)
 
 
 async def _type_in(channels: Channels, ours: dict[int, int]) -> None:
