@@ -21,7 +21,18 @@ def generate(out: Path) -> list[Path]:
     arguments = ["protoc", f"-I{ROOT}", f"--python_out={out}", f"--pyi_out={out}", *map(str, sources)]
     if protoc.main(arguments) != 0:
         sys.exit("protoc failed; its message is above")
+    for source in sources:
+        lighten(out / FOLDER / f"{source.stem}_pb2.py")
     return [FOLDER / f"{source.stem}_pb2{suffix}" for source in sources for suffix in (".py", ".pyi")]
+
+
+def lighten(code: Path) -> None:
+    """Let `tinyedge.protocol.lean` import protobuf, before the generated code does."""
+    head, mark, rest = code.read_text().partition('"""Generated protocol buffer code."""\n')
+    if not mark:
+        sys.exit(f"{code} does not look as protoc used to write it")
+    first = "from tinyedge.protocol.lean import import_protobuf as _import_protobuf\n_import_protobuf()\n"
+    code.write_text(head + mark + first + rest)
 
 
 def differing() -> list[str]:

@@ -4,6 +4,8 @@
 # source: tinyedge/protocol/cri.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
+from tinyedge.protocol.lean import import_protobuf as _import_protobuf
+_import_protobuf()
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
