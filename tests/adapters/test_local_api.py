@@ -228,7 +228,8 @@ async def test_objects_are_applied_in_one_request_in_the_callers_name(rig: Rig) 
     rig.backend.answer = Answer(0, message="pod/a created")
     body = json.dumps({"items": [MANIFEST, {"kind": "ConfigMap", "metadata": {"name": "b"}}]}).encode()
     status, answer, _ = await rig.ask("POST", "/v1/apply", body)
-    assert (status, answer) == (200, {"message": "pod/a created"})
+    assert (status, answer["message"]) == (200, "pod/a created")
+    assert [(o["name"], o["created"]) for o in answer["objects"]] == [("a", True), ("b", True)]
     [(uid, what)] = rig.backend.requests
     assert uid == os.getuid()
     assert isinstance(what, Apply)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Cli
+from tests.fakes.backend import pod
 from tinyedge.errors import PeerError
 from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
 
@@ -44,29 +45,36 @@ def applied(cli: Cli) -> list[tuple[str, str, str]]:
 
 def test_all_documents_of_a_file_are_applied_at_once(cli: Cli, file: str) -> None:
     ran = cli("apply", "-f", file)
-    assert (ran.code, ran.out) == (0, "pod/a applied\nconfigmap/b applied\n")
+    assert (ran.code, ran.out) == (0, "pod/a created\nconfigmap/b created\n")
     assert applied(cli) == [("Pod", "default", "a"), ("ConfigMap", "plant", "b")]
     assert len(cli.backend.requests) == 1
 
 
-def test_what_the_node_says_about_it_is_printed(cli: Cli, file: str) -> None:
-    cli.backend.answer = Answer(0, message="pod/a created\nconfigmap/b unchanged")
-    assert cli("apply", "-f", file).out == "pod/a created\nconfigmap/b unchanged\n"
-    assert json.loads(cli("apply", "-f", file, "-o", "json").out)["applied"] == ["pod/a", "configmap/b"]
+def test_what_was_there_is_configured(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "cm.yaml").write_text("kind: ConfigMap\nmetadata: {name: site}\n")
+    assert cli("apply", "-f", str(tmp_path / "cm.yaml")).out == "configmap/site configured\n"
+    told = json.loads(cli("apply", "-f", str(tmp_path / "cm.yaml"), "-o", "json").out)
+    assert told["objects"] == [{"kind": "configmaps", "namespace": "default", "name": "site", "created": False}]
+
+
+def test_a_mistake_is_told_with_its_file(cli: Cli, file: str, tmp_path: Path) -> None:
+    (tmp_path / "z.yaml").write_text("kind: Gizmo\nmetadata: {name: z}\n")
+    ran = cli("apply", "-f", file, "-f", str(tmp_path / "z.yaml"))
+    assert (ran.code, f"error: {tmp_path}/z.yaml.kind is " in ran.err) == (1, True)
 
 
 def test_a_folder_and_standard_input_are_applied(cli: Cli, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(Path(file).parent)
     assert cli("apply", "-f", folder).code == 0
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"kind": "Secret", "metadata": {"name": "s"}}')))
-    assert cli("apply", "-f", "-", "-n", "plant").out == "secret/s applied\n"
+    assert cli("apply", "-f", "-", "-n", "plant").out == "secret/s created\n"
     assert applied(cli)[-1] == ("Secret", "plant", "s")
 
 
 def test_a_list_is_taken_apart(cli: Cli, tmp_path: Path) -> None:
     listed = {"kind": "List", "items": [{"kind": "ConfigMap", "metadata": {"name": n}} for n in "ab"]}
     (tmp_path / "list.json").write_text(json.dumps(listed))
-    assert cli("apply", "-f", str(tmp_path / "list.json")).out == "configmap/a applied\nconfigmap/b applied\n"
+    assert cli("apply", "-f", str(tmp_path / "list.json")).out == "configmap/a created\nconfigmap/b created\n"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +108,8 @@ def test_a_refusal_of_the_node_is_told_with_its_reason(cli: Cli, file: str) -> N
 
 
 def test_objects_are_deleted_by_name_and_by_file(cli: Cli, file: str) -> None:
+    cli.backend.pod_list += [pod("db"), pod("a")]
+    cli.backend.configmap_list += [{"metadata": {"name": n, "namespace": "plant"}} for n in ("site", "b")]
     assert cli("delete", "pod", "web", "db", "--grace-period", "5").out == 'pod "web" deleted\npod "db" deleted\n'
     assert cli("delete", "cm/site", "-n", "plant").code == 0
     assert cli("delete", "-f", file, "--now").code == 0

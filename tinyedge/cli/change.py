@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -25,16 +26,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _apply(args: argparse.Namespace) -> int:
-    documents = _documents(args)
-    for document in documents:
+    read = _documents(args)
+    for _, document in read:
         _place(document, args.namespace)
-    answer = client(args).ask("POST", "/v1/apply", body={"items": documents})
-    names = [f"{d['kind'].lower()}/{d['metadata']['name']}" for d in documents]
+    try:
+        answer = client(args).ask("POST", "/v1/apply", body={"items": [document for _, document in read]})
+    except CliError as error:
+        raise _located(error, [origin for origin, _ in read]) from None
     if args.output:
-        print(structured({"applied": names, "message": answer.get("message", "")}, args.output))
-    else:
-        print(answer.get("message") or "\n".join(f"{name} applied" for name in names))
+        print(structured(answer, args.output))
+        return 0
+    for done in answer["objects"]:
+        name = f"{kind_named(done['kind']).singular}/{done['name']}"
+        print(f"{name} {'created' if done['created'] else 'configured'}")
     return 0
+
+
+def _located(error: CliError, origins: list[str]) -> CliError:
+    """The daemon counts what it was sent; people look for it in files."""
+
+    def origin(match: re.Match[str]) -> str:
+        n = int(match[1])
+        return origins[n] if n < len(origins) else match[0]
+
+    what = re.sub(r"\bitems\[(\d+)\]", origin, error.what)
+    return CliError(what, error.why, error.remedy, code=error.code, reason=error.reason)
 
 
 def _place(document: Json, within: str | None) -> None:
@@ -55,13 +71,24 @@ def _delete(args: argparse.Namespace) -> int:
     params = _grace(args)
     api = client(args)
     deleted = []
+    refused: CliError | None = None
     for kind, within, name in _targets(args):
-        api.ask("DELETE", f"/v1/namespaces/{within}/{kind}/{name}", params)
+        try:
+            api.ask("DELETE", f"/v1/namespaces/{within}/{kind}/{name}", params)
+        except CliError as error:
+            if not error.reason:  # the daemon is away; the others would fail too
+                raise
+            if refused:
+                print(f"error: {refused}", file=sys.stderr)
+            refused = error
+            continue
         deleted.append(f"{kind_named(kind).singular}/{name}")
         if not args.output:
             print(f'{kind_named(kind).singular} "{name}" deleted')
     if args.output:
         print(structured({"deleted": deleted}, args.output))
+    if refused:
+        raise refused
     return 0
 
 
@@ -78,7 +105,7 @@ def _grace(args: argparse.Namespace) -> list[tuple[str, str]]:
 def _targets(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
     """What is to be deleted, as (kind, namespace, name)."""
     if args.filename:
-        for document in _documents(args):
+        for _, document in _documents(args):
             _place(document, args.namespace)
             if document["kind"] not in PLURALS:
                 raise CliError(f"there is no kind {document['kind']} here", "", f"known are {', '.join(PLURALS)}")
@@ -126,15 +153,20 @@ def _restarted(api: Client, within: str, name: str, params: list[tuple[str, str]
 # --- manifests -------------------------------------------------------------------------------------
 
 
-def _documents(args: argparse.Namespace) -> list[Json]:
+def _documents(args: argparse.Namespace) -> list[tuple[str, Json]]:
+    """Each object with the file that it came from."""
     if not args.filename:
         raise CliError(
             "say what to apply", "", "tinyedge apply -f FILE, a folder, or - for standard input", code=EXIT_USAGE
         )
-    found = [document for path in args.filename for file in _files(path) for document in _parsed(file)]
+    found = [(_origin(file), document) for path in args.filename for file in _files(path) for document in _parsed(file)]
     if not found:
         raise CliError("there is no object in " + ", ".join(args.filename))
     return found
+
+
+def _origin(file: str) -> str:
+    return "standard input" if file == "-" else file
 
 
 def _files(path: str) -> list[str]:

@@ -9,9 +9,10 @@ from typing import Any
 from tinyedge.cli.output import client, structured
 from tinyedge.cli.podtext import PodLine, pod_line
 from tinyedge.cli.text import duration, now_s, pairs, size
-from tinyedge.cli.why import WIDTH, in_words
+from tinyedge.cli.why import in_words
 
 Json = dict[str, Any]
+LINE_CHARS_MAX = 110
 
 BOOT_REASONS = {
     "first": "first start",
@@ -46,7 +47,7 @@ def _troubles(status: Json) -> Iterator[str]:
 
 def _one_line(text: str) -> str:
     flat = " ".join(text.split())
-    return flat if len(flat) <= WIDTH else flat[: WIDTH - 1] + "…"
+    return flat if len(flat) <= LINE_CHARS_MAX else flat[: LINE_CHARS_MAX - 1] + "…"
 
 
 def _overview(status: Json, lines: Sequence[PodLine]) -> Iterator[tuple[str, str]]:

@@ -202,7 +202,7 @@ class Routes:
     async def why(self, call: Call, namespace: str, name: str) -> Reply:
         found = self.backend.why(namespace, name)
         if found is None:
-            raise _not_found("pod", namespace, name)
+            raise _not_found("pods", namespace, name)
         return _json(found)
 
     async def log(self, call: Call, namespace: str, name: str) -> Reply:
@@ -221,7 +221,7 @@ class Routes:
         """The container that is meant: named, or the one that the pod declares as its default, or its first."""
         pod = self.backend.pod(namespace, name)
         if pod is None:
-            raise _not_found("pod", namespace, name)
+            raise _not_found("pods", namespace, name)
         spec = pod.get("spec", {})
         names = [c["name"] for c in (*spec.get("containers", ()), *spec.get("initContainers", ()))]
         asked = call.text("container") or pod["metadata"].get("annotations", {}).get(
@@ -253,7 +253,7 @@ class Routes:
 
     async def port_forward(self, call: Call, namespace: str, name: str) -> Reply:
         if self.backend.pod(namespace, name) is None:
-            raise _not_found("pod", namespace, name)
+            raise _not_found("pods", namespace, name)
         ports = call.query.get("ports", [])
         numbers = [int(port) for port in ports if port.isdigit() and 0 < int(port) < 65536]
         if not numbers or len(numbers) != len(ports):
@@ -262,14 +262,19 @@ class Routes:
             return _json({"url": await self.backend.port_forward_url(namespace, name, numbers)})
 
     async def restart(self, call: Call, namespace: str, name: str) -> Reply:
-        what = RestartPod(namespace, name, call.text("container"))
-        return await self._request(call, "restart", f"pods/{namespace}/{name}", what)
+        container = self._container(call, namespace, name) if call.text("container") else ""
+        if not self._there("pods", namespace, name):
+            raise _not_found("pods", namespace, name)
+        what = RestartPod(namespace, name, container)
+        return _json({"message": await self._request(call, "restart", f"pods/{namespace}/{name}", what)})
 
     async def delete(self, call: Call, namespace: str, kind: str, name: str) -> Reply:
         if kind not in CHANGEABLE:
             raise ApiError(405, "MethodNotAllowed", f"{kind} can't be deleted", "", f"{', '.join(CHANGEABLE)} can")
+        if not self._there(kind, namespace, name):
+            raise _not_found(kind, namespace, name)
         what = DeleteObject(KINDS[kind], namespace, name, call.number("gracePeriodSeconds"))
-        return await self._request(call, "delete", f"{kind}/{namespace}/{name}", what)
+        return _json({"message": await self._request(call, "delete", f"{kind}/{namespace}/{name}", what)})
 
     async def apply(self, call: Call) -> Reply:
         try:
@@ -280,17 +285,28 @@ class Routes:
         if not isinstance(items, list) or not items:
             raise BadInput("the request's body", document, '{"items": [manifest, …]}')
         objects = self.backend.decode(items)
-        target = " ".join(f"{o.kind.lower()}s/{o.metadata.namespace}/{o.metadata.name}" for o in objects[:10])
-        return await self._request(call, "apply", target, Apply(objects))
+        named = [(f"{o.kind.lower()}s", o.metadata.namespace, o.metadata.name) for o in objects]
+        before = [self._there(*name) for name in named]
+        message = await self._request(call, "apply", " ".join("/".join(name) for name in named[:10]), Apply(objects))
+        done = [
+            {"kind": kind, "namespace": namespace, "name": name, "created": not there}
+            for (kind, namespace, name), there in zip(named, before, strict=True)
+        ]
+        return _json({"message": message, "objects": done})
 
-    async def _request(self, call: Call, verb: str, target: str, what: Apply | DeleteObject | RestartPod) -> Reply:
+    def _there(self, kind: str, namespace: str, name: str) -> bool:
+        metas = (item["metadata"] for item in self.listed(kind))
+        return any((meta.get("namespace"), meta["name"]) == (namespace, name) for meta in metas)
+
+    async def _request(self, call: Call, verb: str, target: str, what: Apply | DeleteObject | RestartPod) -> str:
+        """Ask the core; its words, once what it promises is on disk."""
         with self._logged(call, verb, target):
             answer = await self.backend.request(call.caller.uid, what)
             if answer.error:
                 reason = answer.error if answer.error.isalpha() else "Refused"
                 words = answer.message or answer.error
                 raise ApiError(ANSWER_STATUS.get(reason, 409), reason, words)
-            return _json({"message": answer.message})
+            return answer.message
 
     async def pull(self, call: Call) -> Reply:
         image = self._named(call, "image", "a reference such as docker.io/library/busybox:1.36")
