@@ -77,10 +77,26 @@ class Opening(Struct, frozen=True, tag=True):
     drops: bool = False
 
 
+class Report(Struct, frozen=True):
+    """What of a recovery's report the oracle judges."""
+
+    lost: list[tuple[int, int]] = field(default_factory=list)
+    from_backup: bool = False
+    epoch_renewed: bool = False
+    faults: list[str] = field(default_factory=list)
+    clean: bool = True
+
+    @classmethod
+    def of(cls, report: Any) -> Report:
+        faults = [f"{fault.kind}: {fault.what}: {fault.why}" for fault in report.faults]
+        return cls(list(report.lost), report.from_backup, report.epoch_renewed, faults, report.clean)
+
+
 class Opened(Struct, frozen=True, tag=True):
     """What this life saw."""
 
     content: Content
+    report: Report = Report()
 
 
 class Submitted(Struct, frozen=True, tag=True):
@@ -169,12 +185,24 @@ class Broken(Exception):
 
 
 class Known(Struct):
-    """What the oracle knows at one moment: what may be recovered, whether old items may have been dropped, whether the
-    store has ever been damaged."""
+    """What the oracle knows at one moment."""
 
-    candidates: list[Candidate] = field(default_factory=lambda: [Candidate(0, Content())])
-    drops: bool = False
-    damaged: bool = False
+    candidates: list[Candidate] = field(default_factory=lambda: [Candidate(0, Content())])  # what may be recovered
+    drops: bool = False  # old items may have been dropped
+    damaged: bool = False  # somebody has changed the store's files
+    epoch: int = 0  # that the last life saw its series count in; 0: none has seen one
+    retired: tuple[int, ...] = ()  # epochs before that one
+
+    def recognise(self, seen: Content, report: Report) -> Candidate:
+        """The candidate that was recovered. Raises Broken when there is none, or when its report says what can't be."""
+        found = match(seen, self.candidates, drops=self.drops)
+        lossy = report.lost or report.from_backup
+        if not self.damaged and (lossy or report.epoch_renewed or report.faults):
+            raise Broken(f"a mere power cut is reported as damage: {report}")
+        for series in seen.series.values():
+            if series.epoch in self.retired or (lossy and series.epoch == self.epoch):
+                raise Broken(f"series count in the epoch {series.epoch} of what was lost: {self.retired}, {report}")
+        return found
 
 
 class History(Known):
@@ -189,10 +217,10 @@ class History(Known):
     @classmethod
     def after(cls, known: Known) -> History:
         """The history that goes on from there."""
-        return cls(known.candidates, known.drops, known.damaged)
+        return cls(**msgspec.structs.asdict(known))
 
     def known(self) -> Known:
-        return Known(self.candidates, self.drops, self.damaged)
+        return Known(self.candidates, self.drops, self.damaged, self.epoch, self.retired)
 
     def hear(self, text: bytes) -> None:
         """Raises Broken when a recorded life saw what it must not."""
@@ -200,9 +228,8 @@ class History(Known):
             case Opening(drops=drops):
                 self.drops = self.drops or drops
                 self._life = []
-            case Opened(content=content):
-                found = match(content, self.candidates, drops=self.drops)
-                self.candidates = [Candidate(found.number, content.without_epochs() if self.damaged else content)]
+            case Opened() as opened:
+                self._see(opened)
             case Submitted(writes=writes):
                 newest = self.candidates[-1]
                 self.candidates = [*self.candidates, Candidate(self._next, newest.content.after(unpack(writes)))]
@@ -222,9 +249,18 @@ class History(Known):
             case Refused() | Closed():
                 pass
 
+    def _see(self, opened: Opened) -> None:
+        """What a life saw holds from now on, its epoch included."""
+        found = self.recognise(opened.content, opened.report)
+        self.candidates = [Candidate(found.number, opened.content)]
+        for series in opened.content.series.values():
+            if self.epoch and series.epoch != self.epoch:
+                self.retired = (*self.retired, self.epoch)
+            self.epoch = series.epoch
+
 
 def match(seen: Content, candidates: Sequence[Candidate], *, drops: bool) -> Candidate:
-    """The candidate that was recovered. Raises Broken with the difference to the nearest one."""
+    """The newest candidate that fits. Raises Broken with the difference to the nearest one."""
     for candidate in reversed(candidates):
         if not differences(seen, candidate.content, drops=drops):
             return candidate
@@ -337,9 +373,7 @@ class Checker:
         try:
             loaded = store.take_loaded()
             seen = content_of(store, loaded, holes=known.damaged)
-            found = match(seen, known.candidates, drops=known.drops)
-            if not known.damaged:
-                _undamaged(loaded.report)
+            found = known.recognise(seen, Report.of(loaded.report))
             writes = probe_writes(seen, probe)
             store.commit(writes, 0)
             if probe % 4 == 0:
@@ -349,22 +383,16 @@ class Checker:
         again = self._open(path)
         try:
             loaded = again.take_loaded()
-            wrong = differences(content_of(again, loaded, holes=known.damaged), seen.after(writes), drops=known.drops)
+            after = content_of(again, loaded, holes=known.damaged)
+            wrong = differences(after, seen.after(writes), drops=known.drops)
             if wrong:
                 raise Broken(f"after a clean close and reopen: {'; '.join(wrong[:8])}")
-            if not known.damaged:
-                _undamaged(loaded.report)
-            if not loaded.report.clean:
-                raise Broken("a clean close is not seen as one")
+            report = Report.of(loaded.report)
+            if report != Report():
+                raise Broken(f"a clean close is not seen as one: {report}")
         finally:
             again.close()
         return Candidate(found.number, seen)
-
-
-def _undamaged(report: Any) -> None:
-    """A power cut alone is no damage: nothing is lost, restored from a backup, or given a new epoch."""
-    if report.lost or report.from_backup or report.epoch_renewed or report.faults:
-        raise Broken(f"a mere power cut is reported as damage: {report}")
 
 
 def probe_writes(seen: Content, probe: int) -> list[Write]:

@@ -1,7 +1,7 @@
 """Stores with one bug each, planted by subclassing: the explorer must catch every one of them, or it proves nothing.
 
-Each breaks one invariant of the store (S1 to S10) in a way that a power cut can show. S2 and S3 cost flushes and wear
-when broken, not data; S8, S9 and S11 speak of damage, which no power cut does: their controls are with their tests.
+Each breaks one invariant of the store in a way that a power cut can show, the cut of a damaged store's recovery
+included. S3 costs wear when broken, not data, and S8 is about damage alone: their controls are with their tests.
 `open_store("store", ...)` is the real one.
 """
 
@@ -253,6 +253,32 @@ class TailTakenOnTrust(Store):
     life_class = _Trusting
 
 
+class _UnsyncedBackup(LmdbCheckpoint):
+    def _copy_compact(self, target: str) -> None:
+        handle = self._disk.open(target, create=True)
+        with self._open(self.path(), readonly=True) as env:
+            env.copyfd(handle, compact=True)
+        self._disk.close(handle)
+
+
+class BackupNotSynced(_OtherCheckpoint):
+    """S11: the backup is renamed into its place before it is synced."""
+
+    checkpoint_class = _UnsyncedBackup
+
+
+class _SameEpoch(Life):
+    def begin(self, found: Recovered, draw: Callable[[], int]) -> None:
+        found.report = msgspec.structs.replace(found.report, epoch_renewed=False)
+        super().begin(found, draw)
+
+
+class EpochKept(Store):
+    """S9: a store that has lost records goes on in the same epoch."""
+
+    life_class = _SameEpoch
+
+
 class Control(Struct, frozen=True):
     """A planted bug, the workloads that can show it, and how far to go."""
 
@@ -274,6 +300,8 @@ CONTROLS = [
     Control("released_before_the_checkpoint", ReleasedBeforeTheCheckpoint, ("trims",)),
     Control("dropped_before_the_ledger", DroppedBeforeTheLedger, ("bounds",)),
     Control("new_store_not_synced", NewStoreNotSynced, ("creation",)),
+    Control("backup_not_synced", BackupNotSynced, ("damaged_checkpoint",)),
+    Control("epoch_kept", EpochKept, ("damaged_record",)),
     Control("tail_taken_on_trust", TailTakenOnTrust, ("killed",)),
 ]
 KINDS: dict[str, type[Store]] = {"store": Store, **{control.kind: control.store for control in CONTROLS}}

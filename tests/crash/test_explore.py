@@ -21,7 +21,7 @@ SECONDS_MAX = 60.0
 
 
 @traced
-@pytest.mark.parametrize("workload", ["trims", "killed", "damaged"])
+@pytest.mark.parametrize("workload", ["trims", "killed", "damaged_checkpoint"])
 def test_no_state_of_the_store_breaks_a_promise(workload: str) -> None:
     found = explore.run(Task(workload, workload, "store", SHORT), SEED, time.monotonic() + SECONDS_MAX)
     assert [(violation.why, violation.words) for violation in found.violations] == []

@@ -23,7 +23,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from tests.crash import oracle, planted
+from tests.crash import oracle, planted, record
 from tests.crash.model import SECTOR
 from tests.crash.record import FAULT, JOB, NOTE
 from tinyedge.errors import StoreError, StoreFull
@@ -94,7 +94,8 @@ class Client:
             read_only=read_only,
         )
         loaded = self.store.take_loaded()
-        self.tell(oracle.Opened(oracle.content_of(self.store, loaded, holes=self.damaged)))
+        content = oracle.content_of(self.store, loaded, holes=self.damaged)
+        self.tell(oracle.Opened(content, oracle.Report.of(loaded.report)))
 
     def submit(self, writes: Sequence[Write]) -> int:
         self.tell(oracle.Submitted(oracle.pack(writes)))
@@ -285,6 +286,25 @@ def killed(c: Client) -> None:
     c.close()
 
 
+def brief_lives(c: Client) -> None:
+    """Lives of hardly a commit, one after the other, few of which end well."""
+    for _ in range(8):
+        _in_a_child(c, lambda: _brief_life(c))
+    c.open()
+    c.close()
+
+
+def _brief_life(c: Client) -> None:
+    c.open()
+    for _ in range(c.rng.randrange(4)):
+        if c.rng.random() < 0.5:
+            c.store.checkpoint()
+        else:
+            c.commit(c.some_writes())
+    if c.rng.random() < 0.3:
+        c.close()
+
+
 def _in_a_child(c: Client, live: Callable[[], None]) -> None:
     """A life in a process of its own, which ends without closing anything."""
     child = os.fork()
@@ -396,8 +416,11 @@ def read_only(c: Client) -> None:
     with contextlib.suppress(StoreError):
         c.commit(c.some_writes())
     _abandon(c)
+    before = record.read_tree(Path(c.path))
     c.open(read_only=True)
     c.store.close()
+    if record.read_tree(Path(c.path)) != before:
+        raise oracle.Broken("a store that was opened read-only has changed")
     disk.refuse_writes = None
     c.open()
     c.commit(c.some_writes())
@@ -441,20 +464,29 @@ def pairs(c: Client) -> None:
             c.tell(oracle.Acknowledged(nth))
 
 
-def damaged(c: Client) -> None:
-    """Something goes bad behind the store's back while the daemon is down; a backup or what is left takes its place
-    (S8, S9, S11)."""
+def damaged_checkpoint(c: Client) -> None:
+    """The checkpoint goes bad while the daemon is down: its backup takes its place (S9, S11)."""
+    _damaged(c, _overwrite_page if c.rng.random() < 0.6 else _remove_checkpoint)
+
+
+def damaged_record(c: Client) -> None:
+    """A record of the journal goes bad while the daemon is down: those behind it are kept (S8, S9)."""
+    _damaged(c, _overwrite_record)
+
+
+def _damaged(c: Client, spoil: Callable[[Path, random.Random], None]) -> None:
     c.open()
+    backed_up_at = c.rng.randrange(10)
     for n in range(10):
         c.commit(c.some_writes(size=800))
-        if n == c.job.seed % 10:
+        if n == backed_up_at:
             c.store.checkpoint()
             c.store.back_up(c.wall_ms)
     c.close()
     _in_a_child(c, lambda: _open_and_commit(c, 5))
-    spoil = _some_damage(c)
-    c.tell(oracle.Damaged(_recovered_elsewhere(c, spoil)))
-    spoil(Path(c.path))
+    seed = c.rng.random()
+    c.tell(oracle.Damaged(_recovered_elsewhere(c, lambda store: spoil(store, random.Random(seed)))))
+    spoil(Path(c.path), random.Random(seed))
     c.damaged = True
     _open_and_commit(c, 2)
     c.close()
@@ -466,34 +498,25 @@ def _open_and_commit(c: Client, times: int) -> None:
         c.commit(c.some_writes(size=800))
 
 
-def _some_damage(c: Client) -> Callable[[Path], None]:
-    """A few bytes of the checkpoint or of a record are overwritten, or a whole file is gone: all within one sector, so
-    that a cut leaves it done or not."""
-    segments = sorted(Path(c.path, "journal").glob("*.seg"))
-    pages = Path(c.path, "state/data.mdb").stat().st_size // BLOCK_BYTES
-    within = SECTOR * c.rng.randrange(2) + c.rng.randrange(SECTOR - len(_DAMAGE))
-    page = "state/data.mdb", BLOCK_BYTES * c.rng.randrange(pages) + within
-    block = f"journal/{c.rng.choice(segments).name}", BLOCK_BYTES * c.rng.randrange(5) + within
-    match c.rng.randrange(3):
-        case 0:
-            return lambda store: _overwrite(store, *page)
-        case 1:
-            return lambda store: _overwrite(store, *block)
-        case _:
-            return _remove_checkpoint
+def _overwrite_page(store: Path, rng: random.Random) -> None:
+    pages = (store / "state/data.mdb").stat().st_size // BLOCK_BYTES
+    _overwrite(store / "state/data.mdb", BLOCK_BYTES * rng.randrange(pages) + rng.randrange(SECTOR - 40))
 
 
-_DAMAGE = b"\xff" * 40
+def _overwrite_record(store: Path, rng: random.Random) -> None:
+    newest = max((store / "journal").glob("*.seg"))
+    _overwrite(newest, BLOCK_BYTES * rng.randrange(5) + rng.randrange(60))
 
 
-def _overwrite(store: Path, name: str, offset: int) -> None:
-    handle = os.open(store / name, os.O_WRONLY)
-    os.pwrite(handle, _DAMAGE, offset)
+def _overwrite(path: Path, offset: int) -> None:
+    """40 bytes within one sector, so that a cut leaves it done or not."""
+    handle = os.open(path, os.O_WRONLY)
+    os.pwrite(handle, b"\xff" * 40, offset)
     os.fsync(handle)
     os.close(handle)
 
 
-def _remove_checkpoint(store: Path) -> None:
+def _remove_checkpoint(store: Path, _rng: random.Random) -> None:
     os.unlink(store / "state/data.mdb")
     directory = os.open(store / "state", os.O_RDONLY)
     os.fsync(directory)
@@ -557,10 +580,12 @@ BASE = {
     "days": Shape(days),
     "shared_flushes": Shape(shared_flushes),
     "killed": Shape(killed),
+    "brief_lives": Shape(brief_lives),
     "failed_flushes": Shape(failed_flushes),
     "read_only": Shape(read_only),
     "full": Shape(full),
-    "damaged": Shape(damaged),
+    "damaged_checkpoint": Shape(damaged_checkpoint),
+    "damaged_record": Shape(damaged_record),
 }
 NEXT = {"next_life": Shape(next_life), "two_lives": Shape(two_lives)}
 
