@@ -20,6 +20,7 @@ import trio
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, RejectConnection, Request
 
+from tests.adapters.cutting import cancelled_everywhere
 from tinyedge.adapters.process import open_runtime
 from tinyedge.adapters.process.cgroups import Cgroups
 from tinyedge.adapters.process.log import Log
@@ -250,6 +251,45 @@ async def test_a_machine_that_goes_down_lets_containers_end_in_their_own_way(fol
         seen = await until(runtime, ended)
         assert seen.containers[0].exit_code == 3
         await until_true(lambda: not shims(folder))
+
+
+async def test_exec_cut_at_every_moment_leaves_no_descriptor_open(folder: Path) -> None:
+    async with runtime_in(folder) as runtime:
+        container_id = await start(runtime, folder, container(FOR_EVER))
+        before = len(os.listdir("/proc/self/fd"))
+
+        async def run() -> None:
+            await runtime.exec_sync(container_id, ("sh", "-c", "echo out; exit 3"), PATIENCE_S)
+
+        def check() -> None:
+            assert len(os.listdir("/proc/self/fd")) == before
+
+        assert await cancelled_everywhere(run, check) >= 3
+
+
+async def test_a_pod_whose_start_is_cut_at_every_moment_is_never_half_known(folder: Path) -> None:
+    """What runs is listed, and what is listed is in the folder: after each cut another daemon sees the same."""
+    async with runtime_in(folder) as runtime:
+        attempt = 0
+
+        async def run() -> None:
+            nonlocal attempt
+            attempt += 1
+            spec = sandbox_in(folder, attempt=attempt)
+            sandbox_id = await runtime.run_sandbox(spec)
+            await runtime.start_container(sandbox_id, spec, container(FOR_EVER))
+
+        def check() -> None:
+            listed = {sandbox.id for sandbox in runtime._sandboxes.values()}
+            assert listed == {path.name for path in (folder / "state" / "edge-1").iterdir()}
+            for sandbox in runtime._sandboxes.values():
+                assert set(sandbox.containers) == set(os.listdir(f"{sandbox.folder}/c"))
+
+        assert await cancelled_everywhere(run, check) >= 2
+        before = await runtime.pods()
+        assert len(shims(folder)) == len(before[0].sandboxes)
+    async with runtime_in(folder) as runtime:
+        assert await runtime.pods() == before
 
 
 async def test_a_sandbox_whose_start_was_cancelled_is_whole(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Control groups for the process runtime, v2 or the v1 controllers: one group per container, where we may make any.
 
-<mount>[/<controller>]/tinyedge/<container id>
+<mount>[/<controller>]/tinyedge-process/<container id>
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from tinyedge.model.runtime import Resources
 
 _MOUNT = "/sys/fs/cgroup"
-_NAME = "tinyedge"
+_NAME = "tinyedge-process"
 _CONTROLLERS = ("cpu", "memory", "pids")
 _V1 = ("memory", "cpu", "cpuacct")
 

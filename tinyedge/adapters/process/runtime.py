@@ -264,9 +264,9 @@ class ProcessRuntime:
     # --- sandboxes -----------------------------------------------------------------------------------
 
     async def run_sandbox(self, spec: SandboxSpec) -> str:
+        await trio.lowlevel.checkpoint()  # what is begun is finished
         for sandbox in list(self._sandboxes.values()):
             if (sandbox.spec.uid, sandbox.spec.attempt) == (spec.uid, spec.attempt):
-                await trio.lowlevel.checkpoint()
                 if sandbox.link is not None:
                     return sandbox.id
                 await self.remove_sandbox(sandbox.id)  # one that has stopped does not come back: it is replaced
@@ -333,13 +333,13 @@ class ProcessRuntime:
     # --- containers ----------------------------------------------------------------------------------
 
     async def start_container(self, sandbox_id: str, sandbox: SandboxSpec, spec: ContainerSpec) -> str:
+        await trio.lowlevel.checkpoint()  # what is begun is finished
         where = self._sandboxes.get(sandbox_id)
         if where is None or where.link is None:
             raise PeerError("CreateContainerError", f"the sandbox {sandbox_id or '?'} is not running")
         for other in where.containers.values():
             if (other.spec.name, other.spec.attempt) == (spec.name, spec.attempt):
                 if other.state is ContainerState.RUNNING and other.spec.spec_hash == spec.spec_hash:
-                    await trio.lowlevel.checkpoint()
                     return other.id  # an earlier call, whose answer was lost, started it
                 raise PeerError("CreateContainerError", f"{spec.name}, attempt {spec.attempt}, is there already")
         check(spec)
