@@ -242,3 +242,16 @@ async def test_a_full_disk_is_tried_again_until_there_is_room(patient_clock: tri
         rig.disk.capacity = None
         await trio.sleep(60)
         assert not store.is_full()
+
+
+async def test_a_fold_that_fails_is_not_tried_with_every_commit(patient_clock: trio.testing.MockClock) -> None:
+    rig = Rig(options=StoreOptions(segment_bytes=1024 * KIB, reserve_bytes=0, checkpoint_bytes=4 * KIB))
+    store = rig.open()
+    rig.disk.fail("fsync", errno.EIO, part="fold", times=99)
+    async with open_committer(store) as committer:
+        for n in range(50):
+            await committer.commit(put(f"k{n}", bytes(3000)))
+        assert store.status().fault_count <= 4
+        rig.disk.heal()
+        await trio.sleep(60)
+        assert store.status().checkpoint_sequence == 50

@@ -374,6 +374,19 @@ def test_a_fold_without_any_room_leaves_everything_as_it_is() -> None:
     assert loaded.report.replayed == 0
 
 
+def test_damage_found_on_a_full_disk_is_mended_when_there_is_room() -> None:
+    rig = Rig()
+    filled(rig, put("a"), put("b")).close()
+    rig.checkpoint.damaged_values = {("pod", "a")}
+    rig.disk.fail("fsync", errno.ENOSPC, part="fold", times=9)
+    store, loaded = rig.load()
+    assert loaded.tables["pod"] == {"b": b"v"}
+    rig.disk.heal()
+    store.close()
+    _, loaded = rig.load()
+    assert not loaded.report.compare
+
+
 def test_a_store_on_a_full_disk_opens_for_deletes() -> None:
     rig = Rig()
     filled(rig, put("a"), *[append(b"reading") for _ in range(4)]).close()

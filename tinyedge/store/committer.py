@@ -42,6 +42,7 @@ class Committer:
         self._waiting = trio.lowlevel.ParkingLot()
         self._tend = trio.Event()
         self._unfolded_since: float | None = None
+        self._rest_until = 0.0  # after upkeep that has failed
         self._backed_up_at = trio.current_time()
         self._journal_thread = trio.CapacityLimiter(1)
         self._checkpoint_thread = trio.CapacityLimiter(1)
@@ -128,7 +129,7 @@ class Committer:
         if self._unfolded_since is None:
             self._unfolded_since = trio.current_time()
             self._tend.set()
-        elif self._store.spare_due() or self._store.fold_due():
+        elif (self._store.spare_due() or self._store.fold_due()) and trio.current_time() >= self._rest_until:
             self._tend.set()
 
     # --- the checkpoint's thread ------------------------------------------------------------------
@@ -154,7 +155,8 @@ class Committer:
         if fold and self._store.has_unfolded() and self._unfolded_since is None:
             self._unfolded_since = now
         if not well:
-            return now + _RETRY_S
+            self._rest_until = trio.current_time() + _RETRY_S
+            return self._rest_until
         return float("inf") if self._unfolded_since is None else self._unfolded_since + CHECKPOINT_AGE_S
 
     def _backup_due(self, now: float, wall_ms: int) -> bool:

@@ -88,6 +88,7 @@ class Life:
         self._faults = faults
         self._reserve = path + "/reserve"
         self._no_room = False
+        self._repairs = found.repairs
         self._put_bytes = found.unfolded_bytes  # what puts have added since the start, at most
         self._folded_put_bytes = 0
         self._folder = self.folder_class(
@@ -118,7 +119,8 @@ class Life:
             body = Body(0, [EpochRow(draw())])
             self._write(self.sequence + 1, record.encode_body(body), body, growing=False)
         if found.report.compare:
-            self._folder.fold(found.repairs)
+            with suppress(StoreError):  # noted as a fault; it is tried again like any other fold
+                self.fold()
         self._keep_reserve()
 
     def _first_segment(self) -> None:
@@ -206,6 +208,8 @@ class Life:
         )
         try:
             self._journal.switch()
+            if not self._journal.fits(len(encoded)):
+                raise StoreFull("the disk is full", "the segment that stands ready is too short")
             return self._journal.append(sequence, encoded)
         except (OSError, StoreError) as again:
             self.failed = True
@@ -265,16 +269,17 @@ class Life:
         put_bytes = self._put_bytes
         try:
             try:
-                self._folder.fold()
+                self._folder.fold(self._repairs)
             except DiskFull as error:
                 self._disk_is_full(error.why)
                 if not self._give_up_reserve():
                     raise
-                self._folder.fold()
+                self._folder.fold(self._repairs)
         except StoreError as error:
             self.failed = self.failed or isinstance(error, JournalDamaged)
             self._faults.note("fold-failed", error.what, error.why, error.remedy)
             raise
+        self._repairs = {}
         self._folded_put_bytes = put_bytes
 
     def prepare(self) -> None:
@@ -322,8 +327,8 @@ class Life:
 
     def end(self) -> bool:
         """Fold what there is; True when nothing of this life needs to be recovered."""
-        if not self.failed and self.has_unfolded():
-            self._folder.fold()
+        if not self.failed and (self.has_unfolded() or self._repairs):
+            self.fold()
         self._journal.close()
         return not self.failed
 
