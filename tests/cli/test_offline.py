@@ -25,7 +25,7 @@ def store(tmp_path: Path) -> str:
     opened = Store.open(path)
     opened.commit(
         [
-            Put("pod", "default/web", b"\x81\xa4name\xa3web"),
+            Put("pod", "default/web", b"\x01\x81\xa4name\xa3web"),
             Put("secret", "default/login", b"\x81\xa8password\xc4" + bytes([len(MARKER)]) + MARKER.encode()),
             Append("events", b"x"),
         ],
@@ -44,7 +44,7 @@ def test_inspect_shows_what_is_in_a_store(cli: Cli, store: str) -> None:
     assert f"Store:             {store}" in out
     assert "Last end:          clean" in out
     assert [line.split() for line in out.split("\n") if line.startswith(("pod ", "secret ", "events "))] == [
-        ["pod", "1", "10", "B"],
+        ["pod", "1", "11", "B"],
         ["secret", "1", "35", "B"],
         ["events", "1", "1", "0", "0"],
     ]
@@ -52,8 +52,11 @@ def test_inspect_shows_what_is_in_a_store(cli: Cli, store: str) -> None:
 
 
 def test_inspect_goes_into_a_table_a_value_and_a_segment(cli: Cli, store: str) -> None:
-    assert "default/web   10 B" in cli("inspect", store, "--table", "pod").out
-    assert json.loads(cli("inspect", store, "--value", "pod/default/web").out) == {"name": "web"}
+    assert "default/web   11 B" in cli("inspect", store, "--table", "pod").out
+    assert json.loads(cli("inspect", store, "--value", "pod/default/web").out) == {
+        "version": 1,
+        "row": {"name": "web"},
+    }
     segment = json.loads(cli("inspect", store, "-o", "json").out)["segments"][0]["number"]
     assert cli("inspect", store, "--records", str(segment)).code == 0
     assert "there are: pod, secret" in cli("inspect", store, "--table", "x").err

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     with open(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
         for name, data in bundle.parts(args.tail or TAIL_LINES, args.config, args.set, logs=not args.no_logs):
             _add(archive, f"tinyedge-{bundle.node}/{name}", data)
-    missing = f"; {len(bundle.missing)} parts could not be had (missing.txt says why)" if bundle.missing else ""
+    missing = "; what could not be had is named in missing.txt" if bundle.missing else ""
     print(f"{path}: {os.path.getsize(path) // 1024 + 1} KiB{missing}")
     print("No value of a Secret is in it; container logs may still hold what only their application knows.")
     return 0

@@ -123,8 +123,10 @@ def _value(args: argparse.Namespace, path: str) -> int:
     _readable(path)
     stored = inspect.value(path, name, key)
     try:
-        print(json.dumps(msgspec.msgpack.decode(stored), indent=4, ensure_ascii=False, default=_plain))
-    except msgspec.DecodeError:
+        # The first byte tells the version of the row; what follows is msgpack whatever the version.
+        row = msgspec.msgpack.decode(stored[1:])
+        print(json.dumps({"version": stored[0], "row": row}, indent=4, ensure_ascii=False, default=_plain))
+    except (msgspec.DecodeError, IndexError):
         print(stored.hex())
     return 0
 
@@ -154,7 +156,8 @@ def _records(args: argparse.Namespace, path: str) -> int:
 
 
 def _writes(record: Json) -> str:
-    return ", ".join(f"{record[kind]} {kind}" for kind in ("puts", "deletes", "appends", "trims") if record[kind])
+    counts = {kind: record[f"{kind}s"] for kind in ("put", "delete", "append", "trim")}
+    return ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for kind, count in counts.items() if count)
 
 
 def stamp(wall_ms: int) -> str:
