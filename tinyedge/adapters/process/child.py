@@ -12,7 +12,6 @@ import ctypes
 import fcntl
 import os
 import resource
-from contextlib import suppress
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
@@ -306,5 +305,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _write_if_allowed(path: str, text: str) -> None:
-    with suppress(OSError):
+    try:  # noqa: SIM105 - contextlib takes longer to import than all the rest of this module
         _write(path, text)
+    except OSError:
+        pass
