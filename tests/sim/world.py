@@ -254,6 +254,8 @@ class World:
             return
         self.kept = applied(self.kept, writes)
         life.unchecked = True
+        there = self.kept_uids()
+        self.ended = {uid: version for uid, version in self.ended.items() if uid in there}
         self.release(life)
 
     def release(self, life: Life) -> None:
