@@ -160,6 +160,7 @@ class MemoryDisk(Disk):
 
     def kill(self) -> None:
         """The process ends, the machine goes on: the page cache stays."""
+        self._cut_in = None
         self._handles.clear()
         self._locked.clear()
 

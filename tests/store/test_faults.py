@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
 from tests.fakes.disk import PowerCut
+from tests.store.histories import WatchedDisk
 from tests.store.rig import PATH, SMALL, Rig, everything
 from tinyedge.errors import StoreError, StoreFull, StoreLocked, StoreReadOnly
 from tinyedge.events import Append, Delete, Put, Trim, Write
@@ -196,6 +198,22 @@ def test_damage_in_a_segment_of_readings_is_a_gap_and_a_fault() -> None:
     rig.disk.flip(rig.segment(1), BLOCK_BYTES + 41)
     assert [number for number, _ in everything(store, "s")] == [1, 3, 4, 5, 6]
     assert "segment-damaged" in kinds(store)
+
+
+@pytest.mark.parametrize("calls", range(6, 12))
+def test_a_segment_that_a_killed_process_was_making_is_synced_before_its_use(calls: int) -> None:
+    disk = WatchedDisk()
+    rig = Rig(disk=disk)
+    filled(rig, append(b"1")).close()
+    store = rig.open()  # the first segment is short by now
+    store.commit([Trim("s", 1)], 0)
+    store.close()  # and released
+    disk.cut_at(calls)
+    with suppress(PowerCut):
+        rig.open()
+    disk.kill()
+    filled(rig, put("a", bytes(12_000)))
+    assert disk.seen == []
 
 
 # --- the checkpoint -------------------------------------------------------------------------------
@@ -432,6 +450,15 @@ def test_s10_after_a_failed_write_or_flush_the_record_goes_into_another_segment(
     _, loaded = rig.load()
     assert loaded.tables["pod"] == {"a": b"v", "b": b"v"}
     assert loaded.report.lost == ()
+
+
+def test_s10_a_segment_that_has_failed_is_never_used_again() -> None:
+    rig = Rig()
+    store = filled(rig, put("a"))
+    rig.disk.fail("fdatasync", errno.EIO)
+    store.commit(put("b"), 0)
+    store.checkpoint()
+    assert rig.segments() == ["000000000002.seg"]
 
 
 def test_s10_when_that_fails_too_the_store_takes_no_more_commits() -> None:

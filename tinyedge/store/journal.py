@@ -131,6 +131,7 @@ class Journal:
         self._next_number = next_number
         self._spare: int | None = None
         self._free: list[int] = []
+        self._failed: set[int] = set()
         self._preparing = threading.Lock()
 
     @property
@@ -153,9 +154,14 @@ class Journal:
         """Make the record durable and return the offset behind it. OSError: it may or may not be there, and this
         segment must not be used again (S10)."""
         require(self.fits(len(body)), "a record is appended where it fits")
+        require(self.number not in self._failed, "S10: a segment that has failed is not used again")
         framed = record.encode(self.life, self.number, sequence, body)
-        self._write(framed, self.offset)
-        self._flush()
+        try:
+            self._write(framed, self.offset)
+            self._flush()
+        except OSError:
+            self._failed.add(self.number)
+            raise
         self.offset += len(framed)
         return self.offset
 
@@ -210,13 +216,11 @@ class Journal:
             self.disk.unlink(path)
 
     def _fill_with_zeros(self, path: str, length: int) -> None:
-        """Written zeros, so that an append changes no metadata: allocation alone costs a second flush every time."""
+        """Written zeros, so that an append changes no metadata: allocation alone costs a second flush every time.
+        Synced even when nothing was missing: what a killed process wrote may be in the page cache alone."""
         handle = self.disk.open(path, create=True)
         try:
-            size = self.disk.size(handle)
-            if size >= length:
-                return
-            for offset in range(size, length, _CHUNK_BYTES):
+            for offset in range(self.disk.size(handle), length, _CHUNK_BYTES):
                 self.disk.pwrite(handle, bytes(min(_CHUNK_BYTES, length - offset)), offset)
             self.disk.fsync(handle)
         finally:
@@ -233,7 +237,7 @@ class Journal:
         """
         path = segment_path(self.directory, number)
         with self._preparing:
-            if len(self._free) < keep and self.disk.links(path) == 1:
+            if len(self._free) < keep and number not in self._failed and self.disk.links(path) == 1:
                 self._free.append(number)
             else:
                 self.disk.unlink(path)
