@@ -267,9 +267,11 @@ async def test_a_runtime_that_hangs_is_no_timeout_of_the_container(
 
 async def test_usage_is_told_by_pod_and_container(rig: ContainerdRig, tmp_path: Path) -> None:
     async with runtime_of(rig) as runtime:
+        ended = sandbox(tmp_path, "ended")
+        await run_to_end(runtime, ended, container("true"))
         spec = sandbox(tmp_path)
         await runtime.start_container(await runtime.run_sandbox(spec), spec, container())
-        (usage,) = await runtime.usage()
+        (usage,) = [each for each in await runtime.usage() if each.uid != ended.uid]
         assert (usage.uid, usage.container) == (spec.uid, "main")
         assert usage.cpu_ns > 0
         assert usage.memory_bytes > 0
@@ -408,6 +410,19 @@ async def test_pods_survive_a_restart_of_containerd(rig: ContainerdRig, tmp_path
         await trio.to_thread.run_sync(rig.start)
         assert await runtime.pod(spec.uid) == before
         assert (await runtime.exec_sync(container_id, ["true"], 10)).exit_code == 0
+
+
+async def test_a_runtime_that_is_away_costs_nothing_but_failed_calls(rig: ContainerdRig) -> None:
+    async with runtime_of(rig) as runtime:
+        await runtime.pods()
+        rig.kill()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(200):
+            with pytest.raises(PeerError):
+                await runtime.pods()
+        assert len(list(Path("/proc/self/fd").iterdir())) < before, "the lost connection is closed, no other is open"
+        await trio.to_thread.run_sync(rig.start)
+        assert await runtime.pods() == []
 
 
 async def test_a_port_of_the_host_leads_to_the_pod(rig: ContainerdRig, tmp_path: Path) -> None:

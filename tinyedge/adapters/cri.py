@@ -85,12 +85,13 @@ class CriRuntime:
     # --- looking ---------------------------------------------------------------------------------
 
     async def info(self) -> RuntimeInfo:
-        """Raises PeerError when the runtime says that it isn't ready; its network may come later."""
+        """Raises PeerError when the runtime says that it isn't ready. That its network isn't is a note: pods on the
+        host's own network run without it, and it may come later."""
         version = await self._call("Version", pb.Empty(), pb.VersionResponse)
         status = await self._call("Status", pb.Empty(), pb.StatusResponse)
-        for condition in status.status.conditions:
-            if condition.type == "RuntimeReady" and not condition.status:
-                raise PeerError("the runtime is not ready", f"{condition.reason}: {condition.message}")
+        unready = {each.type: f"{each.reason}: {each.message}" for each in status.status.conditions if not each.status}
+        if "RuntimeReady" in unready:
+            raise PeerError("the runtime is not ready", unready["RuntimeReady"])
         name = version.runtime_name
         self._info = RuntimeInfo(
             kind="containerd",
@@ -98,6 +99,7 @@ class CriRuntime:
             version=version.runtime_version,
             has_events=name == "containerd",
             handlers=tuple(handler.name for handler in status.runtime_handlers if handler.name),
+            notes=tuple(f"{kind} is false: {why}" for kind, why in unready.items()),
         )
         return self._info
 
