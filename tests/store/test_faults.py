@@ -208,6 +208,7 @@ def test_a_segment_that_a_killed_process_was_making_is_synced_before_its_use(cal
     store = rig.open()  # the first segment is short by now
     store.commit([Trim("s", 1)], 0)
     store.close()  # and released
+    disk.fsync(disk.open(rig.segment(1)))
     disk.cut_at(calls)
     with suppress(PowerCut):
         rig.open()
