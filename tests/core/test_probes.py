@@ -137,6 +137,18 @@ def test_a_probe_that_could_not_run_changes_nothing() -> None:
     assert rig.container()["restartCount"] == 0
 
 
+def test_a_probe_that_can_never_run_is_told() -> None:
+    rig = Rig()
+    rig.refuse = lambda effect: ("unknown", "no such file: nosuch") if isinstance(effect, ev.RunProbe) else None
+    rig.start(pod("web", container(readinessProbe=EXEC)))
+    rig.advance(30)
+    assert not rig.ready()
+    assert rig.why()["reasons"][0]["what"] == "its readiness probe could not be run"
+    assert rig.why()["reasons"][0]["why"] == "no such file: nosuch"
+    told = [one for one in rig.edge.view.events() if one["reason"] == "Unhealthy"]
+    assert [one["message"] for one in told] == ["Readiness probe could not be run: no such file: nosuch"]
+
+
 def test_a_slow_probe_is_not_run_twice_at_the_same_time() -> None:
     rig = Rig()
     rig.start(pod("web", container(readinessProbe=probe("r", periodSeconds=1))))

@@ -28,6 +28,6 @@ def node(shared_node: Node) -> Iterator[Node]:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed and isinstance(item, pytest.Function):
-        for node in (value for value in item.funcargs.values() if isinstance(value, Node)):
+        for node in {value for value in item.funcargs.values() if isinstance(value, Node)}:
             report.sections.append(("the daemon's log, its end", node.log_tail()))
     return report

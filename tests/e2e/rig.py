@@ -59,10 +59,10 @@ def sh(script: str, name: str = "main", **fields: Any) -> Json:
     return {"name": name, "image": BUSYBOX, "command": ["sh", "-c", script], **fields}
 
 
-def pod(name: str, *containers: Json, **spec: Any) -> Json:
+def pod(name: str, *containers: Json, metadata: Json | None = None, **spec: Any) -> Json:
     """A pod in namespace default. It ends at once when it is told to, unless `spec` says otherwise."""
     usual = {"terminationGracePeriodSeconds": 0, "containers": list(containers)}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": usual | spec}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name} | (metadata or {}), "spec": usual | spec}
 
 
 def task(name: str, *containers: Json, **spec: Any) -> Json:
@@ -268,7 +268,7 @@ class Node:
     def cli(self, *words: str, check: bool = True, stdin: str = "", timeout_s: float = PATIENCE_S) -> str:
         """What a command prints. It must succeed; with `check` off both its outputs are given, whatever becomes of
         it."""
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: PLW1510
             [sys.executable, "-m", "tinyedge", *words],
             env={**os.environ, "TINYEDGE_SOCKET": self.client.path},
             input=stdin,

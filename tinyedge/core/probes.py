@@ -114,6 +114,7 @@ def judge(run: PodRun, desk: Desk, effect: RunProbe, target: str, answer: ProbeD
     run.probe_ms = min(run.probe_ms, max(probe.due_ms, desk.now))
     result = answer.result if isinstance(answer, ProbeDone) else "unknown"
     if result not in ("success", "failure"):
+        _unknown(run, desk, one, probe, answer.message[:EVENT_MESSAGE_BYTES_MAX])
         return False
     before = probe.ok
     if result == "success":
@@ -121,6 +122,15 @@ def judge(run: PodRun, desk: Desk, effect: RunProbe, target: str, answer: ProbeD
     else:
         _failed(run, desk, one, probe, answer.message[:EVENT_MESSAGE_BYTES_MAX])
     return probe.ok is not before or one.doom is not None
+
+
+def _unknown(run: PodRun, desk: Desk, one: ContainerRun, probe: ProbeRun, message: str) -> None:
+    """It counts for nothing, but a command that is not in the image must not go unseen."""
+    if message:
+        probe.message = message
+        desk.event(
+            run, "Warning", "Unhealthy", f"{probe.kind.capitalize()} probe could not be run: {message}", one.name
+        )
 
 
 def _succeeded(probe: ProbeRun) -> None:

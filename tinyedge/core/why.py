@@ -175,10 +175,10 @@ def _not_ready(run: PodRun, name: str) -> Json | None:
     for kind, field in (("startup", "startupProbe"), ("readiness", "readinessProbe")):
         probe = one.probes.get(kind)
         if probe and probe.ok is not True:
-            if not probe.failures:
+            if not probe.failures and not probe.message:
                 return None  # it has not been asked yet
-            remedy = f"see what the {field} asks for, and the container's log"
-            return _reason(name, f"its {kind} probe fails", probe.message, since, remedy)
+            what = f"its {kind} probe {'fails' if probe.failures else 'could not be run'}"
+            return _reason(name, what, probe.message, since, f"see what the {field} asks for, and the container's log")
     return None
 
 
@@ -215,7 +215,9 @@ def _crash_loop(run: PodRun, desk: Desk, name: str, seen: ContainerSeen) -> Json
     ended = {"reason": seen.reason, "exitCode": seen.exit_code}
     times = run.state.attempts.get(name, 0)
     again = _in(run.of(name).crash.until_ms - desk.now)
-    why = f"restarts so far: {times}; the next start is {again}" + (f"; it said: {seen.message}" if seen.message else "")
+    why = f"restarts so far: {times}; the next start is {again}" + (
+        f"; it said: {seen.message}" if seen.message else ""
+    )
     remedy = (
         "raise its memory limit" if seen.reason == "OOMKilled" else _log_remedy(run, name).replace(" --previous", "")
     )
