@@ -77,8 +77,9 @@ def test_the_host_name_is_the_pod_s_name_as_long_as_dns_takes_it() -> None:
 def test_only_ports_of_the_node_are_opened_and_none_in_its_own_network() -> None:
     ports = [{"containerPort": 80}, {"containerPort": 81, "hostPort": 8081, "hostIP": "127.0.0.1", "protocol": "UDP"}]
     sidecar = container(name="s", restartPolicy="Always", ports=[{"containerPort": 9, "hostPort": 9}])
+    init = container(name="init", ports=[{"containerPort": 7, "hostPort": 7}])
     expected = (Port(9, 9), Port(81, 8081, "UDP", "127.0.0.1"))
-    assert sandbox(container(ports=ports), initContainers=[sidecar]).ports == expected
+    assert sandbox(container(ports=ports), initContainers=[sidecar, init]).ports == expected
     in_host = [{"containerPort": 81, "hostPort": 81}]
     assert sandbox(container(ports=in_host), hostNetwork=True).ports == ()
 
@@ -409,7 +410,7 @@ def hook(handler: dict[str, Any], **fields: Any) -> Any:
     return specs.probe_check(made, made.spec.containers[0], lifecycle.pre_stop, "10.88.0.5")
 
 
-WEB = [{"containerPort": 8080, "name": "web"}]
+WEB = [{"containerPort": 9, "name": "metrics"}, {"containerPort": 8080, "name": "web"}]
 
 
 def test_probes_go_to_the_pod_s_address_and_to_named_ports() -> None:

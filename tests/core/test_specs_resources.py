@@ -147,3 +147,5 @@ def test_a_pod_has_a_memory_limit_when_each_of_its_containers_has() -> None:
     limit = {"limits": {"memory": "1Mi"}}
     assert resources.pod_memory_limit(of(limit, limit)) == 2 * 2**20
     assert resources.pod_memory_limit(of(limit, {})) == 0
+    inits = [container(name="init"), container(name="side", restartPolicy="Always", resources=limit)]
+    assert resources.pod_memory_limit(of(limit, initContainers=inits)) == 2 * 2**20, "those that stay"

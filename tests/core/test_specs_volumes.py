@@ -211,7 +211,9 @@ def test_the_cluster_s_certificate_stands_beside_the_token_once_it_is_there() ->
 
 
 def mounted(mount: dict[str, Any], volume: dict[str, Any], **fields: Any) -> Mount | Unready:
-    made = make(container(volumeMounts=[{"name": "v", **mount}], **fields), volumes=[{"name": "v", **volume}])
+    made = make(
+        container(volumeMounts=[{"name": "v", **mount}], **fields), volumes=[{"name": "other"}, {"name": "v", **volume}]
+    )
     spec = specs.container_spec(made, made.spec.containers[0], 0, NODE, Held())
     return spec if isinstance(spec, Unready) else spec.mounts[0]
 
