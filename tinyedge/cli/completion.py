@@ -155,7 +155,7 @@ def _zsh_option(option: Option) -> str:
 
 def _quoted(text: str) -> str:
     """Safe within single quotes and within a zsh spec."""
-    return text.replace("'", "").replace(":", ";").replace("[", "(").replace("]", ")")
+    return text.replace("'", "'\\''").replace(":", ";").replace("[", "(").replace("]", ")")
 
 
 def fish() -> str:
@@ -168,7 +168,7 @@ def _fish_lines() -> Iterator[str]:
     yield "end"
     yield "complete -c tinyedge -f"
     for command in COMMANDS:
-        help_text = command.help.replace("'", "")
+        help_text = command.help.replace("'", "\\'")
         yield f"complete -c tinyedge -n __fish_use_subcommand -a {command.name} -d '{help_text}'"
     for command in COMMANDS:
         condition = f"-n '__fish_seen_subcommand_from {command.name}'"
@@ -189,5 +189,5 @@ def _fish_option(option: Option) -> str:
         words.append(f"-x -a '{' '.join(option.choices)}'")
     elif option.value:
         words.append("-r -F" if option.value in ("PATH", "FILE") else "-x")
-    help_text = option.help.replace("'", "")
+    help_text = option.help.replace("'", "\\'")
     return " ".join([*words, f"-d '{help_text}'"])
