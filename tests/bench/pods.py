@@ -1,0 +1,371 @@
+"""Bench of pods: `python -m tests.bench.pods` prints one JSON object per line. Needs root and containerd.
+
+A private containerd, the real daemon, static manifests. What is timed is beside its floor, measured in the same run: a
+bare script that makes the same CRI calls (RunPodSandbox, CreateContainer, StartContainer, with the specs that the
+daemon would send) over one open channel, one, four or twenty pods at a time; the best of the three. Both run in turns
+and the medians are compared, since the machine is noisy. `apply` is from the request to the API until all run;
+`restart` is from the start of the daemon's process until all run again, everything that ran before having been killed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tests.bench.store import loop_device
+from tests.fakes.containerd_rig import BUSYBOX, ContainerdRig
+from tinyedge.adapters.container_files import write_files
+from tinyedge.adapters.cri_messages import container_config, sandbox_config
+from tinyedge.adapters.grpc import Channel, open_loop
+from tinyedge.cli.client import Client
+from tinyedge.cli.errors import CliError
+from tinyedge.core import specs
+from tinyedge.errors import require
+from tinyedge.events import NodeFacts
+from tinyedge.model.decode import decode_object
+from tinyedge.model.pod import ConfigMap, Pod, Secret
+from tinyedge.model.runtime import ContainerSpec
+from tinyedge.protocol import cri_pb2 as pb
+
+PODS = 20
+WAIT_S = 60.0
+SECTOR_BYTES = 512
+MIB = 1 << 20
+
+
+def report(metric: str, value: float, unit: str, **beside: float) -> None:
+    rounded = {name: round(figure, 3) for name, figure in beside.items()}
+    print(
+        json.dumps({"bench": "pods", "metric": metric, "value": round(value, 3), "unit": unit, **rounded}), flush=True
+    )
+
+
+def tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "dnsPolicy": "Default",
+            "containers": [{"name": "main", "image": BUSYBOX, "command": ["sleep", "100000"]}],
+        },
+    }
+
+
+# --- the floor: a bare script ------------------------------------------------------------------------
+
+
+class NoRefs:
+    def configmap(self, key: str) -> ConfigMap | None:
+        return None
+
+    def secret(self, key: str) -> Secret | None:
+        return None
+
+
+class Floor:
+    """Runs pods by bare CRI calls, `at_once` at a time, and removes them again."""
+
+    def __init__(self, channel: Channel, scratch: Path) -> None:
+        self._channel = channel
+        self._node = NodeFacts(
+            "floor", "boot", pods_dir=str(scratch / "floor-pods"), logs_dir=str(scratch / "floor-logs")
+        )
+        self._sandboxes: list[str] = []
+
+    async def run(self, count: int, at_once: int, turn: str) -> float:
+        """Seconds from the first call until all run."""
+        pods = [self._pod(f"{turn}-{n}") for n in range(count)]
+        limiter = trio.CapacityLimiter(at_once)
+        began = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            for pod in pods:
+                nursery.start_soon(self._start, pod, limiter)
+        took = time.monotonic() - began
+        await self._clear()
+        return took
+
+    def _pod(self, name: str) -> Pod:
+        pod = decode_object({**manifest(name), "metadata": {"name": name, "uid": f"uid-{name}"}})
+        require(isinstance(pod, Pod), "the manifest is a pod")
+        return pod  # type: ignore[return-value]
+
+    async def _start(self, pod: Pod, limiter: trio.CapacityLimiter) -> None:
+        async with limiter:
+            spec = specs.sandbox_spec(pod, self._node, 0)
+            os.makedirs(os.path.join(spec.log_directory, "main"), exist_ok=True)
+            request = pb.RunPodSandboxRequest(config=sandbox_config(spec, "floor"))
+            made = await self._call("RunPodSandbox", request, pb.PodSandboxId)
+            self._sandboxes.append(made.pod_sandbox_id)
+            main = pod.spec.containers[0]
+            container = specs.container_spec(pod, main, 0, self._node, NoRefs())
+            require(isinstance(container, ContainerSpec), "the container is ready to be made")
+            write_files(specs.host_files(pod, main, 0, self._node, ""), "")
+            config = container_config(container, spec, "floor", user=None, username="")  # type: ignore[arg-type]
+            create = pb.CreateContainerRequest(
+                pod_sandbox_id=made.pod_sandbox_id, config=config, sandbox_config=sandbox_config(spec, "floor")
+            )
+            created = await self._call("CreateContainer", create, pb.ContainerId)
+            await self._call("StartContainer", pb.ContainerId(container_id=created.container_id), pb.Empty)
+
+    async def _clear(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for sandbox_id in self._sandboxes:
+                nursery.start_soon(self._remove, sandbox_id)
+        self._sandboxes = []
+
+    async def _remove(self, sandbox_id: str) -> None:
+        await self._call("StopPodSandbox", pb.PodSandboxId(pod_sandbox_id=sandbox_id), pb.Empty)
+        await self._call("RemovePodSandbox", pb.PodSandboxId(pod_sandbox_id=sandbox_id), pb.Empty)
+
+    async def _call(self, method: str, request: Any, response: Any) -> Any:
+        return await self._channel.unary(f"/runtime.v1.RuntimeService/{method}", request, response, timeout_s=WAIT_S)
+
+
+def floor(rig: ContainerdRig, scratch: Path, count: int, turn: str) -> dict[int, float]:
+    """At a time → seconds."""
+
+    async def measure() -> dict[int, float]:
+        async with open_loop() as loop:
+            channel = Channel(loop, str(rig.socket))
+            try:
+                bare = Floor(channel, scratch)
+                return {n: await bare.run(count, n, f"{turn}-{n}") for n in (1, 4, 20) if n <= count}
+            finally:
+                channel.close()
+
+    return trio.run(measure)
+
+
+# --- the daemon --------------------------------------------------------------------------------------
+
+
+class Daemon:
+    """One node: its folder, its process, its API."""
+
+    def __init__(self, scratch: Path, store: Path, endpoint: str, rig: ContainerdRig | None = None) -> None:
+        self.client = Client(str(scratch / "api.sock"))
+        self.rig = rig
+        self._config = scratch / "tinyedge.toml"
+        self._log = scratch / "daemon.log"
+        (scratch / "manifests").mkdir(exist_ok=True)
+        self._config.write_text(
+            f'[node]\nname = "bench"\npods_dir = "{scratch}/pods"\nlogs_dir = "{scratch}/logs"\n'
+            f'[store]\npath = "{store}/store"\n[runtime]\nendpoint = "{endpoint}"\n'
+            f'[manifests]\npaths = ["{scratch}/manifests"]\n[api]\nsocket = "{scratch}/api.sock"\n'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            argv = [sys.executable, "-m", "tinyedge", "run", "--config", str(self._config)]
+            environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log, env=environ)
+        return self.process
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(30)
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            try:
+                if true():
+                    return
+            except CliError:
+                pass  # it is not there yet
+            if time.monotonic() > deadline:
+                raise SystemExit(
+                    f"{what}: not within {WAIT_S:.0f} s; the daemon said:\n{self._log.read_text()[-3000:]}"
+                )
+            time.sleep(0.02)
+
+    def until_running(self, names: set[str]) -> None:
+        """Watches, so that waiting costs the daemon nothing."""
+        running: set[str] = set()
+        signal.alarm(int(WAIT_S))
+        for change in self.client.lines("GET", "/v1/pods", [("watch", "1")]):
+            name = change["object"]["metadata"]["name"]
+            if change["type"] != "DELETED" and _runs(change["object"]):
+                running.add(name)
+            else:
+                running.discard(name)
+            if names <= running:
+                break
+        signal.alarm(0)
+
+    def apply(self, names: list[str]) -> float:
+        began = time.monotonic()
+        self.client.ask("POST", "/v1/apply", body={"items": [manifest(name) for name in names]})
+        self.until_running(set(names))
+        return time.monotonic() - began
+
+    def delete_all(self) -> None:
+        for pod in self.client.get("/v1/pods")["items"]:
+            self.client.ask("DELETE", f"/v1/namespaces/default/pods/{pod['metadata']['name']}")
+        self.until(lambda: not self.client.get("/v1/pods")["items"], "all pods are gone")
+
+    def memory(self) -> dict[str, float]:
+        """RSS and PSS in MB."""
+        require(self.process is not None, "the daemon runs")
+        lines = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()  # type: ignore[union-attr]
+        found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines[1:]}
+        return {"rss": found["Rss"], "pss": found["Pss"]}
+
+    def cpu_s(self) -> float:
+        require(self.process is not None, "the daemon runs")
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()  # type: ignore[union-attr]
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _runs(pod: dict[str, Any]) -> bool:
+    statuses = pod["status"].get("containerStatuses", [])
+    return bool(statuses) and all("running" in status["state"] for status in statuses)
+
+
+def kill_containers(rig: ContainerdRig, daemon: Daemon) -> None:
+    """The daemon and everything that it runs, at once; containerd stays and sees them dead."""
+    daemon.stop(signal.SIGKILL)
+    for name in rig.run_ctr("tasks", "ls", "-q").split():
+        rig.run_ctr("tasks", "kill", "-s", "SIGKILL", name)
+    deadline = time.monotonic() + WAIT_S
+    while "RUNNING" in rig.run_ctr("tasks", "ls") and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+# --- what is measured --------------------------------------------------------------------------------
+
+
+def start_to_first_call(scratch: Path, turns: int) -> None:
+    """From the start of the process to its first connection to the runtime's socket."""
+    took = []
+    for turn in range(turns):
+        folder = scratch / f"start-{turn}"
+        folder.mkdir()
+        path = str(folder / "runtime.sock")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(path)
+            listener.listen()
+            listener.settimeout(WAIT_S)
+            daemon = Daemon(folder, folder, path)
+            began = time.monotonic()
+            daemon.start()
+            listener.accept()[0].close()
+            took.append(time.monotonic() - began)
+            daemon.stop()
+    report("start_to_first_call_s", statistics.median(took), "s")
+
+
+def apply(rig: ContainerdRig, scratch: Path, daemon: Daemon, turns: int) -> None:
+    for count in (1, PODS):
+        ours, floors = [], []
+        for turn in range(turns):
+            floors.append(min(floor(rig, scratch, count, f"f{count}-{turn}").values()))
+            ours.append(daemon.apply([f"p{count}-{turn}-{n}" for n in range(count)]))
+            daemon.delete_all()
+            tell(f"apply {count}: {ours[-1]:.2f} s, floor {floors[-1]:.2f} s")
+        ratio = statistics.median(mine / bare for mine, bare in zip(ours, floors, strict=True))
+        report(f"apply_{count}_s", statistics.median(ours), "s", floor=statistics.median(floors), ratio=ratio)
+
+
+def restart(rig: ContainerdRig, scratch: Path, daemon: Daemon, turns: int) -> None:
+    ours, floors = [], []
+    for turn in range(turns):
+        floors.append(min(floor(rig, scratch, PODS, f"r{turn}").values()))
+        kill_containers(rig, daemon)
+        began = time.monotonic()
+        daemon.start()
+        daemon.until(lambda: daemon.client.get("/healthz") is not None, "the API answers")
+        daemon.until_running({f"p{n}" for n in range(PODS)})
+        ours.append(time.monotonic() - began)
+        tell(f"restart {PODS}: {ours[-1]:.2f} s, floor {floors[-1]:.2f} s")
+    ratio = statistics.median(mine / bare for mine, bare in zip(ours, floors, strict=True))
+    report(f"restart_{PODS}_s", statistics.median(ours), "s", floor=statistics.median(floors), ratio=ratio)
+
+
+def idle(daemon: Daemon, statistics_file: Path | None, window_s: float) -> None:
+    """Memory, CPU and device writes of a node with 20 pods to which nothing happens."""
+    memory = daemon.memory()
+    report(f"rss_{PODS}_pods_mb", memory["rss"], "MB")
+    report(f"pss_{PODS}_pods_mb", memory["pss"], "MB")
+    os.sync()
+    cpu, written = daemon.cpu_s(), _written(statistics_file)
+    time.sleep(window_s)
+    os.sync()
+    report("cpu_idle_percent", (daemon.cpu_s() - cpu) / window_s * 100, "%", window_s=window_s)
+    if statistics_file:
+        per_hour = (_written(statistics_file) - written) / window_s * 3600 / MIB
+        report("idle_device_mb_per_hour", per_hour, "MB", window_s=window_s)
+
+
+def _written(statistics_file: Path | None) -> int:
+    return int(statistics_file.read_text().split()[6]) * SECTOR_BYTES if statistics_file else 0
+
+
+@contextmanager
+def folders() -> Iterator[tuple[Path, Path, Path]]:
+    """Scratch, a file system of its own for the store, and its statistics."""
+    scratch = Path(tempfile.mkdtemp(prefix="tinyedge-bench-"))
+    try:
+        with loop_device(scratch) as (mount, statistics_file):
+            yield scratch, mount, statistics_file
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench BENCH=pods")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--window", type=float, default=60.0, help="seconds of idleness that are watched")
+    args = parser.parse_args()
+    missing = [name for name in ("containerd", "runc", "ctr") if not shutil.which(name)]
+    if os.geteuid() or missing:
+        tell("bench pods skipped: needs root and " + (", ".join(missing) or "containerd"))
+        return 0
+    with folders() as (scratch, mount, statistics_file):
+        start_to_first_call(scratch, args.turns)
+        rig = ContainerdRig(scratch / "containerd")
+        try:
+            rig.start()
+            rig.import_images()
+            daemon = Daemon(scratch, mount, str(rig.socket), rig)
+            daemon.start()
+            daemon.until(lambda: daemon.client.get("/healthz") is not None, "the API answers")
+            time.sleep(args.window / 6)
+            report("rss_idle_mb", daemon.memory()["rss"], "MB")
+            apply(rig, scratch, daemon, args.turns)
+            daemon.apply([f"p{n}" for n in range(PODS)])
+            time.sleep(args.window / 3)  # until what starting them left behind is tidied up
+            idle(daemon, statistics_file, args.window)
+            restart(rig, scratch, daemon, args.turns)
+            daemon.delete_all()
+            daemon.stop()
+        finally:
+            rig.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
