@@ -355,6 +355,7 @@ class _Daemon:
     async def _sample(self) -> None:
         """A calm look at the machine, and at what the store says of itself."""
         faults = self._store.status().fault_count
+        pinned: tuple[object, ...] = ()
         while True:
             seen = await self._look()
             self._life.sampled(seen, self._clock.mono_ms())
@@ -367,6 +368,7 @@ class _Daemon:
                 await self._loop.post(ev.StoreFault(fault.kind, f"{fault.what}: {fault.why}", read_only=False))
             faults = status.fault_count
             self._notifier.status(self._edge.view.summary())
+            pinned = await self._pin_images(pinned)
             await trio.sleep(self._config.pressure.sample_s)
 
     async def _look(self) -> ev.MachineSeen:
@@ -383,6 +385,19 @@ class _Daemon:
             )
 
         return await trio.to_thread.run_sync(look)
+
+    async def _pin_images(self, before: tuple[object, ...]) -> tuple[object, ...]:
+        """Whoever else cleans up in this runtime must not take the images of wanted pods. Returns what was pinned."""
+        wanted = self._edge.view.image_references()
+        now = (wanted, tuple(image["id"] for image in self._edge.view.images()))
+        if now == before:
+            return before
+        try:
+            await self._runtime.pin_images(wanted)
+        except TinyEdgeError as error:
+            self._log.note("debug", "images.not_pinned", {"why": str(error)})
+            return before
+        return now
 
     async def _feed_watchdog(self) -> None:
         """Fed only when the loop has decided something since."""

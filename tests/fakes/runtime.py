@@ -527,6 +527,9 @@ class FakeRuntime:
         await self._leave("import_image", fault)
         return [normal_reference(Path(path).stem)]
 
+    async def pin_images(self, references: Sequence[str]) -> None:
+        await self._leave("pin_images", await self._enter("pin_images"))
+
     async def changes(self) -> AsyncGenerator[str, None]:
         self._check()
         changed: dict[str, None] = {}

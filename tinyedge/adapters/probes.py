@@ -134,7 +134,7 @@ async def _answer(http: h11.Connection, stream: trio.abc.Stream) -> tuple[int, s
     while True:
         event = http.next_event()
         if event is h11.NEED_DATA:
-            http.receive_data(await stream.receive_some(_READ_BYTES))
+            http.receive_data(bytes(await stream.receive_some(_READ_BYTES)))
         elif isinstance(event, h11.Response):
             status = event.status_code
             location = next((v.decode("latin-1") for k, v in event.headers if k == b"location"), "")

@@ -75,6 +75,9 @@ class Runtime(Protocol):
     async def import_image(self, path: str, progress: Progress | None = None) -> list[str]:
         """Imports an archive (docker or OCI layout; gzip or zstd); returns the names it held."""
 
+    async def pin_images(self, references: Sequence[str]) -> None:
+        """Exactly these are marked as not to be collected by anyone else who cleans up in this runtime."""
+
     def changes(self) -> AsyncGenerator[str, None]:
         """Uids of pods in which something happened, as soon as it is known. An empty string says that whoever lists
         now misses nothing that happens from now on: it comes first, and again whenever changes may have been lost.

@@ -32,7 +32,12 @@ def run(args: argparse.Namespace) -> int:
     now = now_s()
     print(pairs(list(_overview(status, [pod_line(pod, now) for pod in pods]))))
     troubles = list(_troubles(status))
-    for title, found in (("Pods that need a look", troubles), ("Manifests that can't be used", list(_bad(status)))):
+    notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
+    for title, found in (
+        ("Pods that need a look", troubles),
+        ("Manifests that can't be used", list(_bad(status))),
+        ("The runtime says", notes),
+    ):
         if found:
             print("\n".join(["", f"{title}:", *found]))
     if troubles:

@@ -139,6 +139,11 @@ class View:
         """core/v1 Events, the one that happened last standing last."""
         return [_event(one, self._desk.node.name) for one in self._desk.ring.occurrences()]
 
+    def image_references(self) -> tuple[str, ...]:
+        """The images that wanted pods name, sorted."""
+        pods = [run.pod for run in self._runs.values() if run.row and run.pod]
+        return tuple(sorted({one.image for pod in pods for one in containers_of(pod)}))
+
     def images(self) -> list[Json]:
         """`{"id", "names", "bytes", "pinned", "used"}`"""
         pods = [run.pod for run in self._runs.values() if run.pod]
@@ -239,6 +244,7 @@ class View:
                 "name": runtime.name if runtime else "",
                 "version": runtime.version if runtime else "",
                 "message": desk.runtime_why,
+                "notes": list(runtime.notes) if runtime else [],
                 "since": rfc3339(desk.runtime_since) or "",
             },
             "pressure": {

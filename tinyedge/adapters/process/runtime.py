@@ -487,6 +487,9 @@ class ProcessRuntime:
         await trio.lowlevel.checkpoint()
         raise PeerError("the process runtime has no images", f"{path} can't be imported", retryable=False)
 
+    async def pin_images(self, references: Sequence[str]) -> None:
+        await trio.lowlevel.checkpoint()
+
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
