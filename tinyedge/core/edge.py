@@ -57,7 +57,7 @@ class Edge:
         self._desk = Desk(Tables(tables))
         self._sources = Sources(self._desk)
         self._runs: dict[str, PodRun] = {}
-        self._users: dict[tuple[str, str], set[str]] = {}  # (kind, key) of what is referred to → uids
+        self._users: dict[tuple[str, str], dict[str, None]] = {}  # (kind, key) of what is referred to → uids
         self._uses: dict[str, set[tuple[str, str]]] = {}
         self._dirty: dict[str, None] = {}  # uids, in the order in which they became so
         self._backlog: deque[Event] = deque()
@@ -198,16 +198,19 @@ class Edge:
 
     def _refer(self, uid: str, uses: set[tuple[str, str]]) -> None:
         for name in self._uses.pop(uid, set()) - uses:
-            self._users[name].discard(uid)
+            self._users[name].pop(uid, None)
         for name in uses:
-            self._users.setdefault(name, set()).add(uid)
+            self._users.setdefault(name, {})[uid] = None
         if uses:
             self._uses[uid] = uses
 
     def _note_changes(self) -> None:
         """Objects were added, changed or removed: find the pods that this concerns."""
-        while self._sources.changed:
-            kind, _, key = self._sources.changed.pop().partition(" ")
+        changed = self._sources.changed
+        while changed:
+            identity = next(iter(changed))
+            del changed[identity]
+            kind, _, key = identity.partition(" ")
             if kind == "Pod":
                 self._pod_changed(key)
             for uid in self._users.get((kind, key), ()):

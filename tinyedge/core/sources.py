@@ -56,7 +56,7 @@ class Sources:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._tables = desk.tables
-        self.changed: set[str] = set()
+        self.changed: dict[str, None] = {}  # in the order of the changes: a set's would differ from life to life
         self.problems: dict[str, str] = {}  # of a folder as a whole
         self._files: dict[str, dict[str, FileRow]] = {
             folder: dict(row.files) for folder, row in self._tables.folders.items()
@@ -235,7 +235,7 @@ class Sources:
         if isinstance(obj, Pod):
             self._put_pod(obj, source)
         elif self._tables.put(obj.kind.lower(), obj.key, _object_row(obj, source)):
-            self.changed.add(name)
+            self.changed[name] = None
         return "", ""
 
     def _refusal(self, obj: Object) -> str:
@@ -278,7 +278,7 @@ class Sources:
             generation = old.generation + (old.pod.spec != pod.spec)
             row = structs.replace(old, source=source, pod=pod, generation=generation)
         if self._tables.put("pod", pod.key, row):
-            self.changed.add(identity(pod))
+            self.changed[identity(pod)] = None
 
     def _complete(self, pod: Pod, old: PodRow | None) -> Pod:
         """The uid is stable by node, namespace and name; the time of creation is when the pod was first seen."""
@@ -323,7 +323,7 @@ class Sources:
             self._end_pod(key, None)
         else:
             self._tables.delete(kind.lower(), key)
-            self.changed.add(name)
+            self.changed[name] = None
         others = self._shadowed.pop(name, {})
         for other in sorted(others, key=lambda one: (one == API, one)):
             self._put(others[other], other)
@@ -335,7 +335,7 @@ class Sources:
             grace = min(grace, row.deletion.grace_s)
         since = row.deletion.since_ms if row.deletion else self._desk.wall
         self._tables.put("pod", key, structs.replace(row, deletion=Deletion(grace, since), successor=None))
-        self.changed.add(f"Pod {key}")
+        self.changed[f"Pod {key}"] = None
 
     def gone(self, key: str) -> bool:
         """Nothing is left of a deleted pod. True when another takes its place."""
