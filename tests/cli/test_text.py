@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fakes.backend import container_status, pod
 from tinyedge.cli import text
@@ -47,6 +50,11 @@ def test_an_age_told_by_a_clock_that_was_not_set_is_unknown() -> None:
     assert text.age("1970-01-01T00:04:00Z", NOW) == "<unknown>"
     assert text.age("", NOW) == "<unknown>"
     assert text.age("2026-11-23T11:59:00.123456Z", NOW) == "60s"
+
+
+@given(st.integers(0, 4_102_444_800))
+def test_a_timestamp_is_read_as_the_calendar_says(seconds: int) -> None:
+    assert text.seconds_of(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))) == seconds
 
 
 @pytest.mark.parametrize(("written", "seconds"), [("90s", 90), ("5m", 300), ("1h30m", 5400), ("2d", 172800)])
