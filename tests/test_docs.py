@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from tests import docs
+from tests.fakes.backend import FakeBackend
 from tinyedge import config
+from tinyedge.adapters import metrics
 
 
 def test_the_configuration_page_is_what_the_code_says() -> None:
@@ -12,3 +16,33 @@ def test_the_configuration_page_is_what_the_code_says() -> None:
 
 def test_every_configuration_key_is_described() -> None:
     assert [key for key, _, words in config.described() if not words] == []
+
+
+OPERATIONS = (docs.ROOT / "docs" / "operations.md").read_text()
+
+
+def _said_in(folder: str, pattern: str) -> set[str]:
+    found: set[str] = set()
+    for path in (docs.ROOT / folder).rglob("*.py"):
+        found |= set(re.findall(pattern, path.read_text()))
+    return found
+
+
+def test_every_fault_of_the_store_is_described() -> None:
+    kinds = _said_in("tinyedge/store", r'(?:note|_damage)\(\s*"([a-z][a-z-]+)"')
+    assert len(kinds) > 10
+    assert {kind for kind in kinds if f"`{kind}`" not in OPERATIONS} == set()
+
+
+def test_every_metric_is_described() -> None:
+    backend = FakeBackend()
+    names = set(re.findall(r"^# TYPE (\S+)", metrics.text(backend.status(), backend.pods(), backend.usage()), re.M))
+    named = {name for name in names if not name.startswith(("tinyedge_store_flushes", "tinyedge_store_checkpoints"))}
+    assert len(named) > 15
+    assert {name for name in named if name not in OPERATIONS} == set()
+
+
+def test_every_kind_of_entry_in_the_black_box_is_described() -> None:
+    kinds = _said_in("tinyedge", r'(?:\bRecord|\.record)\(\s*"([a-z.]+)"')
+    assert len(kinds) > 4
+    assert {kind for kind in kinds if f"`{kind}`" not in OPERATIONS} == set()
