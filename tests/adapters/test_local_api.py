@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,26 @@ async def test_a_view_that_fails_costs_an_answer_and_not_the_server(rig: Rig) ->
     rig.backend.store_error = KeyError("planted")
     status, body, _ = await rig.ask("GET", "/v1/store")
     assert (status, body["reason"]) == (500, "InternalError")
+    assert [(level, key) for level, key, _ in rig.notes] == [("error", "api.failed")]
+    assert await rig.get("/healthz") == b"ok\n"
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+async def test_a_stream_that_breaks_costs_its_reader_alone(
+    rig: Rig, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> AsyncGenerator[bytes, None]:
+        for _each in range(sent):
+            yield b"x"
+        raise KeyError("planted")
+
+    monkeypatch.setattr(rig.backend, "logs", broken)
+    if sent:
+        with pytest.raises(h11.RemoteProtocolError):
+            await rig.ask("GET", "/v1/namespaces/default/pods/web/log")
+    else:
+        status, body, _ = await rig.ask("GET", "/v1/namespaces/default/pods/web/log")
+        assert (status, body["reason"]) == (500, "InternalError")
     assert [(level, key) for level, key, _ in rig.notes] == [("error", "api.failed")]
     assert await rig.get("/healthz") == b"ok\n"
 

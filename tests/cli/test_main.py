@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.conftest import Cli
 from tinyedge.cli import client as client_module
@@ -137,6 +138,30 @@ def test_a_daemon_that_dies_while_it_answers_is_told(tmp_path: Path) -> None:
 def test_errors_are_json_when_json_was_asked_for(cli: Cli) -> None:
     told = json.loads(cli("get", "pod", "nope", "-o", "json").err)
     assert told["error"]["what"] == 'pods "nope" not found in namespace default'
+
+
+def test_what_a_pod_writes_does_not_steer_the_terminal(cli: Cli) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m"
+    cli.backend.event_list[0]["message"] = evil
+    cli.backend.status_object["runtime"]["message"] = evil
+    cli.backend.explanation = {"state": "x", "summary": evil, "reasons": []}
+    shown = "\\u001b]0;owned\\u0007\\u001b[2J\\u009b31m"
+    assert shown in cli("get", "events").out
+    assert shown in cli("describe", "pod", "web").out
+    assert cli("why", "web").out == shown + "\n"
+    out = cli("get", "events", "-o", "json").out
+    assert not set(out) & {"\x1b", "\x9b"}
+    assert json.loads(out)["items"][0]["message"] == evil
+    assert yaml.safe_load(cli("get", "events", "-o", "yaml").out)["items"][0]["message"] == evil
+
+
+def test_a_mistake_of_ours_is_told_without_a_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.backend.pod_list = [{"metadata": {}}]
+    ran = cli("get", "pods", "-A")
+    assert (ran.code, ran.err.startswith("error: a mistake of tinyedge's own: KeyError")) == (1, True)
+    monkeypatch.setenv("TINYEDGE_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        cli("get", "pods", "-A")
 
 
 # --- where the socket is ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.kinds import Kind, kind_named
-from tinyedge.cli.output import client, namespace, pod_name, structured
+from tinyedge.cli.output import client, namespace, pod_name, show, structured
 
 Json = dict[str, Any]
 
@@ -34,11 +34,11 @@ def _apply(args: argparse.Namespace) -> int:
     except CliError as error:
         raise _located(error, [origin for origin, _ in read]) from None
     if args.output:
-        print(structured(answer, args.output))
+        show(structured(answer, args.output))
         return 0
     for done in answer["objects"]:
         name = f"{kind_named(done['kind']).singular}/{done['name']}"
-        print(f"{name} {'created' if done['created'] else 'configured'}")
+        show(f"{name} {'created' if done['created'] else 'configured'}")
     return 0
 
 
@@ -79,14 +79,14 @@ def _delete(args: argparse.Namespace) -> int:
             if not error.reason:  # the daemon is away; the others would fail too
                 raise
             if refused:
-                print(f"error: {refused}", file=sys.stderr)
+                show(f"error: {refused}", file=sys.stderr)
             refused = error
             continue
         deleted.append(f"{kind_named(kind).singular}/{name}")
         if not args.output:
-            print(f'{kind_named(kind).singular} "{name}" deleted')
+            show(f'{kind_named(kind).singular} "{name}" deleted')
     if args.output:
-        print(structured({"deleted": deleted}, args.output))
+        show(structured({"deleted": deleted}, args.output))
     if refused:
         raise refused
     return 0
@@ -139,9 +139,9 @@ def _restart(args: argparse.Namespace) -> int:
     params = [("container", args.container)] if args.container else []
     answer = _restarted(client(args), namespace(args), name, params)
     if args.output:
-        print(structured({"restarted": f"pod/{name}", "message": answer.get("message", "")}, args.output))
+        show(structured({"restarted": f"pod/{name}", "message": answer.get("message", "")}, args.output))
     else:
-        print(answer.get("message") or f"pod/{name} restarted")
+        show(answer.get("message") or f"pod/{name} restarted")
     return 0
 
 
@@ -194,7 +194,7 @@ def _parsed(path: str) -> Iterator[Json]:
         items = document.get("items") if isinstance(document, dict) and document.get("kind") == "List" else [document]
         for item in items or ():
             if not isinstance(item, dict):
-                raise CliError(f"document {n} of {path} is no Kubernetes object", f"it is {str(item)[:60]!r}")
+                raise CliError(f"document {n} of {path} is no Kubernetes object", "it is no mapping of fields")
             yield item
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from tinyedge.cli.errors import EXIT_FAILED
-from tinyedge.cli.output import structured
+from tinyedge.cli.output import show, structured
 from tinyedge.cli.text import size
 from tinyedge.config import DEFAULT_PATH, Config, load
 from tinyedge.errors import TinyEdgeError
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     findings = findings_for(args.config, args.set, Machine())
     errors = sum(finding.level == ERROR for finding in findings)
     if args.output:
-        print(structured({"errors": errors, "findings": [finding._asdict() for finding in findings]}, args.output))
+        show(structured({"errors": errors, "findings": [finding._asdict() for finding in findings]}, args.output))
     else:
-        print(report(findings))
+        show(report(findings))
     return EXIT_FAILED if errors else 0
 
 

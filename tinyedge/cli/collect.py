@@ -23,7 +23,7 @@ from tinyedge.cli import check, offline
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.logs import containers_of
-from tinyedge.cli.output import client
+from tinyedge.cli.output import client, show
 from tinyedge.cli.program import toml
 from tinyedge.config import Config, load
 from tinyedge.errors import TinyEdgeError
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         for name, data in bundle.parts(args.tail or TAIL_LINES, args.config, args.set, logs=not args.no_logs):
             _add(archive, f"tinyedge-{bundle.node}/{name}", data)
     missing = "; what could not be had is named in missing.txt" if bundle.missing else ""
-    print(f"{path}: {os.path.getsize(path) // 1024 + 1} KiB{missing}")
-    print("No value of a Secret is in it; container logs may still hold what only their application knows.")
+    show(f"{path}: {os.path.getsize(path) // 1024 + 1} KiB{missing}")
+    show("No value of a Secret is in it; container logs may still hold what only their application knows.")
     return 0
 
 

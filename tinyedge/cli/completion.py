@@ -9,10 +9,11 @@ import argparse
 from collections.abc import Iterator
 
 from tinyedge.cli.commands import COMMANDS, GLOBAL, KINDS, Command, Option
+from tinyedge.cli.output import show
 
 
 def run(args: argparse.Namespace) -> int:
-    print({"bash": bash, "zsh": zsh, "fish": fish}[args.shell]())
+    show({"bash": bash, "zsh": zsh, "fish": fish}[args.shell]())
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.kinds import event_time, kind_named, node_status
-from tinyedge.cli.output import as_list, client, namespace, structured
+from tinyedge.cli.output import as_list, client, namespace, show, structured
 from tinyedge.cli.podtext import pod_line
 from tinyedge.cli.text import NONE, age, now_s, pairs, table
 
@@ -27,15 +27,15 @@ def run(args: argparse.Namespace) -> int:
     items = api.get(path)["items"]
     items = [_picked(items, n, plural, args) for n in (part.rpartition("/")[2] for part in names)] if names else items
     if not items:
-        print(f"No resources found in {namespace(args)} namespace.")
+        show(f"No resources found in {namespace(args)} namespace.")
         return 0
     if args.output:
-        print(structured(items[0] if len(items) == 1 else as_list(items), args.output))
+        show(structured(items[0] if len(items) == 1 else as_list(items), args.output))
         return 0
     events = api.get("/v1/events")["items"]
     describe = pod if plural == "pods" else node
     now = now_s()
-    print("\n\n\n".join(describe(item, [e for e in events if _about(e, item)], now) for item in items))
+    show("\n\n\n".join(describe(item, [e for e in events if _about(e, item)], now) for item in items))
     return 0
 
 

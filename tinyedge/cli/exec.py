@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tinyedge.cli.errors import EXIT_USAGE, CliError
-from tinyedge.cli.output import client, namespace, pod_name
+from tinyedge.cli.output import client, namespace, pod_name, show
 from tinyedge.cli.streams import OUTCOME, STDERR, STDIN, STDOUT, Streams, outcome
 
 READ_BYTES = 16 * 1024
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tty and not args.stdin:
         raise CliError("-t needs -i", "a terminal without input is none", "use -it", code=EXIT_USAGE)
     if args.tty and not terminal:
-        print("standard input is no terminal; going on without one", file=sys.stderr)
+        show("standard input is no terminal; going on without one", file=sys.stderr)
     params = [("stdin", str(args.stdin).lower()), ("tty", str(terminal).lower())]
     params += [("container", args.container)] if args.container else []
     params += [("command", word) for word in args.rest]
@@ -93,7 +93,7 @@ class Session:
 
     def _explain(self) -> None:
         self._waiting = False
-        print(
+        show(
             "standard input has ended, but this runtime (v4.channel.k8s.io) has no way to tell that to the command; "
             "if it reads to the end of its input, it waits forever: end it with Ctrl-C",
             file=sys.stderr,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import EXIT_USAGE, CliError
-from tinyedge.cli.output import client, namespace, pod_name
+from tinyedge.cli.output import client, namespace, pod_name, show
 from tinyedge.cli.streams import Streams
 
 DATA, ERROR = 0, 1
@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
         for forward in forwards:
             listener = _listen(args.address or "127.0.0.1", forward)
             host, port = listener.getsockname()[:2]
-            print(f"Forwarding from {host}:{port} -> {forward.remote}", flush=True)
+            show(f"Forwarding from {host}:{port} -> {forward.remote}")
             selector.register(listener, selectors.EVENT_READ, (listener, forward))
-        print("Ctrl-C ends it.", flush=True)
+        show("Ctrl-C ends it.")
         while True:
             for key, _ in selector.select():
                 listener, forward = key.data
@@ -75,7 +75,7 @@ def _serve(api: Client, path: str, local: socket.socket, remote: int) -> None:
             finally:
                 streams.close()
         except (CliError, OSError) as error:
-            print(f"port {remote}: {error}", file=sys.stderr, flush=True)
+            show(f"port {remote}: {error}", file=sys.stderr)
 
 
 def _pump(local: socket.socket, streams: Streams) -> None:

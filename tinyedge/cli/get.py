@@ -10,7 +10,7 @@ from typing import Any
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.kinds import Kind, Selector, event_time, kind_named, name_of
-from tinyedge.cli.output import as_list, client, namespace, structured
+from tinyedge.cli.output import as_list, client, namespace, show, structured
 from tinyedge.cli.text import now_s, table
 
 Json = dict[str, Any]
@@ -23,12 +23,14 @@ def run(args: argparse.Namespace) -> int:
     if args.watch:
         if len(wanted) != 1:
             raise CliError("--watch takes one kind at a time", code=EXIT_USAGE)
+        if wanted[0][0].plural == "images":
+            raise CliError("images can't be watched", "", "tinyedge get events --watch shows pulls", code=EXIT_USAGE)
         return _watch(args, client(args), *wanted[0], selector)
     found = [(kind, list(_listed(client(args), args, kind, names, selector))) for kind, names in wanted]
     if args.output in ("json", "yaml"):
         objects = [item for _, items in found for item in items]
         single = len(objects) == 1 and all(names for _, names in wanted)
-        print(structured(objects[0] if single else as_list(objects), args.output))
+        show(structured(objects[0] if single else as_list(objects), args.output))
         return 0
     _print(args, found)
     return 0
@@ -87,7 +89,7 @@ def _print(args: argparse.Namespace, found: list[tuple[Kind, list[Json]]]) -> No
             continue
         header, rows = _cells(args, kind, items, several=several)
         blocks.append(table(header, rows, headers=not args.no_headers))
-    print(("\n" if args.output == "name" else "\n\n").join(blocks))
+    show(("\n" if args.output == "name" else "\n\n").join(blocks))
 
 
 def _cells(
@@ -108,11 +110,11 @@ def _cells(
 def _say_nothing_found(args: argparse.Namespace, kinds: Sequence[Kind]) -> None:
     where = namespace(args)
     if not where or not any(kind.namespaced for kind in kinds):
-        print("No resources found", file=sys.stderr)
+        show("No resources found", file=sys.stderr)
         return
     elsewhere = sum(len(client(args).get(_path(kind, ""))["items"]) for kind in kinds)
     hint = f" ({elsewhere} in other namespaces: -A shows them)" if elsewhere and not args.selector else ""
-    print(f"No resources found in {where} namespace.{hint}", file=sys.stderr)
+    show(f"No resources found in {where} namespace.{hint}", file=sys.stderr)
 
 
 def _watch(args: argparse.Namespace, api: Client, kind: Kind, names: Sequence[str], selector: Selector) -> int:
@@ -124,10 +126,10 @@ def _watch(args: argparse.Namespace, api: Client, kind: Kind, names: Sequence[st
         if not selector.matches(item) or (names and item["metadata"]["name"] not in names):
             continue
         if args.output in ("json", "yaml"):
-            print(("---\n" if args.output == "yaml" else "") + structured(item, args.output), flush=True)
+            show(("---\n" if args.output == "yaml" else "") + structured(item, args.output))
             continue
         if args.output == "name":
-            print(name_of(kind, item), flush=True)
+            show(name_of(kind, item))
             continue
         header, rows = _cells(args, kind, [item], several=False)
         if change["type"] == "DELETED" and kind.plural == "pods":
@@ -139,5 +141,5 @@ def _watch(args: argparse.Namespace, api: Client, kind: Kind, names: Sequence[st
             for n, old in enumerate(widths or [6 if n else 20 for n in range(len(header))])
         ]
         for line in lines:
-            print("".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)
+            show("".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     return 0

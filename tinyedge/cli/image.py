@@ -10,7 +10,7 @@ from typing import Any
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.kinds import kind_named
-from tinyedge.cli.output import client, structured
+from tinyedge.cli.output import client, show, structured
 from tinyedge.cli.text import now_s, size, table
 
 Json = dict[str, Any]
@@ -31,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
             told = api.ask("DELETE", "/v1/images", [("image", word)])
             done.append({"image": word, "message": told["message"]})
             if not args.output:
-                print(told["message"])
+                show(told["message"])
         else:
             done.append(_brought(api, args, word))
     if args.output:
-        print(structured({"items": done}, args.output))
+        show(structured({"items": done}, args.output))
     return 0
 
 
@@ -43,13 +43,13 @@ def _list(api: Client, args: argparse.Namespace) -> int:
     found = api.get("/v1/images")
     items = [item for item in found["items"] if not args.images or _named(item, args.images)]
     if args.output:
-        print(structured({"items": items}, args.output))
+        show(structured({"items": items}, args.output))
         return 0
     if not items:
-        print("No images found", file=sys.stderr)
+        show("No images found", file=sys.stderr)
         return 0
     kind = kind_named("images")
-    print(table(kind.header, [kind.row(item, now_s()) for item in items]))
+    show(table(kind.header, [kind.row(item, now_s()) for item in items]))
     return 0
 
 
@@ -68,15 +68,15 @@ def _brought(api: Client, args: argparse.Namespace, word: str) -> Json:
             raise CliError(f"can't import {word}", "there is no such file", "is the medium mounted?")
         lines = api.lines("POST", "/v1/images/import", [("path", path)])
     last: Json = {}
-    show = sys.stderr.isatty() and not args.output
+    at_terminal = sys.stderr.isatty() and not args.output
     for line in lines:
-        if "done" in line and show:
+        if "done" in line and at_terminal:
             print(f"\r{word}: {_progress(line)}\x1b[K", end="", file=sys.stderr, flush=True)
         last = line
-    if show:
+    if at_terminal:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if not args.output:
-        print(f"{word}: imported {', '.join(last.get('names') or ['nothing'])}" if importing else f"{word}: pulled")
+        show(f"{word}: imported {', '.join(last.get('names') or ['nothing'])}" if importing else f"{word}: pulled")
     return {"image": word, **{key: value for key, value in last.items() if key in ("id", "names")}}
 
 

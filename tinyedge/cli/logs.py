@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tinyedge.cli.errors import EXIT_USAGE, CliError
-from tinyedge.cli.output import client, namespace, pod_name
+from tinyedge.cli.output import client, namespace, pod_name, show
 from tinyedge.cli.text import parse_duration
 
 Json = dict[str, Any]
@@ -56,7 +56,7 @@ def _one(args: argparse.Namespace, pod: Json) -> str:
     chosen = default_container(pod)
     names = [c["name"] for c in pod["spec"]["containers"]]
     if len(names) > 1:
-        print(f'Container "{chosen}" out of: {", ".join(names)} (-c names another one)', file=sys.stderr)
+        show(f'Container "{chosen}" out of: {", ".join(names)} (-c names another one)', file=sys.stderr)
     return chosen
 
 
@@ -94,7 +94,7 @@ def _in_turn(streams: dict[str, Iterator[bytes]]) -> Iterator[tuple[str, bytes]]
             yield from ((container, line) for line in _lines(pieces))
         except CliError as error:
             failures.append(error)
-            print(f"{container}: {error}", file=sys.stderr)
+            show(f"{container}: {error}", file=sys.stderr)
     if len(failures) == len(streams):
         raise failures[0]
 
@@ -108,7 +108,7 @@ def _together(streams: dict[str, Iterator[bytes]]) -> Iterator[tuple[str, bytes]
             for line in _lines(pieces):
                 lines.put((container, line))
         except CliError as error:
-            print(f"{container}: {error}", file=sys.stderr)
+            show(f"{container}: {error}", file=sys.stderr)
         finally:
             lines.put((container, None))
 

@@ -17,6 +17,7 @@ from importlib import import_module
 
 from tinyedge.cli.commands import BY_NAME, COMMANDS, GLOBAL, NAMESPACE, Argument, Command, Option
 from tinyedge.cli.errors import EXIT_FAILED, EXIT_USAGE, CliError
+from tinyedge.cli.output import show
 from tinyedge.errors import TinyEdgeError
 
 EXIT_INTERRUPTED = 130
@@ -42,6 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error, CliError) else EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if os.environ.get("TINYEDGE_TRACEBACK"):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        _tell(
+            CliError("a mistake of tinyedge's own", what, "report it, with what TINYEDGE_TRACEBACK=1 adds"),
+            as_json=False,
+        )
+        return EXIT_FAILED
     except BrokenPipeError:
         # Whoever read our output has had enough; Python would complain once more when it flushes at exit.
         with suppress(OSError):
@@ -166,8 +176,8 @@ def _tell(error: TinyEdgeError, *, as_json: bool) -> None:
     """What happened, why, what to do next; on stderr."""
     if as_json:
         told = {"what": error.what, "why": error.why, "remedy": error.remedy}
-        print(json.dumps({"error": told}), file=sys.stderr)
+        show(json.dumps({"error": told}), file=sys.stderr)
         return
-    print(f"error: {error.what}" + (f": {error.why}" if error.why else ""), file=sys.stderr)
+    show(f"error: {error.what}" + (f": {error.why}" if error.why else ""), file=sys.stderr)
     if error.remedy:
-        print(f"  → {error.remedy}", file=sys.stderr)
+        show(f"  → {error.remedy}", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tinyedge.cli.errors import EXIT_FAILED, EXIT_USAGE, CliError
-from tinyedge.cli.output import client, structured
+from tinyedge.cli.output import client, show, structured
 from tinyedge.cli.text import age, now_s, pairs, parse_duration, seconds_of, size, table
 
 Json = dict[str, Any]
@@ -57,9 +57,9 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.table:
         return _table(args, seen)
     if args.output:
-        print(structured(seen, args.output))
+        show(structured(seen, args.output))
         return 0
-    print("\n\n".join(_about_store(seen)))
+    show("\n\n".join(_about_store(seen)))
     return 0
 
 
@@ -106,9 +106,9 @@ def _table(args: argparse.Namespace, seen: Json) -> int:
         raise CliError(f"there is no table {args.table}", "", f"there are: {', '.join(names) or 'none'}")
     keys = seen["tables"][names.index(args.table)]["keys"]
     if args.output:
-        print(structured([{"key": key, "bytes": count} for key, count in keys], args.output))
+        show(structured([{"key": key, "bytes": count} for key, count in keys], args.output))
     else:
-        print(table(("KEY", "SIZE"), [[key, size(count)] for key, count in keys]))
+        show(table(("KEY", "SIZE"), [[key, size(count)] for key, count in keys]))
     return 0
 
 
@@ -125,9 +125,9 @@ def _value(args: argparse.Namespace, path: str) -> int:
     try:
         # The first byte tells the version of the row; what follows is msgpack whatever the version.
         row = msgspec.msgpack.decode(stored[1:])
-        print(json.dumps({"version": stored[0], "row": row}, indent=4, ensure_ascii=False, default=_plain))
+        show(json.dumps({"version": stored[0], "row": row}, indent=4, ensure_ascii=False, default=_plain))
     except (msgspec.DecodeError, IndexError):
-        print(stored.hex())
+        show(stored.hex())
     return 0
 
 
@@ -148,10 +148,10 @@ def _records(args: argparse.Namespace, path: str) -> int:
     except OSError as error:
         raise CliError(f"can't read segment {args.records} of {path}", error.strerror or str(error)) from None
     if args.output:
-        print(structured(found, args.output))
+        show(structured(found, args.output))
         return 0
     rows = [[str(r["sequence"]), str(r["offset"]), str(r["bytes"]), stamp(r["wall_ms"]), _writes(r)] for r in found]
-    print(table(("COMMIT", "OFFSET", "BYTES", "TIME", "WRITES"), rows))
+    show(table(("COMMIT", "OFFSET", "BYTES", "TIME", "WRITES"), rows))
     return 0
 
 
@@ -172,21 +172,21 @@ def _doctor(args: argparse.Namespace) -> int:
     seen = look(path)
     problems = [p for p in seen["problems"] if p["kind"] != "in-use"]
     if args.output:
-        print(structured({"path": path, "healthy": not problems, "problems": seen["problems"]}, args.output))
+        show(structured({"path": path, "healthy": not problems, "problems": seen["problems"]}, args.output))
         return EXIT_FAILED if problems else 0
     if seen["owner"]:
-        print(f"Process {seen['owner']} has this store open: what is found here may be changing. Stop it to be sure.\n")
+        show(f"Process {seen['owner']} has this store open: what is found here may be changing. Stop it to be sure.\n")
     for problem in problems:
-        print(f"• {problem['what']}" + (f": {problem['why']}" if problem["why"] else ""))
+        show(f"• {problem['what']}" + (f": {problem['why']}" if problem["why"] else ""))
         if problem["remedy"]:
-            print(f"  → {problem['remedy']}")
+            show(f"  → {problem['remedy']}")
     if seen["lost"]:
-        print("Commits that are lost: " + ", ".join(f"{first}-{last}" for first, last in seen["lost"]))
+        show("Commits that are lost: " + ", ".join(f"{first}-{last}" for first, last in seen["lost"]))
     verdict = f"{len(problems)} found" if problems else "nothing is wrong with it"
     objects = sum(len(t["keys"]) for t in seen["tables"])
-    print(f"{path}: {verdict}; {objects} objects, last commit {seen['sequence']}.")
+    show(f"{path}: {verdict}; {objects} objects, last commit {seen['sequence']}.")
     if not seen["clean"] and not seen["owner"]:
-        print("Its last end was not a clean stop (power cut or crash): the next start recovers it by itself.")
+        show("Its last end was not a clean stop (power cut or crash): the next start recovers it by itself.")
     return EXIT_FAILED if problems else 0
 
 
@@ -196,17 +196,17 @@ def _doctor(args: argparse.Namespace) -> int:
 def _blackbox(args: argparse.Namespace) -> int:
     entries = _chosen(entries_of(args), args)
     if args.output:
-        print(structured({"items": entries}, args.output))
+        show(structured({"items": entries}, args.output))
         return 0
     if not entries:
-        print("The black box holds nothing" + (" that new." if args.since else "."))
+        show("The black box holds nothing" + (" that new." if args.since else "."))
         return 0
     now = now_s()
     rows = [
         [e["time"] or "(clock not set)", age(e["time"], now) if e["time"] else "", e["kind"], _fields(e)]
         for e in entries
     ]
-    print(table(("TIME", "AGE", "WHAT", "DETAILS"), rows))
+    show(table(("TIME", "AGE", "WHAT", "DETAILS"), rows))
     return 0
 
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tinyedge.cli.client import Client, socket_path
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 
 Json = dict[str, Any]
+
+
+# What pods write ends up in messages; it must not steer the terminal of whoever reads them. This spelling is right in
+# JSON as well.
+CONTROL = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def show(text: str = "", *, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print for people: every control character but newline and tab is spelled out."""
+    print(text.translate(CONTROL), end=end, file=file or sys.stdout, flush=True)
 
 
 def client(args: argparse.Namespace) -> Client:
@@ -38,7 +49,8 @@ def structured(value: Any, form: str) -> str:
         return json.dumps(value, indent=4, ensure_ascii=False)
     import yaml
 
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False)).rstrip("\n")
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(value, Dumper=dumper, sort_keys=False, allow_unicode=True)).rstrip("\n")
 
 
 def as_list(objects: Sequence[Json]) -> Json:

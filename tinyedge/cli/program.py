@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyedge import __version__
 from tinyedge.cli.errors import CliError
-from tinyedge.cli.output import client, structured
+from tinyedge.cli.output import client, show, structured
 from tinyedge.cli.run import start
 
 
@@ -40,7 +40,7 @@ def _config(args: argparse.Namespace) -> int:
     from tinyedge import config
 
     loaded: dict[str, Any] = msgspec.to_builtins(config.load(args.config, args.set))
-    print(structured(loaded, args.output) if args.output else toml(loaded))
+    show(structured(loaded, args.output) if args.output else toml(loaded))
     return 0
 
 
@@ -60,8 +60,8 @@ def _version(args: argparse.Namespace) -> int:
     except CliError:
         versions["daemon"] = "not running"
     if args.output:
-        print(structured(versions, args.output))
+        show(structured(versions, args.output))
     else:
-        print(f"tinyedge {__version__} (Python {versions['python']}, {versions['machine']})")
-        print(f"daemon: {versions['daemon']}")
+        show(f"tinyedge {__version__} (Python {versions['python']}, {versions['machine']})")
+        show(f"daemon: {versions['daemon']}")
     return 0

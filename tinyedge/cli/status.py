@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tinyedge.cli.output import client, structured
+from tinyedge.cli.output import client, show, structured
 from tinyedge.cli.podtext import PodLine, pod_line
 from tinyedge.cli.text import duration, now_s, pairs, size
 from tinyedge.cli.why import in_words
@@ -27,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
     api = client(args)
     status, pods = api.get("/v1/status"), api.get("/v1/pods")["items"]
     if args.output:
-        print(structured(status, args.output))
+        show(structured(status, args.output))
         return 0
     now = now_s()
-    print(pairs(list(_overview(status, [pod_line(pod, now) for pod in pods]))))
+    show(pairs(list(_overview(status, [pod_line(pod, now) for pod in pods]))))
     troubles = list(_troubles(status))
     notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
     for title, found in (
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> int:
         ("The runtime says", notes),
     ):
         if found:
-            print("\n".join(["", f"{title}:", *found]))
+            show("\n".join(["", f"{title}:", *found]))
     if troubles:
-        print("\ntinyedge why POD says what would help.")
+        show("\ntinyedge why POD says what would help.")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from tinyedge.cli.output import client, namespace, structured
+from tinyedge.cli.output import client, namespace, show, structured
 from tinyedge.cli.text import quantity, table
 
 Json = dict[str, Any]
@@ -19,19 +19,17 @@ def run(args: argparse.Namespace) -> int:
     within = namespace(args)
     pods = [p for p in usage.get("pods", ()) if not within or p["metadata"].get("namespace") == within]
     if args.output:
-        print(
-            structured({"apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetricsList", "items": pods}, args.output)
-        )
+        show(structured({"apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetricsList", "items": pods}, args.output))
         return 0
     lines = [line for pod in pods for line in _lines(args, pod)]
     if args.sort_by:
         column = 1 if args.sort_by == "cpu" else 2
         lines.sort(key=lambda line: float(line[column]), reverse=True)  # type: ignore[arg-type]
     if not lines:
-        print("No use measured yet: the node looks every few seconds, and at running pods only.")
+        show("No use measured yet: the node looks every few seconds, and at running pods only.")
         return 0
     names = [*([] if within else ["NAMESPACE"]), *(["POD", "NAME"] if args.containers else ["NAME"])]
-    print(table([*names, "CPU(cores)", "MEMORY(bytes)"], [[*line[0], cores(line[1]), mib(line[2])] for line in lines]))
+    show(table([*names, "CPU(cores)", "MEMORY(bytes)"], [[*line[0], cores(line[1]), mib(line[2])] for line in lines]))
     return 0
 
 
@@ -50,14 +48,14 @@ def _lines(args: argparse.Namespace, pod: Json) -> list[Line]:
 def _node(args: argparse.Namespace, usage: Json) -> int:
     found = usage.get("node") or {}
     if args.output:
-        print(structured(found, args.output))
+        show(structured(found, args.output))
         return 0
     node = client(args).get("/v1/node")
     capacity = node.get("status", {}).get("capacity", {})
     used = {name: quantity(found.get("usage", {}).get(name, 0)) for name in ("cpu", "memory")}
     share = {name: _percent(used[name], quantity(capacity.get(name, 0))) for name in used}
     row = (node["metadata"]["name"], cores(used["cpu"]), share["cpu"], mib(used["memory"]), share["memory"])
-    print(table(("NAME", "CPU(cores)", "CPU(%)", "MEMORY(bytes)", "MEMORY(%)"), [row]))
+    show(table(("NAME", "CPU(cores)", "CPU(%)", "MEMORY(bytes)", "MEMORY(%)"), [row]))
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import Any
 
-from tinyedge.cli.output import client, namespace, pod_name, structured
+from tinyedge.cli.output import client, namespace, pod_name, show, structured
 
 Json = dict[str, Any]
 WIDTH = 100
@@ -15,7 +15,7 @@ WIDTH = 100
 def run(args: argparse.Namespace) -> int:
     name = pod_name(args.pod)
     told = client(args).get(f"/v1/namespaces/{namespace(args)}/pods/{name}/why")
-    print(structured(told, args.output) if args.output else explanation(told))
+    show(structured(told, args.output) if args.output else explanation(told))
     return 0
 
 

@@ -92,6 +92,7 @@ class _Http:
 
 
 STREAM_HEADERS = (("transfer-encoding", "chunked"), ("connection", "close"), ("trailer", "tinyedge-error"))
+BUGS = (LookupError, TypeError, ValueError, AttributeError, OSError, ExceptionGroup)
 GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 
@@ -163,7 +164,7 @@ class LocalApi:
         handler, arguments = route(call.method, call.segments)
         try:
             reply = await handler(self._routes, call, *arguments)
-        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        except BUGS as error:
             raise self._bug(call, error) from error
         if call.flag("redact") and isinstance(reply.body, bytes):
             return Reply(Redactor(self._backend.secret_values()).json(reply.body), reply.status, reply.content_type)
@@ -179,6 +180,8 @@ class LocalApi:
                 await http.stream_reply(reply, pieces)
             except (TinyEdgeError, *GONE) as error:
                 failure = error  # raised outside: a nursery would wrap it in a group
+            except BUGS as error:
+                failure = self._bug(call, error)
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
