@@ -181,9 +181,14 @@ class Lineage:
         for n, (point, choice) in enumerate(self.rng.sample(picked, min(wanted, len(picked)))):
             root = self._fresh(f"next{order}/{Path(job.root).name}-{n}")
             write_tree(point.state.tree(choice), str(root))
-            workload = "two_lives" if self.rng.random() < 0.25 else "next_life"
+            workload = self.rng.choices(list(workloads.NEXT), (70, 20, 10))[0]
             next_job = msgspec.structs.replace(
-                job, root=str(root), workload=workload, seed=self.rng.getrandbits(32), damaged=point.known.damaged
+                job,
+                root=str(root),
+                workload=workload,
+                seed=self.rng.getrandbits(32),
+                damaged=point.known.damaged,
+                inject="",
             )
             starts.append(Start(next_job, point.known))
         return starts
@@ -346,7 +351,7 @@ def record_jobs(jobs: Sequence[Job], work: Path) -> list[model.Trace]:
     builders = [record.Builder(Path(job.root)) for job in jobs]
     listing, log = work / "jobs.msgpack", work / "strace.log"
     listing.write_bytes(msgspec.msgpack.encode(list(jobs)))
-    record.run([sys.executable, "-m", "tests.crash.workloads", str(listing)], log, cwd=REPO)
+    record.run([sys.executable, "-m", "tests.crash.workloads", str(listing)], log, cwd=REPO, inject=jobs[0].inject)
     parts = record.split(log)
     if len(parts) != len(jobs):
         raise record.RecordError(f"{len(jobs)} jobs were given, {len(parts)} were recorded")

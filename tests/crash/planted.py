@@ -300,7 +300,7 @@ CONTROLS = [
     Control("released_before_the_checkpoint", ReleasedBeforeTheCheckpoint, ("trims",)),
     Control("dropped_before_the_ledger", DroppedBeforeTheLedger, ("bounds",)),
     Control("new_store_not_synced", NewStoreNotSynced, ("creation",)),
-    Control("backup_not_synced", BackupNotSynced, ("damaged_checkpoint",)),
+    Control("backup_not_synced", BackupNotSynced, ("lost_checkpoint",)),
     Control("epoch_kept", EpochKept, ("damaged_record",)),
     Control("tail_taken_on_trust", TailTakenOnTrust, ("killed",)),
 ]

@@ -77,11 +77,12 @@ def missing() -> str:
     return "" if probe.returncode == 0 else f"strace can't trace here: {probe.stderr.decode(errors='replace')[-200:]}"
 
 
-def run(argv: Sequence[str], log: Path, *, cwd: Path, timeout_s: float = 120) -> None:
-    """Run `argv` under strace with its calls in `log`. Raises RecordError when the program fails."""
+def run(argv: Sequence[str], log: Path, *, cwd: Path, inject: str = "", timeout_s: float = 120) -> None:
+    """Run `argv` under strace with its calls in `log`. `inject` is a fault for strace to make, such as
+    "fdatasync:error=EIO:when=3". Raises RecordError when the program fails."""
     strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-v", "-xx", "-s", str(STRING_BYTES_MAX), "-e", f"trace={CALLS}"]
     done = subprocess.run(
-        [*strace, "-e", "signal=none", "-o", str(log), *argv],
+        [*strace, *(["-e", f"inject={inject}"] if inject else []), "-e", "signal=none", "-o", str(log), *argv],
         cwd=cwd,
         capture_output=True,
         check=False,

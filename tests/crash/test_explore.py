@@ -17,7 +17,7 @@ traced = pytest.mark.skipif(bool(record.missing()), reason=record.missing() or "
 
 SEED = 20
 SHORT = Plan(states=(200, 150, 100), lives=(3, 2))
-SECONDS_MAX = 60.0
+SECONDS_MAX = 300.0
 
 
 @traced

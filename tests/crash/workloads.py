@@ -57,6 +57,7 @@ class Job(Struct, frozen=True):
     options: StoreOptions = SMALL
     drops: bool = False
     damaged: bool = False  # already, by an earlier life
+    inject: str = ""  # a fault for strace to make
 
 
 class Client:
@@ -70,6 +71,7 @@ class Client:
         self.damaged = job.damaged
         self.wall_ms = START_MS
         self.store: Any = None
+        self.faulty = False  # its disk fails now and then, and its reports say so
         self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
         self._count = self.rng.randrange(1000) * 1000
         self._submitted = 0
@@ -83,7 +85,7 @@ class Client:
 
     def open(self, *, read_only: bool = False) -> None:
         self.tell(oracle.Opening(self.job.drops))
-        self._submitted = 0
+        self._submitted, self.store = 0, None
         self.store = planted.open_store(
             self.job.kind,
             self.path,
@@ -95,7 +97,8 @@ class Client:
         )
         loaded = self.store.take_loaded()
         content = oracle.content_of(self.store, loaded, holes=self.damaged)
-        self.tell(oracle.Opened(content, oracle.Report.of(loaded.report)))
+        report = oracle.Report.of(loaded.report)
+        self.tell(oracle.Opened(content, msgspec.structs.replace(report, faults=[]) if self.faulty else report))
 
     def submit(self, writes: Sequence[Write]) -> int:
         self.tell(oracle.Submitted(oracle.pack(writes)))
@@ -405,6 +408,37 @@ def failed_flushes(c: Client) -> None:
     c.close()
 
 
+def failed_fold(c: Client) -> None:
+    """One flush fails, of the journal or within LMDB; the checkpoint goes on in a copy (S10)."""
+    c.faulty = True
+    c.open()
+    for n in range(24):
+        try:
+            c.commit(c.some_writes(size=800))
+            if n % 3 == 2:
+                c.store.checkpoint()
+        except StoreError:
+            if c.store.status().read_only:
+                return
+    c.close()
+
+
+def shaky_life(c: Client) -> None:
+    """A flush fails early, most likely during recovery, and the daemon dies of it; then it comes back."""
+    disk = FaultyDisk()
+    disk.client, c.disk, c.faulty = c, disk, True
+    disk.fail_flushes.add(c.rng.randint(1, 8))
+    _in_a_child(c, lambda: _give_up_on_failure(c))
+    c.disk = None
+    _open_and_commit(c, 1)
+    c.close()
+
+
+def _give_up_on_failure(c: Client) -> None:
+    with contextlib.suppress(StoreError):
+        _open_and_commit(c, 3)
+
+
 def read_only(c: Client) -> None:
     """The file system turns read-only under the store; it comes back read-only, then writable."""
     disk = FaultyDisk()
@@ -469,6 +503,11 @@ def damaged_checkpoint(c: Client) -> None:
     _damaged(c, _overwrite_page if c.rng.random() < 0.6 else _remove_checkpoint)
 
 
+def lost_checkpoint(c: Client) -> None:
+    """The checkpoint's file is gone: nothing but the backup can bring it back."""
+    _damaged(c, _remove_checkpoint)
+
+
 def damaged_record(c: Client) -> None:
     """A record of the journal goes bad while the daemon is down: those behind it are kept (S8, S9)."""
     _damaged(c, _overwrite_record)
@@ -476,11 +515,13 @@ def damaged_record(c: Client) -> None:
 
 def _damaged(c: Client, spoil: Callable[[Path, random.Random], None]) -> None:
     c.open()
-    backed_up_at = c.rng.randrange(10)
-    for n in range(10):
-        c.commit(c.some_writes(size=800))
-        if n == backed_up_at:
+    backed_up_at = c.rng.randrange(4, 12)
+    for n in range(12):
+        c.commit(c.some_writes(size=2500))
+        if n % 4 == 3:
+            c.commit(c.some_trim())
             c.store.checkpoint()
+        if n == backed_up_at:
             c.store.back_up(c.wall_ms)
     c.close()
     _in_a_child(c, lambda: _open_and_commit(c, 5))
@@ -566,6 +607,7 @@ class Shape(Struct, frozen=True):
     run: Callable[[Client], None]
     options: StoreOptions = SMALL
     drops: bool = False
+    injects: bool = False  # one flush, by whomever, fails with EIO
 
 
 BASE = {
@@ -582,21 +624,23 @@ BASE = {
     "killed": Shape(killed),
     "brief_lives": Shape(brief_lives),
     "failed_flushes": Shape(failed_flushes),
+    "failed_fold": Shape(failed_fold, injects=True),
     "read_only": Shape(read_only),
     "full": Shape(full),
     "damaged_checkpoint": Shape(damaged_checkpoint),
     "damaged_record": Shape(damaged_record),
 }
-NEXT = {"next_life": Shape(next_life), "two_lives": Shape(two_lives)}
+NEXT = {"next_life": Shape(next_life), "two_lives": Shape(two_lives), "shaky_life": Shape(shaky_life)}
 
 
-PLANTED = {"pairs": Shape(pairs)}
+PLANTED = {"pairs": Shape(pairs), "lost_checkpoint": Shape(lost_checkpoint)}
 SHAPES = BASE | NEXT | PLANTED
 
 
 def first_job(root: Path, workload: str, seed: int, kind: str = "store") -> Job:
     shape = SHAPES[workload]
-    return Job(str(root), workload, seed, kind, shape.options, shape.drops)
+    inject = f"fdatasync:error=EIO:when={3 + seed % 30}" if shape.injects else ""
+    return Job(str(root), workload, seed, kind, shape.options, shape.drops, inject=inject)
 
 
 def _run(client: Client) -> None:
