@@ -55,3 +55,11 @@ def test_every_path_of_the_api_is_described() -> None:
     for method, pattern, _ in routes.ROUTES:
         last = next(part for part in reversed(pattern.split("/")) if part != "*")
         assert f"/{last}" in DOC, (method, pattern)
+
+
+def test_documents_that_the_program_names_are_there() -> None:
+    root = Path(__file__).resolve().parent.parent.parent
+    sources = [*(root / "tinyedge" / "cli").glob("*.py"), *(root / "tinyedge" / "adapters" / "local_api").glob("*.py")]
+    named = {name for source in sources for name in re.findall(r"docs/[a-z-]+\.md", source.read_text())}
+    assert named
+    assert [name for name in sorted(named) if not (root / name).exists()] == []

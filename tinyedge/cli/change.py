@@ -57,7 +57,7 @@ def _place(document: Json, within: str | None) -> None:
     """The namespace of -n, where the document names none."""
     meta = document.get("metadata")
     if not isinstance(meta, dict) or not isinstance(meta.get("name"), str) or "kind" not in document:
-        raise CliError("this is no Kubernetes object", "it has no kind or no metadata.name", "see docs/pods.md")
+        raise CliError("this is no Kubernetes object", "it has no kind or no metadata.name", "see docs/pod-support.md")
     own = meta.setdefault("namespace", within or "default")
     if within and own != within:
         raise CliError(
