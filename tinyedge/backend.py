@@ -101,6 +101,7 @@ class DaemonBackend:
         self._changes = Changes()
         self._waiting: dict[int, tuple[trio.Event, list[Answer]]] = {}
         self._request = 0
+        self._refusing = ""
 
     def touch(self) -> None:
         """Something may have changed: watchers look."""
@@ -243,6 +244,8 @@ class DaemonBackend:
         return tuple(decode.decode_object(raw, f"items[{n}]") for n, raw in enumerate(documents))
 
     async def request(self, uid: int, what: Apply | DeleteObject | RestartPod) -> Answer:
+        if self._refusing:
+            return Answer(0, "StoreReadOnly", f"the store can't be written: {self._refusing}")
         self._request += 1
         number = self._request
         heard, answers = self._waiting[number] = (trio.Event(), [])
@@ -259,6 +262,12 @@ class DaemonBackend:
             heard, answers = self._waiting[answer.request]
             answers.append(answer)
             heard.set()
+
+    def refuse_all(self, why: str) -> None:
+        """A commit has failed: nothing that waits for one is promised, and nothing more will be."""
+        self._refusing = why
+        for number in self._waiting:
+            self.answered(Answer(number, "StoreReadOnly", f"the store can't be written: {why}"))
 
     # --- the runtime's streams ---------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import cast
 
 import trio
 from msgspec import Struct
@@ -39,31 +38,28 @@ from tinyedge.store.blackbox import BlackBox, Value
 from tinyedge.store.committer import Committer, open_committer
 from tinyedge.store.store import Loaded, Store, StoreOptions
 
-READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that comes back after a failed commit: why
+READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that has started itself again: why, empty for good
 IMAGES_DIR = "/var/lib/containerd"  # its default root; on the disk of the images unless it is configured away
 WRITE_AGAIN_S = 60
 CLOSE_S_MAX = 20
 STOP_PODS_S_MAX = 60
+REFUSE_S = 0.2  # for refusals to reach those who wait
 
 
-class _Again(Exception):
-    """Start this program again: read-only with `reason`, or for good when there is none."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+class _WritableAgain(Exception):
+    """The disk of a read-only life takes writes again."""
 
 
 def serve(config: Config, *, stop_pods: bool = False) -> int:
     """Run the daemon until it is told to stop; returns the exit code. Raises TinyEdgeError when it can't start."""
     log = _log(config)
+    environ = dict(os.environ)  # with the init system's address, which no child but our next life may have
     try:
-        trio.run(_live, config, log, stop_pods)
+        again = trio.run(_live, config, log, stop_pods)
     except BaseExceptionGroup as group:
-        again = _find(group, _Again)
-        if again is None:
-            raise _find(group, TinyEdgeError) or group from None
-        _start_again(log, cast(_Again, again).reason)
+        raise _find(group, TinyEdgeError) or group from None
+    if again is not None:
+        _start_again(log, again, environ)
     return 0
 
 
@@ -76,13 +72,11 @@ def _find(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -
     return error
 
 
-def _start_again(log: Log, reason: str) -> None:
-    """A new process: nothing of a state that could not be committed survives in memory."""
-    os.environ.pop(READ_ONLY, None)
-    if reason:
-        os.environ[READ_ONLY] = reason
+def _start_again(log: Log, reason: str, environ: dict[str, str]) -> None:
+    """A new process, read-only if there is a reason: nothing of a state that could not be committed survives."""
     log.note("warning", "daemon.again", {"read_only": bool(reason), "reason": reason})
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - ourselves, as we were started
+    environ[READ_ONLY] = reason
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - as we were started
 
 
 def _log(config: Config) -> Log:
@@ -106,13 +100,17 @@ def _log(config: Config) -> Log:
 # --- one life ------------------------------------------------------------------------------------
 
 
-async def _live(config: Config, log: Log, stop_pods: bool) -> None:
+async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
+    """None: told to stop. Else this program is to start again, and the text says why it then is read-only, if it is."""
+    again: str | None = None
     notifier = host.Notifier()
     facts = await trio.to_thread.run_sync(_facts, config)
     clock = _Clock()
-    store, reason = await trio.to_thread.run_sync(_open_store, config, clock, os.environ.pop(READ_ONLY, ""))
+    back = os.environ.pop(READ_ONLY, None)
+    store, reason = await trio.to_thread.run_sync(_open_store, config, clock, back or "")
     loaded = store.take_loaded()
-    life = Life(_boot_reason(loaded, facts), clock.wall_ms(), clock.mono_ms(), reason, clock.trusted())
+    ended = _boot_reason(loaded, facts) if back is None else "store"
+    life = Life(ended, clock.wall_ms(), clock.mono_ms(), reason, clock.trusted())
     box = await trio.to_thread.run_sync(BlackBox.open, os.path.join(config.store.path, "blackbox"))
     log.note("info", "daemon.start", {"version": __version__, "node": facts.name, "last_end": life.boot_reason})
     _report(log, store, loaded, reason)
@@ -129,13 +127,17 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> None:
                 with trio.move_on_after(STOP_PODS_S_MAX):
                     await _stop_pods(runtime)
     except* StoreError as errors:
-        why = str(_find(errors, StoreError))
-        box.record("store", {"fault": why}, clock.trusted_wall_ms(), facts.boot_id)
-        raise _Again(why) from None
+        again = str(_find(errors, StoreError))
+        box.record("store", {"fault": again}, clock.trusted_wall_ms(), facts.boot_id)
+    except* _WritableAgain:
+        again = again or ""
+    if again is not None:
+        return again
     with trio.move_on_after(CLOSE_S_MAX, shield=True):
         await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
     box.record("stop", {"reason": "clean"}, clock.trusted_wall_ms(), facts.boot_id)
     log.note("info", "daemon.stop", {"containers": "stopped" if stop_pods else "go on"})
+    return None
 
 
 async def _run(parts: _Parts) -> None:
@@ -168,9 +170,6 @@ class _Clock:
     def trusted_wall_ms(self) -> int:
         """0 while it is not trusted."""
         return self.wall_ms() if self.trusted() else 0
-
-    def tick(self) -> ev.Tick:
-        return ev.Tick(self.mono_ms(), self.wall_ms(), self.trusted())
 
 
 def _facts(config: Config) -> ev.NodeFacts:
@@ -271,7 +270,7 @@ class _Daemon:
         self._runtime = runtime = parts.runtime
         self._notifier = parts.notifier
         self._nursery = nursery
-        self._loop = Loop(edge, parts.committer, self._carry_out, clock.tick)
+        self._loop = Loop(edge, parts.committer, self._carry_out, self._tick)
         volumes = Volumes(facts.pods_dir)
         self._executor = Executor(
             runtime,
@@ -315,7 +314,7 @@ class _Daemon:
             await self._loop.post(ev.StoreFault("read-only", self._life.read_only, read_only=True))
             nursery.start_soon(self._try_to_write_again)
         booted = ev.Booted(self._facts, self._life.boot_reason, int.from_bytes(os.urandom(8)))
-        nursery.start_soon(self._loop.run, booted)
+        nursery.start_soon(self._decide, booted)
         nursery.start_soon(self._executor.run)
         for folder in config.manifests.paths:
             known = self._edge.view.manifest_digests(folder)
@@ -325,6 +324,19 @@ class _Daemon:
         nursery.start_soon(self._sample)
         nursery.start_soon(self._feed_watchdog)
         self._notifier.ready(f"node {self._facts.name}")
+
+    async def _decide(self, booted: ev.Booted) -> None:
+        """Who waits for an answer when a commit fails is told why before this life ends."""
+        try:
+            await self._loop.run(booted)
+        except* StoreError as errors:
+            self._backend.refuse_all(str(_find(errors, StoreError)))
+            await trio.sleep(REFUSE_S)
+            raise
+
+    def _tick(self) -> ev.Tick:
+        clock = self._clock
+        return ev.Tick(clock.mono_ms(), clock.wall_ms(), clock.trusted(), self._store.is_full())
 
     # --- effects -----------------------------------------------------------------------------------
 
@@ -414,7 +426,7 @@ class _Daemon:
             await trio.sleep(WRITE_AGAIN_S)
             probe = os.path.join(self._config.store.path, "probe")
             if await trio.to_thread.run_sync(_takes_writes, probe):
-                raise _Again("")
+                raise _WritableAgain
 
     async def _import_images(self) -> None:
         from tinyedge.adapters import image_folder  # noqa: PLC0415 - only where it is configured

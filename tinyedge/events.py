@@ -88,7 +88,7 @@ class NodeFacts(Struct, frozen=True):
 
 class Booted(Struct, frozen=True):
     """First event of each life of the daemon. `reason` is why the last one ended: `first`, `clean`, `crash`,
-    `power`, `watchdog`. `life` is random; it makes the numbers of this life distinct."""
+    `power`, `watchdog`, `store` (it could not be written, or can be again). `life` is random; it makes the numbers of this life distinct."""
 
     node: NodeFacts
     reason: str
@@ -96,11 +96,12 @@ class Booted(Struct, frozen=True):
 
 
 class Tick(Struct, frozen=True):
-    """First event of every batch: what time it is."""
+    """First event of every batch: what time it is, and whether the store has room for new promises."""
 
     mono_ms: int
     wall_ms: int
     wall_trusted: bool = True
+    store_full: bool = False
 
 
 class FileProblem(Struct, frozen=True):

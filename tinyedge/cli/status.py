@@ -19,7 +19,8 @@ BOOT_REASONS = {
     "clean": "clean stop",
     "crash": "crash of the daemon",
     "power": "power cut, or the machine was reset",
-    "watchdog": "watchdog: the daemon hung",
+    "watchdog": "hardware watchdog: the machine hung",
+    "store": "started itself again: the store could not be written, or can be again",
 }
 
 

@@ -1,0 +1,158 @@
+"""The wired daemon, as its own process, with pods as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyedge.cli.client import Client
+from tinyedge.cli.errors import CliError
+
+WAIT_S = 30.0
+ROOT = Path(__file__).parent.parent
+SLEEPER = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: sleeper}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: host
+    command: [sleep, "1000"]
+"""
+
+
+def until(what: Callable[[], Any]) -> Any:
+    """What `what` returns once that is true."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            found = what()
+        except CliError as error:
+            found, seen = None, str(error)
+        else:
+            seen = repr(found)
+        if found:
+            return found
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.02)
+
+
+class Node:
+    """A node in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifests = folder / "manifests"
+        self.manifests.mkdir()
+        self.client = Client(str(folder / "api.sock"))
+        self.environ = {**os.environ, "BAD_DISK": str(folder / "bad-disk"), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.log = folder / "daemon.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str, module: str = "tinyedge", **environ: str) -> None:
+        settings = {
+            "node.name": "gate",
+            "node.pods_dir": f"{self.folder}/pods",
+            "node.logs_dir": f"{self.folder}/logs",
+            "store.path": f"{self.folder}/store",
+            "runtime.kind": "process",
+            "runtime.endpoint": f"{self.folder}/processes",
+            "manifests.paths": str(self.manifests),
+            "api.socket": f"{self.folder}/api.sock",
+            "pressure.memory_available_mb": "0",
+            "pressure.disk_free_percent": "0",
+            "pressure.inodes_free_percent": "0",
+        }
+        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, "run", *sets, *more],
+                cwd=ROOT,
+                env={**self.environ, **environ},
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def status(self) -> Any:
+        return self.client.get("/v1/status")
+
+    def running_since(self, name: str = "sleeper") -> tuple[str, int] | None:
+        """(id, restart count) of a pod's first container while it runs."""
+        for pod in self.client.get("/v1/pods")["items"]:
+            for status in pod["status"].get("containerStatuses", ()) if pod["metadata"]["name"] == name else ():
+                if "running" in status["state"]:
+                    return status["containerID"], status["restartCount"]
+        return None
+
+    def apply(self, name: str) -> Any:
+        manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}}
+        return self.client.ask("POST", "/v1/apply", body={"items": [manifest]})
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(WAIT_S)
+
+    def close(self) -> None:
+        """End the daemon, and then what it has left running, by its own means."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.stop(signal.SIGKILL)
+        (self.folder / "bad-disk").unlink(missing_ok=True)
+        for manifest in self.manifests.iterdir():
+            manifest.unlink()
+        self.start()
+        until(lambda: self.status()["runtime"]["state"] == "up" and not self.client.get("/v1/pods")["items"])
+        self.stop()
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.close()
+
+
+def test_after_a_failed_commit_it_comes_back_read_only_and_then_for_good(node: Node) -> None:
+    (node.manifests / "sleeper.yaml").write_text(SLEEPER)
+    init = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    init.bind(str(node.folder / "notify"))
+    init.settimeout(WAIT_S)
+    with init:
+        told = {"NOTIFY_SOCKET": str(node.folder / "notify"), "WATCHDOG_USEC": "200000"}
+        node.start(module="tests.fakes.daemon_on_bad_disk", **told)
+        assert node.process
+        before = until(node.running_since)
+
+        (node.folder / "bad-disk").touch()
+        with pytest.raises(CliError, match="the store can't be written: the commit was not written") as refused:
+            node.apply("first")
+        assert refused.value.reason == "StoreReadOnly"
+        read_only = until(lambda: node.status() if node.status()["store"]["state"] == "read-only" else None)
+        assert "Input/output error" in read_only["store"]["message"]
+        assert until(node.running_since) == before
+        with pytest.raises(CliError, match="the store can't be written"):
+            node.apply("second")
+        while init.recv(4096) != b"WATCHDOG=1":  # empty the queue, and see that it is still fed
+            pass
+
+        (node.folder / "bad-disk").unlink()
+        until(lambda: node.status()["store"]["state"] in ("ok", "repaired"))
+        until(lambda: node.apply("third"))
+        assert [item["metadata"]["name"] for item in node.client.get("/v1/configmaps")["items"]] == ["third"]
+        assert until(node.running_since) == before
+        assert node.process.poll() is None  # all of that as one process
+    entries = node.client.get("/v1/blackbox")["items"]
+    assert any(entry["kind"] == "store" and "Input/output error" in entry["fault"] for entry in entries)
+    assert {entry["reason"] for entry in entries if entry["kind"] == "boot"} == {"first", "store"}
