@@ -46,6 +46,9 @@ sample_s = 1
 disk_free_percent = 0
 image_disk_free_percent = 0
 inodes_free_percent = 0
+[logs]
+container_max_mb = 1
+container_files = 3
 [api]
 socket = "{folder}/api.sock"
 """
@@ -91,7 +94,8 @@ def statuses(found: Json) -> dict[str, Json]:
 
 
 def is_ready(found: Json) -> bool:
-    return condition(found, "Ready") == "True"
+    """Ready, and seen to be so: a daemon that has just started remembers the condition before it has looked."""
+    return condition(found, "Ready") == "True" and bool(found["status"]["phase"] == "Running")
 
 
 def condition(found: Json, kind: str) -> str:
