@@ -156,3 +156,37 @@ def test_after_a_failed_commit_it_comes_back_read_only_and_then_for_good(node: N
     entries = node.client.get("/v1/blackbox")["items"]
     assert any(entry["kind"] == "store" and "Input/output error" in entry["fault"] for entry in entries)
     assert {entry["reason"] for entry in entries if entry["kind"] == "boot"} == {"first", "store"}
+
+
+LEAKY = """\
+apiVersion: v1
+kind: Secret
+metadata: {name: key}
+stringData: {word: an-unlikely-word}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: leaky}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: host
+    command: ["$(WORD)"]
+    env:
+    - {name: WORD, valueFrom: {secretKeyRef: {name: key, key: word}}}
+"""
+
+
+def test_a_secret_that_is_no_command_gets_into_no_log_event_or_status(node: Node) -> None:
+    (node.manifests / "leaky.yaml").write_text(LEAKY)
+    node.start("--set", "log.level=debug")
+
+    def told() -> list[str]:
+        return [event["message"] for event in node.client.get("/v1/events")["items"] if event["reason"] == "Failed"]
+
+    assert "can't run <redacted>" in until(told)[0]
+    views = ("status", "pods", "events", "blackbox", "store", "node", "namespaces/default/pods/leaky/why")
+    shown = [node.log.read_text(), *(repr(node.client.get(f"/v1/{view}")) for view in views)]
+    shown.append(node.client.get("/metrics"))
+    assert not [text for text in shown if "an-unlikely-word" in text]

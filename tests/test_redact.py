@@ -9,7 +9,9 @@ from collections.abc import AsyncGenerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyedge.redact import REDACTED, Redactor
+from tinyedge.events import OpDone, ProbeDone, RuntimeDown
+from tinyedge.model.runtime import ContainerSeen, ContainerState, PodSeen
+from tinyedge.redact import REDACTED, Redactor, without_secrets
 
 
 def test_a_value_is_found_as_it_is_in_base64_and_in_json() -> None:
@@ -57,3 +59,25 @@ async def test_values_are_found_however_the_stream_is_cut(value: str, cuts: list
     out = b"".join([piece async for piece in Redactor([value.encode()]).lines(_cut(whole, cuts))])
     assert value.encode() not in out or value in REDACTED
     assert out.count(b"\n") == 1
+
+
+def test_what_a_runtime_says_is_heard_without_secrets() -> None:
+    def seen(message: str) -> PodSeen:
+        return PodSeen(
+            "u", "ns", "p", (), (ContainerSeen("i", "s", "c", 0, ContainerState.EXITED, 0, message=message),)
+        )
+
+    def heard(word: str) -> list[object]:
+        return [
+            OpDone(1, "RunContainerError", f"can't run {word}", seen=seen(f"no {word}"), detail=f"hook: {word}"),
+            ProbeDone(2, "failure", f"{word} is not found"),
+            seen(f"exec {word}"),
+        ]
+
+    values = [b"s3cr3t"]
+    assert [without_secrets(event, lambda: values) for event in heard("s3cr3t")] == heard(REDACTED)  # type: ignore[arg-type]
+
+
+def test_ids_and_what_says_nothing_are_heard_as_they_are() -> None:
+    for event in (OpDone(1, detail="sha256:s3cr3t"), PodSeen("s3cr3t", "ns", "p"), RuntimeDown("s3cr3t")):
+        assert without_secrets(event, lambda: [b"s3cr3t"]) == event

@@ -34,6 +34,7 @@ from tinyedge.limits import MIB
 from tinyedge.log import Log
 from tinyedge.loop import Loop
 from tinyedge.model import decode
+from tinyedge.redact import without_secrets
 from tinyedge.store.blackbox import BlackBox, Value
 from tinyedge.store.committer import Committer, open_committer
 from tinyedge.store.store import Loaded, Store, StoreOptions
@@ -274,7 +275,7 @@ class _Daemon:
         volumes = Volumes(facts.pods_dir)
         self._executor = Executor(
             runtime,
-            self._loop.post,
+            self._hear,
             nursery,
             pods_dir=facts.pods_dir,
             mount=volumes.mount,
@@ -337,6 +338,10 @@ class _Daemon:
     def _tick(self) -> ev.Tick:
         clock = self._clock
         return ev.Tick(clock.mono_ms(), clock.wall_ms(), clock.trusted(), self._store.is_full())
+
+    async def _hear(self, event: ev.Event) -> None:
+        """What the runtime says."""
+        await self._loop.post(without_secrets(event, self._edge.view.secret_values))
 
     # --- effects -----------------------------------------------------------------------------------
 

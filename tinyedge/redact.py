@@ -7,12 +7,15 @@ beyond that (hashes, parts of it) can't be known.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
 import msgspec
+from msgspec.structs import replace
 
 from tinyedge.errors import BadInput
+from tinyedge.events import Event, OpDone, ProbeDone
+from tinyedge.model.runtime import PodSeen
 
 REDACTED = "<redacted>"
 VALUE_BYTES_MIN = 4  # what is shorter turns up in any text
@@ -72,3 +75,27 @@ class Redactor:
                     raise BadInput("a line of log", rest[:40], f"at most {LINE_BYTES_MAX} bytes")
         if rest:
             yield self.scrub(rest)
+
+
+Values = Callable[[], Iterable[bytes]]
+
+
+def without_secrets(event: Event, values: Values) -> Event:
+    """A runtime repeats what it could not run, and a probe what it was told: the core puts that into logs, events and
+    statuses."""
+    if isinstance(event, PodSeen):
+        return _pod(event, values)
+    if isinstance(event, OpDone) and event.seen is not None:
+        event = replace(event, seen=_pod(event.seen, values))
+    if isinstance(event, OpDone | ProbeDone) and event.message:
+        event = replace(event, message=Redactor(values()).text(event.message))
+    if isinstance(event, OpDone) and " " in event.detail:  # the words of a hook; an id stays what it is
+        event = replace(event, detail=Redactor(values()).text(event.detail))
+    return event
+
+
+def _pod(seen: PodSeen, values: Values) -> PodSeen:
+    if not any(one.message for one in seen.containers):
+        return seen
+    redactor = Redactor(values())
+    return replace(seen, containers=tuple(replace(one, message=redactor.text(one.message)) for one in seen.containers))
