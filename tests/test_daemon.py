@@ -190,3 +190,20 @@ def test_a_secret_that_is_no_command_gets_into_no_log_event_or_status(node: Node
     shown = [node.log.read_text(), *(repr(node.client.get(f"/v1/{view}")) for view in views)]
     shown.append(node.client.get("/metrics"))
     assert not [text for text in shown if "an-unlikely-word" in text]
+
+
+def test_it_does_not_start_beside_a_kubelet_on_the_same_runtime(tmp_path: Path) -> None:
+    pretender = "import pathlib; pathlib.Path('/proc/self/comm').write_text('kubelet'); print(flush=True); input()"
+    flag = f"--container-runtime-endpoint=unix://{tmp_path}/c.sock"
+    argv = [sys.executable, "-c", pretender, flag]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as kubelet:
+        assert kubelet.stdout is not None
+        kubelet.stdout.readline()
+        settings = ["--set", f"runtime.endpoint={tmp_path}/c.sock", "--set", f"store.path={tmp_path}/store"]
+        run = [sys.executable, "-m", "tinyedge", "run", *settings]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+        kubelet.communicate(b"\n")
+    assert done.returncode == 1
+    assert f"the kubelet (process {kubelet.pid}) uses the same container runtime" in done.stderr
+    assert "→ stop and disable it" in done.stderr
+    assert not (tmp_path / "store").exists()  # nothing was touched

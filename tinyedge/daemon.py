@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from tinyedge import __version__, wire
 from tinyedge import events as ev
-from tinyedge.adapters import host, logs, manifests, probes
+from tinyedge.adapters import host, kubelets, logs, manifests, probes
 from tinyedge.adapters.executor import Executor
 from tinyedge.adapters.local_api import LocalApi
 from tinyedge.adapters.runtime import Runtime
@@ -53,6 +53,8 @@ class _WritableAgain(Exception):
 
 def serve(config: Config, *, stop_pods: bool = False) -> int:
     """Run the daemon until it is told to stop; returns the exit code. Raises TinyEdgeError when it can't start."""
+    if config.runtime.kind == "containerd":
+        kubelets.refuse_beside(config.runtime.endpoint)
     log = _log(config)
     environ = dict(os.environ)  # with the init system's address, which no child but our next life may have
     try:

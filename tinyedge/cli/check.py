@@ -171,47 +171,19 @@ def ask_runtime(endpoint: str) -> tuple[str, str]:
     return answer
 
 
-KUBELETS = {
-    "kubelet": ("the kubelet", "/run/containerd/containerd.sock"),
-    "edgecore": ("KubeEdge's edgecore", "/run/containerd/containerd.sock"),
-    "kubelite": ("MicroK8s", "/var/snap/microk8s/common/run/containerd.sock"),
-    "k3s-server": ("k3s", "/run/k3s/containerd/containerd.sock"),
-    "k3s-agent": ("k3s", "/run/k3s/containerd/containerd.sock"),
-    "k0s": ("k0s", "/run/k0s/containerd.sock"),
-}
-
-
 def kubelet(machine: Machine, config: Config) -> Iterator[Finding]:
-    """Two masters on one runtime stop each other's containers: refuse."""
+    """The daemon refuses to start beside it, too."""
     if config.runtime.kind != "containerd":
         return
-    ours = os.path.realpath(config.runtime.endpoint.removeprefix("unix://"))
-    for pid in machine.listed("/proc"):
-        if not pid.isdigit():
-            continue
-        known = KUBELETS.get(machine.text(f"/proc/{pid}/comm"))
-        if known is None:
-            continue
-        name, default = known
-        theirs = _endpoint_of(machine.text(f"/proc/{pid}/cmdline").split("\0")) or default
-        if os.path.realpath(theirs) == ours:
-            yield Finding(
-                ERROR,
-                "kubelet",
-                f"{name} (process {pid}) uses the same runtime, {theirs}: each would stop the other's containers",
-                "stop and disable it, or give tinyedge a containerd of its own (runtime.endpoint)",
-            )
+    from tinyedge.adapters import kubelets
+
+    for found in kubelets.running(config.runtime.endpoint, machine.root):
+        who = f"{found.name} (process {found.pid}) uses"
+        if found.ours:
+            what = f"{who} the same runtime, {found.endpoint}: each would stop the other's containers"
+            yield Finding(ERROR, "kubelet", what, kubelets.REMEDY)
         else:
-            yield Finding(OK, "kubelet", f"{name} (process {pid}) uses another runtime, {theirs}")
-
-
-def _endpoint_of(argv: Sequence[str]) -> str:
-    for n, word in enumerate(argv):
-        flag, equals, value = word.partition("=")
-        if flag in ("--container-runtime-endpoint", "--remote-runtime-endpoint"):
-            found = value if equals else (argv[n + 1] if n + 1 < len(argv) else "")
-            return found.removeprefix("unix://")
-    return ""
+            yield Finding(OK, "kubelet", f"{who} another runtime, {found.endpoint}")
 
 
 def cgroups(machine: Machine, config: Config) -> Iterator[Finding]:
