@@ -148,6 +148,7 @@ class Machine:
 
 class Rig:
     def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008
+        self.store_full = False
         self.policy = policy
         self.tables: Stored = {}
         self.machine = Machine()
@@ -170,7 +171,7 @@ class Rig:
     # --- the loop --------------------------------------------------------------------------------
 
     def step(self, *events: ev.Event) -> ev.Step:
-        step = self.edge.step([ev.Tick(self.now, self.wall, self.trusted), *events])
+        step = self.edge.step([ev.Tick(self.now, self.wall, self.trusted, self.store_full), *events])
         self.last = step
         self.wake = step.wake_ms
         for write in step.writes:

@@ -219,6 +219,21 @@ def test_while_the_store_cannot_be_written_nothing_is_promised_and_what_runs_is_
     assert rig.running("three")
 
 
+def test_a_full_store_takes_nothing_new_lets_go_of_what_is_deleted_and_catches_up() -> None:
+    rig = Rig()
+    rig.start(pod("web"), pod("old"))
+    rig.store_full = True
+    assert "full" in rig.apply(pod("two")).error
+    rig.folder(file("a.yaml", "1", pod("three")))
+    assert not rig.delete("old").error
+    rig.settle()
+    assert {one["metadata"]["name"] for one in rig.edge.view.pod_objects()} == {"web"}
+    rig.store_full = False
+    rig.step()
+    rig.settle()
+    assert rig.running("three")
+
+
 def test_a_pod_that_ends_while_the_store_cannot_be_written_keeps_its_proof() -> None:
     rig = Rig()
     rig.start(pod("web", restartPolicy="Never"))

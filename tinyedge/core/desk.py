@@ -39,6 +39,7 @@ class Desk:
         self.wall = 0
         self.trusted = False
         self.read_only = ""
+        self.full = False  # the store has no room for new promises; deletes still fit
         self.ops: dict[int, Op] = {}
         self.progress: dict[int, tuple[int, int]] = {}  # op of a pull → bytes done, bytes in all
         self.starting = 0  # sandboxes and containers being started, over all pods

@@ -107,6 +107,10 @@ class Edge:
                 if run.pod and run.pod.spec.active_deadline_seconds is not None:
                     self._touch(run)
         desk.now, desk.wall, desk.trusted = event.mono_ms, event.wall_ms, event.wall_trusted
+        if event.store_full != desk.full:
+            desk.full = event.store_full
+            desk.note("error" if desk.full else "info", "store.room", full=desk.full)
+            self._look_at_folders_again()
 
     def durable(self) -> Stored:
         """The tables as they are on disk once every step so far has been committed."""
@@ -239,7 +243,7 @@ class Edge:
         return PodSeen(uid, "", "") if self._desk.listed else None
 
     def _folder(self, event: FolderSeen) -> None:
-        if self._desk.read_only:
+        if self._desk.read_only or (self._desk.full and any(file.objects for file in event.files)):
             self._waiting[event.folder] = _merged(self._waiting.get(event.folder), event)
         elif not self._sources.folder(event):
             self._backlog.appendleft(event)
@@ -248,6 +252,8 @@ class Edge:
         what = event.what
         if self._desk.read_only:
             error, message = f"the store can't be written: {self._desk.read_only}", ""
+        elif isinstance(what, Apply) and self._desk.full:
+            error, message = "the store is full: delete objects, or free space on its disk", ""
         elif isinstance(what, Apply):
             error, message = self._sources.apply(what.objects)
         elif isinstance(what, DeleteObject):
@@ -384,10 +390,14 @@ class Edge:
         desk.read_only = (event.message or event.kind) if event.read_only else ""
         desk.tables.set_read_only(event.read_only)
         if not desk.read_only:
-            self._backlog.extend(self._waiting.values())
-            self._waiting.clear()
+            self._look_at_folders_again()
             for run in self._runs.values():
                 self._touch(run)
+
+    def _look_at_folders_again(self) -> None:
+        """What changed in them while the store could not take it."""
+        self._backlog.extend(self._waiting.values())
+        self._waiting.clear()
 
 
 def _merged(older: FolderSeen | None, newer: FolderSeen) -> FolderSeen:
