@@ -262,10 +262,22 @@ def test_a_probe_does_one_thing_in_positive_times(kind: str, probe: Json, field:
     assert fields(pod(container(**{kind: probe}))) == [f"{C}.{kind}{field}"]
 
 
+@pytest.mark.parametrize("port", [1, 65535, "1", "65535"])
+def test_a_probe_may_ask_often_and_at_any_port(port: int | str) -> None:
+    least = dict.fromkeys(("timeoutSeconds", "periodSeconds", "failureThreshold", "terminationGracePeriodSeconds"), 1)
+    assert fields(pod(container(livenessProbe={"tcpSocket": {"port": port}, **least}))) == []
+    assert fields(pod(container(livenessProbe={"grpc": {"port": int(port)}, **least}))) == []
+
+
 def test_only_a_readiness_probe_may_want_several_successes_and_it_ends_no_container() -> None:
     assert fields(pod(container(readinessProbe={**TCP, "successThreshold": 2}))) == []
     field = f"{C}.readinessProbe.terminationGracePeriodSeconds"
     assert fields(pod(container(readinessProbe={**TCP, "terminationGracePeriodSeconds": 5}))) == [field]
+
+
+def test_an_unnamed_port_is_no_port_of_that_name() -> None:
+    raw = pod(container(ports=[{"containerPort": 80}], livenessProbe={"tcpSocket": {"port": ""}}))
+    assert fields(raw) == [f"{C}.livenessProbe.tcpSocket.port"]
 
 
 def test_a_port_may_be_named_or_written_in_quotes() -> None:

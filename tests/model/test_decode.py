@@ -259,6 +259,29 @@ def test_a_value_of_another_type_is_named_with_what_would_be_right(spec: Json, f
     assert expected in problems[field]
 
 
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"apiVersion": "v1"}, "kind is missing: "),
+        ({"kind": "Pod"}, "apiVersion is missing: "),
+        ({"kind": 5}, "kind is 5: "),
+        (pod(hostname=5), "spec.hostname is 5: "),
+        (pod(hostname=["a", "b"]), "spec.hostname is a list: "),
+        (pod(hostname={"a": "b"}), "spec.hostname is a mapping: "),
+        (pod(container(env=[{"name": 5}])), "spec.containers[0].env[0].name is 5: "),
+        (pod(container(ports={"containerPort": 1})), "spec.containers[0].ports is a mapping: "),
+    ],
+)
+def test_what_was_found_is_shown_when_it_is_plain_and_else_what_it_is(raw: Json, words: str) -> None:
+    assert str(decode.problems(raw)[0]).startswith(words)
+
+
+def test_a_number_as_a_variable_s_value_is_not_shown() -> None:
+    problem = decode.problems(pod(container(env=[{"name": "PIN", "value": 31337}])))[0]
+    assert problem.field == "spec.containers[0].env[0].value"
+    assert "31337" not in f"{problem}{problem.value!r}"
+
+
 def test_a_number_in_a_configmap_wants_quotes() -> None:
     assert "in quotes" in found({**config_map(), "data": {"port": 8080}})["data.port"]
     assert "in quotes" in found({**config_map(), "data": {8080: "a"}})["data"]
