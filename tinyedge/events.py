@@ -88,7 +88,8 @@ class NodeFacts(Struct, frozen=True):
 
 class Booted(Struct, frozen=True):
     """First event of each life of the daemon. `reason` is why the last one ended: `first`, `clean`, `crash`,
-    `power`, `watchdog`, `store` (it could not be written, or can be again). `life` is random; it makes the numbers of this life distinct."""
+    `power`, `watchdog`, `store` (it could not be written, or can be again). `life` is random; it makes the numbers of
+    this life distinct."""
 
     node: NodeFacts
     reason: str

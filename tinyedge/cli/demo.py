@@ -177,12 +177,8 @@ class _Node:
             pods = self.pods()
         except CliError:
             return False
-        return len(pods) == len(MANIFESTS) and all(
-            condition["status"] == "True"
-            for pod in pods
-            for condition in pod["status"].get("conditions", [{"type": "Ready", "status": "False"}])
-            if condition["type"] == "Ready"
-        )
+        statuses = [status for pod in pods for status in pod["status"].get("containerStatuses", [])]
+        return len(statuses) == len(MANIFESTS) and all(status["ready"] for status in statuses)
 
     def pods(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.client.get("/v1/pods")["items"]
