@@ -117,7 +117,9 @@ class DaemonBackend:
         return self._edge.view.pod_object(namespace, name)
 
     def node(self) -> Json:
-        return self._edge.view.node_object()
+        node = self._edge.view.node_object()
+        node["status"]["nodeInfo"]["kubeletVersion"] = f"tinyedge-{__version__}"
+        return node
 
     def configmaps(self) -> Sequence[Json]:
         return self._edge.view.configmaps()
