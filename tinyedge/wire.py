@@ -114,9 +114,12 @@ class FolderRow(Struct, frozen=True, omit_defaults=True):
 
 
 class NodeRow(Struct, frozen=True, omit_defaults=True):
+    """`created_ms` is the first boot at which the clock could be believed."""
+
     name: str = ""
     boot_id: str = ""
     conditions: dict[str, Transition] = field(default_factory=dict)
+    created_ms: int = 0
 
 
 Row = PodRow | StateRow | ConfigMapRow | SecretRow | FolderRow | NodeRow

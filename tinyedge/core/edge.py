@@ -291,7 +291,9 @@ class Edge:
         before = desk.tables.nodes.get("self", NodeRow())
         desk.node = event.node
         desk.rebooted = before.boot_id != event.node.boot_id
-        desk.tables.put("node", "self", structs.replace(before, name=event.node.name, boot_id=event.node.boot_id))
+        created_ms = before.created_ms or (desk.wall if desk.trusted else 0)
+        node = structs.replace(before, name=event.node.name, boot_id=event.node.boot_id, created_ms=created_ms)
+        desk.tables.put("node", "self", node)
         desk.note("info", "node.booted", node=event.node.name, reason=event.reason, pods=len(self._runs))
         for table, key, why in desk.tables.unreadable:
             desk.note("error", "store.unreadable", table=table, key=key, why=why)

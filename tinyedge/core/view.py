@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from tinyedge import wire
+from tinyedge import __version__, wire
 from tinyedge.core import status, why
 from tinyedge.core.desk import Desk
 from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
@@ -179,6 +179,7 @@ class View:
             "metadata": {
                 "name": node.name,
                 "uid": node.name,
+                "creationTimestamp": rfc3339(self._desk.tables.nodes.get("self", NodeRow()).created_ms),
                 "labels": {
                     "kubernetes.io/hostname": node.name,
                     "kubernetes.io/arch": node.architecture,
@@ -198,6 +199,7 @@ class View:
                     "osImage": node.os_image,
                     "architecture": node.architecture,
                     "operatingSystem": "linux",
+                    "kubeletVersion": f"tinyedge/{__version__}",
                     "containerRuntimeVersion": f"{runtime.name}://{runtime.version}" if runtime else "",
                 },
             },
