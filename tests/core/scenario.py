@@ -163,8 +163,8 @@ class Player:
             for name, value in given.items()
             if name not in ("memory", "disk")
         )
-        seen = ev.MachineSeen(given.get("memory", 512 * MIB), 1024 * MIB, given.get("disk", 512 * MIB), 1024 * MIB)
-        self.rig.step(ev.MachineSeen(*(getattr(seen, name) for name in seen.__struct_fields__[:4]), usage=usage))
+        memory, disk = given.get("memory", 512 * MIB), given.get("disk", 512 * MIB)
+        self.rig.step(ev.MachineSeen(memory, 1024 * MIB, disk, 1024 * MIB, usage=usage))
 
     def do_store(self, args: list[str], body: list[str]) -> None:
         self.rig.step(ev.StoreFault("EIO", "input/output error", args[0] == "read-only"))
@@ -208,7 +208,8 @@ class Player:
     def _effect(self, effect: Any) -> str:
         if isinstance(effect, QUIET):
             return ""
-        words = WORDS.get(type(effect), lambda rig, e: "")(self.rig, effect)
+        describe = WORDS.get(type(effect))
+        words = describe(self.rig, effect) if describe else ""
         return f"{type(effect).__name__} {words}".rstrip()
 
 
@@ -242,7 +243,7 @@ def _box(rig: Rig, effect: Any) -> str:
 
 
 def _plan(plan: Any) -> Iterator[str]:
-    kind = {EmptyDirPlan: "emptyDir", FilesPlan: "files"}.get(type(plan), "hostPath")
+    kind = "emptyDir" if isinstance(plan, EmptyDirPlan) else "files" if isinstance(plan, FilesPlan) else "hostPath"
     yield f"{kind} {plan.name}"
 
 

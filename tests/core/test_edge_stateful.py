@@ -20,6 +20,11 @@ from tinyedge.model.pod import Pod
 NAMES = ("a", "b", "c")
 POLICIES = ("Always", "Always", "OnFailure", "Never")
 names = st.sampled_from(NAMES)
+PEOPLE = ("delete", "restart", "config", "no config", "lose the folder")
+ACCIDENTS = (
+    *("the sandbox dies", "the runtime goes or comes", "the runtime goes or comes", "the clock jumps", "crash"),
+    *("power", "power, and the runtime forgets"),
+)
 JUMPS = (-(10**12), -3_600_000, 1, 3_600_000, 10**12)
 
 
@@ -48,44 +53,51 @@ def pods(draw: st.DrawFn, name: str) -> Pod:
 
 
 class Node(RuleBasedStateMachine):
-    @initialize()
-    def boot(self) -> None:
+    @initialize(data=st.data(), settle=st.booleans())
+    def boot(self, data: st.DataObject, settle: bool) -> None:
         self.rig = Rig()
         self.rig.boot()
         self.files: dict[str, tuple[str, Pod]] = {}
         self.told: set[tuple[str, str]] = set()
         self.number = 0
         self.ended: dict[str, tuple[str, bytes]] = {}
+        self.started_once: set[tuple[str, str, int, int]] = set()
+        self.looked_at = 0
         self.up = True
+        self.config(1)
+        for name in NAMES:
+            self.write_a_file(name, data, settle)
 
     # --- what people do ----------------------------------------------------------------------------
 
-    @rule(name=names, data=st.data())
-    def write_a_file(self, name: str, data: st.DataObject) -> None:
+    @rule(name=names, data=st.data(), settle=st.booleans())
+    def write_a_file(self, name: str, data: st.DataObject, settle: bool) -> None:
         self.number += 1
         self.files[f"{name}.yaml"] = (f"digest-{self.number}", data.draw(pods(name)))
         self.show_folder()
+        if settle:
+            self.settle()
 
-    @rule(name=names)
-    def delete_a_file(self, name: str) -> None:
-        self.files.pop(f"{name}.yaml", None)
-        self.show_folder()
+    @rule(
+        name=names, what=st.sampled_from(("delete", "restart", "config", "no config", "lose")), value=st.integers(0, 2)
+    )
+    def a_person_does(self, name: str, what: str, value: int) -> None:
+        if what == "delete":
+            self.files.pop(f"{name}.yaml", None)
+            self.show_folder()
+        elif what == "restart":
+            if not self.rig.request(ev.RestartPod("default", name)).error:
+                uid = self.rig.uid(name)
+                self.started_once = {version for version in self.started_once if version[0] != uid}
+        elif what == "config":
+            self.config(value)
+        elif what == "no config":
+            self.rig.delete("conf", "ConfigMap")
+        else:
+            self.rig.folder(problem="it is not there")
 
-    @rule(value=st.integers(0, 2))
-    def change_the_config(self, value: int) -> None:
+    def config(self, value: int) -> None:
         self.rig.apply(obj({"kind": "ConfigMap", "metadata": {"name": "conf"}, "data": {"v": str(value)}}))
-
-    @rule()
-    def delete_the_config(self) -> None:
-        self.rig.delete("conf", "ConfigMap")
-
-    @rule(name=names)
-    def restart(self, name: str) -> None:
-        self.rig.request(ev.RestartPod("default", name))
-
-    @rule()
-    def lose_the_folder(self) -> None:
-        self.rig.folder(problem="it is not there")
 
     def show_folder(self) -> None:
         shown = []
@@ -98,9 +110,11 @@ class Node(RuleBasedStateMachine):
     # --- what the machine does ---------------------------------------------------------------------
 
     @precondition(lambda self: self.rig.pending)
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
-        self.rig.finish(data.draw(st.sampled_from(self.rig.pending)))
+    @rule(data=st.data(), times=st.integers(1, 6))
+    def finish(self, data: st.DataObject, times: int) -> None:
+        for _ in range(times):
+            if self.rig.pending:
+                self.rig.finish(data.draw(st.sampled_from(self.rig.pending)))
 
     @precondition(lambda self: self.rig.pending)
     @rule(data=st.data(), done=st.booleans())
@@ -129,48 +143,46 @@ class Node(RuleBasedStateMachine):
         if self.up:
             self.rig.step(self.rig.machine.snapshot(uid))
 
-    @precondition(lambda self: self.rig.machine.sandboxes)
-    @rule(data=st.data())
     def sandbox_dies(self, data: st.DataObject) -> None:
+        if not self.rig.machine.sandboxes:
+            return
         box = data.draw(st.sampled_from(sorted(self.rig.machine.sandboxes)))
         self.rig.machine.stop_sandbox(box, self.rig.wall)
         if self.up:
             self.rig.step(self.rig.machine.snapshot(self.rig.machine.sandboxes[box][0].uid))
 
-    @rule()
-    def runtime_goes_away(self) -> None:
-        if self.up:
-            self.up = False
-            self.rig.step(ev.RuntimeDown("connection refused"))
-            for effect in list(self.rig.pending):
-                self.rig.pending.remove(effect)
-                self.rig.step(ev.OpDone(effect.op, "RuntimeUnavailable", "connection refused"))
-
-    @rule()
-    def runtime_comes_back(self) -> None:
+    def runtime_goes_or_comes(self) -> None:
         if not self.up:
             self.up = True
             self.rig.runtime_up()
+            return
+        self.up = False
+        self.rig.step(ev.RuntimeDown("connection refused"))
+        for effect in list(self.rig.pending):
+            self.rig.pending.remove(effect)
+            self.rig.step(ev.OpDone(effect.op, "RuntimeUnavailable", "connection refused"))
 
     @rule(seconds=st.sampled_from((1, 10, 60, 700)))
     def wait(self, seconds: int) -> None:
         self.rig.advance(seconds, settle=self.up)
 
-    @rule(jump=st.sampled_from(JUMPS), trusted=st.booleans())
-    def jump(self, jump: int, trusted: bool) -> None:
-        """The wall clock jumps; it is still positive, as a clock is."""
-        self.rig.wall = max(self.rig.wall + jump, 1)
-        self.rig.trusted = trusted
+    @rule(how=st.sampled_from(ACCIDENTS), data=st.data())
+    def accident(self, how: str, data: st.DataObject) -> None:
+        if how == "the sandbox dies":
+            self.sandbox_dies(data)
+        elif how == "the runtime goes or comes":
+            self.runtime_goes_or_comes()
+        elif how == "the clock jumps":
+            self.rig.wall = max(self.rig.wall + data.draw(st.sampled_from(JUMPS)), 1)
+            self.rig.trusted = data.draw(st.booleans())
+        else:
+            self.power_cut(how)
 
-    @rule()
-    def crash(self) -> None:
-        self.rig.boot("crash")
-        self.told = set()
-        self.up = True
-
-    @rule(forgets=st.booleans())
-    def power_cut(self, forgets: bool) -> None:
-        self.rig.power_cut(forgets=forgets)
+    def power_cut(self, how: str) -> None:
+        if how == "crash":
+            self.rig.boot("crash")
+        else:
+            self.rig.power_cut(forgets="forgets" in how)
         self.told = set()
         self.up = True
 
@@ -190,6 +202,19 @@ class Node(RuleBasedStateMachine):
         for uid, phase in phases.items():
             if phase in ("Succeeded", "Failed"):
                 self.ended[uid] = (phase, rows[uid])
+
+    @invariant()
+    def what_may_not_restart_starts_once(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        fresh, self.looked_at = self.rig.machine.starts[self.looked_at :], len(self.rig.machine.starts)
+        by_uid = {self.rig.uid(key.partition("/")[2]): key for key in self.rig.tables.get("pod", {})}
+        for uid, name, _ in fresh:
+            row = self.rig.row(by_uid[uid].partition("/")[2]) if uid in by_uid else None
+            if row and row.pod.spec.restart_policy == "Never" and name in {c.name for c in row.pod.spec.containers}:
+                version = (uid, name, row.incarnation, row.generation)
+                assert version not in self.started_once, f"{name} of {row.pod.key} was started again"
+                self.started_once.add(version)
 
     def rows(self) -> dict[str, bytes]:
         by_key = self.rig.tables.get("pod", {})
@@ -241,9 +266,9 @@ class Node(RuleBasedStateMachine):
 
 
 Node.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
-class TestNode(Node.TestCase):  # type: ignore[misc, name-defined]
+class TestNode(Node.TestCase):  # type: ignore[misc, valid-type]
     """The machine above."""
