@@ -375,17 +375,51 @@ def test_a_pod_made_anew_while_the_old_one_goes_starts_when_that_is_gone() -> No
     assert rig.container()["restartCount"] == 0
 
 
+def test_an_answer_without_a_snapshot_orders_nothing_until_one_comes() -> None:
+    rig = Rig()
+    rig.boot()
+    rig.apply(pod("web"))
+    rig.finish(rig.one(ev.PullImage))
+    box = rig.one(ev.RunSandbox)
+    rig.pending.remove(box)
+    rig.machine.run_sandbox(box.spec, rig.wall)
+    rig.step(ev.OpDone(box.op))
+    assert not rig.pending
+    rig.step(rig.machine.snapshot(rig.uid()))
+    assert rig.one(ev.StartContainer)
+
+
+def test_a_deleted_pod_does_not_wait_for_a_slow_pull() -> None:
+    rig = Rig()
+    rig.boot()
+    rig.apply(pod("web"))
+    pull = rig.one(ev.PullImage)
+    rig.pending.remove(pull)
+    rig.delete("web")
+    rig.settle()
+    assert rig.tables["pod"] == {}
+    rig.apply(pod("web"))
+    rig.settle()
+    rig.step(ev.OpDone(pull.op, "ErrImagePull", "too late"))
+    assert rig.running()
+
+
+def test_a_pod_that_is_missing_from_a_listing_is_made_again() -> None:
+    rig = Rig()
+    rig.start(pod("web"))
+    rig.machine.sandboxes.clear()
+    rig.machine.containers.clear()
+    rig.step(ev.RuntimeListed(frozenset()))
+    rig.settle()
+    assert rig.running()
+    assert rig.container()["restartCount"] == 1
+
+
 def test_what_runs_under_our_label_without_being_wanted_is_removed() -> None:
     rig = Rig()
     rig.start(pod("web"), pod("other"))
-    for table in ("pod", "podstate"):
-        key = "default/web" if table == "pod" else rig.uid("web")
-        if table == "pod":
-            uid = rig.uid("web")
-        del rig.tables[table][key if table == "pod" else uid]
-        if table == "pod":
-            rig.tables["podstate"].pop(uid)
-            break
+    del rig.tables["podstate"][rig.uid("web")]
+    del rig.tables["pod"]["default/web"]
     rig.boot("crash")
     rig.settle()
     assert rig.machine.uids() == {rig.uid("other")}

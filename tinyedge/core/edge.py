@@ -260,7 +260,7 @@ class Edge:
             error, message = self._sources.delete(what.kind, f"{what.namespace}/{what.name}", what.grace_s)
         else:
             error, message = self._restart(what)
-        self._desk.note("info", "request", uid=event.uid, what=type(what).__name__, error=error, message=message)
+        self._desk.note("debug", "request", uid=event.uid, what=type(what).__name__, error=error, message=message)
         self._desk.say(Answer(event.request, error, message))
 
     def _restart(self, what: RestartPod) -> tuple[str, str]:
@@ -329,10 +329,10 @@ class Edge:
             run.settled = False
 
     def _runtime_listed(self, event: RuntimeListed) -> None:
-        """What has not been told of since RuntimeUp is not there."""
+        """What is not named is not there: the listing was taken after every snapshot that came before it."""
         self._desk.listed = True
         for uid, run in list(self._runs.items()):
-            if not run.settled and uid not in event.uids:
+            if uid not in event.uids:
                 self._pod_seen(PodSeen(uid, run.namespace, run.name))
 
     def _pod_seen(self, seen: PodSeen) -> None:
@@ -363,8 +363,8 @@ class Edge:
             return
         if event.seen is not None:
             track.take(run, event.seen, self._desk)
-        elif event.error and op.target.startswith(("sandbox", "container:", "kill:", "dead:")):
-            run.settled = False  # the runtime could not be asked; it will be
+        elif op.target.startswith(("sandbox", "container:", "kill:", "dead:")):
+            run.settled = False  # the runtime could not be asked; a snapshot follows
         answers.done(run, self._desk, op, event)
         self._touch(run)
 

@@ -22,6 +22,7 @@ from tinyedge.model.runtime import Check, ContainerSeen, ContainerState, Sandbox
 GRACE_MIN_S = 2  # what is left for those stopped last, as in Kubernetes
 ORPHAN_GRACE_S = 30
 CALM_MS = 5_000
+HARMLESS = ("image:", "probe:", "hook:", "log:")  # operations that touch nothing of a pod that is being removed
 
 
 class Kill(Struct, frozen=True):
@@ -78,6 +79,13 @@ def _pre_stop(run: PodRun, desk: Desk, seen: ContainerSeen) -> Check | None:
     if pod is None or container is None or not container.lifecycle or not container.lifecycle.pre_stop:
         return None
     return specs.probe_check(pod, container, container.lifecycle.pre_stop, pod_ip(run, desk))
+
+
+def stops(run: PodRun, desk: Desk) -> list[StopContainer]:
+    """What ends every container of a pod that is alive, when the node itself is told to end."""
+    grace = run.pod.spec.termination_grace_period_seconds if run.pod else ORPHAN_GRACE_S
+    alive = [seen for seen in (run.seen.containers if run.seen else ()) if seen.state in ALIVE]
+    return [StopContainer(0, run.uid, seen.id, grace, _pre_stop(run, desk, seen)) for seen in alive]
 
 
 def stop_one(run: PodRun, desk: Desk, name: str, doom: Doom) -> None:
@@ -164,7 +172,7 @@ def take_down(run: PodRun, desk: Desk) -> None:
     if "logs" not in run.cleaned and desk.free(run, "logs"):
         path = f"{desk.node.logs_dir}/{run.namespace}_{run.name}_{run.uid}"
         desk.act(run, "logs", RemoveLogs(desk.number(), path))
-    if {"volumes", "logs"} <= run.cleaned and not run.busy:
+    if {"volumes", "logs"} <= run.cleaned and all(target.startswith(HARMLESS) for target in run.busy):
         desk.gone.append(run)
 
 

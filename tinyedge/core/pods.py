@@ -157,7 +157,7 @@ def cut_off(run: PodRun, pod: Pod) -> bool:
 def bring_up(run: PodRun, pod: Pod, desk: Desk) -> None:
     if not run.warned:
         run.warned = True
-        for reason, message in specs.pod_events(pod, desk.node):
+        for reason, message in specs.pod_events(pod, desk.node, desk.tables):
             desk.event(run, "Warning", reason, message)
     mounted = starting.volumes(run, pod, desk)
     box = starting.sandbox(run, pod, desk)
