@@ -117,9 +117,7 @@ class DaemonBackend:
         return self._edge.view.pod_object(namespace, name)
 
     def node(self) -> Json:
-        node = self._edge.view.node_object()
-        node["status"]["nodeInfo"]["kubeletVersion"] = f"tinyedge-{__version__}"
-        return node
+        return self._edge.view.node_object()
 
     def configmaps(self) -> Sequence[Json]:
         return self._edge.view.configmaps()
