@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 
 import trio
@@ -29,7 +30,7 @@ from tinyedge.backend import DaemonBackend, Life
 from tinyedge.config import Config
 from tinyedge.core.edge import Edge
 from tinyedge.core.pressure import Policy
-from tinyedge.errors import StoreError, StoreLocked, TinyEdgeError
+from tinyedge.errors import StoreError, StoreFull, StoreLocked, TinyEdgeError
 from tinyedge.limits import MIB
 from tinyedge.log import Log
 from tinyedge.loop import Loop
@@ -37,11 +38,15 @@ from tinyedge.model import decode
 from tinyedge.redact import without_secrets
 from tinyedge.store.blackbox import BlackBox, Value
 from tinyedge.store.committer import Committer, open_committer
+from tinyedge.store.disk import Disk
+from tinyedge.store.identity import takes_writes
 from tinyedge.store.store import Loaded, Store, StoreOptions
 
 READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that has started itself again: why, empty for good
 IMAGES_DIR = "/var/lib/containerd"  # its default root; on the disk of the images unless it is configured away
 WRITE_AGAIN_S = 60
+FULL_MS_MIN = 20_000
+FOLDERS_S_MAX = 5  # what starts waits this long for the first look at the manifests
 CLOSE_S_MAX = 20
 STOP_PODS_S_MAX = 60
 REFUSE_S = 0.2  # for refusals to reach those who wait
@@ -128,10 +133,13 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
                     await _run(parts)
             if stop_pods:
                 with trio.move_on_after(STOP_PODS_S_MAX):
-                    await _stop_pods(runtime)
+                    await _stop_pods(parts)
     except* StoreError as errors:
-        again = str(_find(errors, StoreError))
-        box.record("store", {"fault": again}, clock.trusted_wall_ms(), facts.boot_id)
+        fault = _find(errors, StoreError)
+        box.record("store", {"fault": str(fault)}, clock.trusted_wall_ms(), facts.boot_id)
+        lived_ms = clock.mono_ms() - life.booted_mono_ms
+        # A full store still takes deletes, from its reserve; if even that does not help, it comes back read-only.
+        again = "" if isinstance(fault, StoreFull) and lived_ms > FULL_MS_MIN else str(fault)
     except* _WritableAgain:
         again = again or ""
     if again is not None:
@@ -258,13 +266,31 @@ class _Parts(Struct):
     committer: Committer | None
 
 
+def _executor(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Awaitable[None]]) -> Executor:
+    volumes = Volumes(parts.facts.pods_dir)
+    return Executor(
+        parts.runtime,
+        post,
+        nursery,
+        pods_dir=parts.facts.pods_dir,
+        mount=volumes.mount,
+        unmount=volumes.unmount,
+        bind=volumes.bind,
+        probe_network=probes.probe,
+        remove_logs=logs.remove,
+        rotate_log=logs.rotate,
+        parallel=parts.config.runtime.parallel,
+        pulls=parts.config.images.pull_parallel,
+    )
+
+
 class _Daemon:
     """The tasks of one life, joined by hand."""
 
     def __init__(self, parts: _Parts, nursery: trio.Nursery) -> None:
         self._config = config = parts.config
         self._log = parts.log
-        self._facts = facts = parts.facts
+        self._facts = parts.facts
         self._clock = clock = parts.clock
         self._life = parts.life
         self._store = parts.store
@@ -274,21 +300,7 @@ class _Daemon:
         self._notifier = parts.notifier
         self._nursery = nursery
         self._loop = Loop(edge, parts.committer, self._carry_out, self._tick)
-        volumes = Volumes(facts.pods_dir)
-        self._executor = Executor(
-            runtime,
-            self._hear,
-            nursery,
-            pods_dir=facts.pods_dir,
-            mount=volumes.mount,
-            unmount=volumes.unmount,
-            bind=volumes.bind,
-            probe_network=probes.probe,
-            remove_logs=logs.remove,
-            rotate_log=logs.rotate,
-            parallel=config.runtime.parallel,
-            pulls=config.images.pull_parallel,
-        )
+        self._executor = _executor(parts, nursery, self._hear)
         self._backend = DaemonBackend(
             config=config,
             life=parts.life,
@@ -318,15 +330,31 @@ class _Daemon:
             nursery.start_soon(self._try_to_write_again)
         booted = ev.Booted(self._facts, self._life.boot_reason, int.from_bytes(os.urandom(8)))
         nursery.start_soon(self._decide, booted)
-        nursery.start_soon(self._executor.run)
-        for folder in config.manifests.paths:
-            known = self._edge.view.manifest_digests(folder)
-            nursery.start_soon(manifests.ManifestFolder(folder, self._loop.post, decode.read, known=known).run)
+        nursery.start_soon(self._meet_runtime, [self._watch(folder) for folder in config.manifests.paths])
         if config.images.import_path:
             nursery.start_soon(self._import_images)
         nursery.start_soon(self._sample)
         nursery.start_soon(self._feed_watchdog)
         self._notifier.ready(f"node {self._facts.name}")
+
+    def _watch(self, folder: str) -> trio.Event:
+        """Watch a manifest folder; the event says that the core has been told of it once."""
+        told = trio.Event()
+
+        async def deliver(seen: ev.FolderSeen) -> None:
+            await self._loop.post(seen)
+            told.set()
+
+        known = self._edge.view.manifest_digests(folder)
+        self._nursery.start_soon(manifests.ManifestFolder(folder, deliver, decode.read, known=known).run)
+        return told
+
+    async def _meet_runtime(self, folders: list[trio.Event]) -> None:
+        """A pod whose manifest was deleted while the daemon was down must not be started once more."""
+        with trio.move_on_after(FOLDERS_S_MAX):
+            for told in folders:
+                await told.wait()
+        await self._executor.run()
 
     async def _decide(self, booted: ev.Booted) -> None:
         """Who waits for an answer when a commit fails is told why before this life ends."""
@@ -431,8 +459,7 @@ class _Daemon:
         """Read-only is not for ever: once the disk takes writes, start again."""
         while True:
             await trio.sleep(WRITE_AGAIN_S)
-            probe = os.path.join(self._config.store.path, "probe")
-            if await trio.to_thread.run_sync(_takes_writes, probe):
+            if await trio.to_thread.run_sync(takes_writes, Disk(), self._config.store.path):
                 raise _WritableAgain
 
     async def _import_images(self) -> None:
@@ -452,24 +479,16 @@ class _Daemon:
         }
 
 
-async def _stop_pods(runtime: Runtime) -> None:
-    """Every container of ours gets its SIGTERM at once; then the sandboxes go."""
-    pods = await runtime.pods()
+async def _stop_pods(parts: _Parts) -> None:
+    """Every container gets its preStop hook, its SIGTERM and its grace time, all at once; then the sandboxes go."""
+    runtime = parts.runtime
     async with trio.open_nursery() as nursery:
-        for pod in pods:
-            for container in pod.containers:
-                if container.state == "running":
-                    nursery.start_soon(runtime.stop_container, container.id, 30.0)
-    for pod in pods:
-        for sandbox in pod.sandboxes:
-            await runtime.stop_sandbox(sandbox.id)
+        executor = _executor(parts, nursery, _unheard)
+        await executor.stop_all(parts.edge.view.stops())
+        for pod in await runtime.pods():
+            for sandbox in pod.sandboxes:
+                nursery.start_soon(runtime.stop_sandbox, sandbox.id)
 
 
-def _takes_writes(probe: str) -> bool:
-    try:
-        with open(probe, "wb", buffering=0) as file:
-            file.write(b"\0" * 4096)
-        os.unlink(probe)
-    except OSError:
-        return False
-    return True
+async def _unheard(event: ev.Event) -> None:
+    """Nobody decides any more."""

@@ -11,6 +11,7 @@ import pytest
 from tinyedge.adapters import host
 from tinyedge.adapters.host import BUILT_S, Notifier, WallClock
 from tinyedge.events import NodeFacts
+from tinyedge.model.runtime import Dns
 
 MIB = 1024 * 1024
 
@@ -302,3 +303,18 @@ def test_a_watchdog_meant_for_another_process_is_not_ours(tmp_path: Path) -> Non
     notifier.watchdog()  # nobody listens there
     assert notifier.watchdog_s == 0
     notifier.close()
+
+
+def test_the_nodes_own_resolver_is_known(root: Path) -> None:
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/resolv.conf").write_text("# made by hand\nnameserver 10.0.0.1\nsearch site.example\noptions ndots:2\n")
+    assert host.dns(str(root)) == Dns(("10.0.0.1",), ("site.example",), ("ndots:2",))
+
+
+def test_behind_a_resolver_on_the_loopback_stands_the_one_that_it_asks(root: Path) -> None:
+    (root / "etc").mkdir(exist_ok=True)
+    (root / "etc/resolv.conf").write_text("nameserver 127.0.0.53\n")
+    assert host.dns(str(root)).servers == ("127.0.0.53",)
+    (root / "run/systemd/resolve").mkdir(parents=True)
+    (root / "run/systemd/resolve/resolv.conf").write_text("nameserver 192.168.1.1\nsearch .\n")
+    assert host.dns(str(root)) == Dns(("192.168.1.1",))

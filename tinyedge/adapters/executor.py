@@ -221,6 +221,12 @@ class Executor:
             return False
         return True
 
+    async def stop_all(self, effects: Sequence[ev.StopContainer]) -> None:
+        """Stop these at once, and return when all have ended or could not be stopped."""
+        async with trio.open_nursery() as nursery:
+            for effect in effects:
+                nursery.start_soon(self._carry, effect)
+
     async def usage(self) -> tuple[PodUsage, ...]:
         """Of all containers; nothing while the runtime is away."""
         try:

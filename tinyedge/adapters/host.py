@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from tinyedge.adapters import linux
 from tinyedge.events import LogFile, MachineSeen, NodeFacts
-from tinyedge.model.runtime import PodUsage
+from tinyedge.model.runtime import Dns, PodUsage
 
 BUILT_S = 1_795_392_000  # 2026-11-23: no clock that shows less is right
 _DAY_S = 24 * 3600
@@ -73,8 +73,34 @@ def node_facts(
         pods_dir=pods_dir,
         logs_dir=logs_dir,
         cluster_dns=tuple(cluster_dns),
+        host_dns=dns(root),
         cgroup_driver=cgroup_driver,
     )
+
+
+def dns(root: str = "") -> Dns:
+    """The node's own resolv.conf. Behind a resolver on this machine's loopback, which a pod can't reach, it is the one
+    that systemd-resolved itself asks."""
+    found = _resolv(f"{root}/etc/resolv.conf")
+    if found.servers and all(server.startswith("127.") for server in found.servers):
+        beyond = _resolv(f"{root}/run/systemd/resolve/resolv.conf")
+        return beyond if beyond.servers else found
+    return found
+
+
+def _resolv(path: str) -> Dns:
+    servers: list[str] = []
+    searches: list[str] = []
+    options: list[str] = []
+    for line in _text(path).splitlines():
+        word, *rest = line.split("#")[0].split(";")[0].split() or [""]
+        if word == "nameserver":
+            servers += rest[:1]
+        elif word in ("search", "domain"):
+            searches = [name for name in rest if name != "."]
+        elif word == "options":
+            options += rest
+    return Dns(tuple(servers[:3]), tuple(searches), tuple(options))
 
 
 def architecture(machine: str, *, bits: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from tinyedge import __version__, wire
-from tinyedge.core import status, why
+from tinyedge.core import ending, status, why
 from tinyedge.core.desk import Desk
 from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
 from tinyedge.core.ring import Occurrence
@@ -21,6 +21,7 @@ from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
 from tinyedge.core.track import host_ip
 from tinyedge.core.volumes import volume_path
+from tinyedge.events import StopContainer
 from tinyedge.limits import PODS_MAX
 from tinyedge.model.image import normal_reference
 from tinyedge.model.runtime import ContainerState, PodSeen
@@ -71,6 +72,10 @@ class View:
             for volume in run.pod.spec.volumes
             if volume.empty_dir is not None
         ]
+
+    def stops(self) -> list[StopContainer]:
+        """What stops every container of ours as its pod says; nobody waits for its OpDone."""
+        return [stop for run in self._runs.values() for stop in ending.stops(run, self._desk)]
 
     def summary(self) -> str:
         """One line for the init system."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from tinyedge.limits import BLOCK_BYTES, RESERVE_BYTES
 from tinyedge.store.disk import Disk
 
 
@@ -39,3 +40,16 @@ def remove_file(disk: Disk, path: str) -> None:
     if disk.exists(path):
         disk.unlink(path)
         disk.fsync_dir(os.path.dirname(path))
+
+
+def takes_writes(disk: Disk, folder: str) -> bool:
+    """Whether a file can be made, written, flushed and removed in `folder`, and there is room for a store to work."""
+    probe = os.path.join(folder, "probe")
+    try:
+        if disk.free_bytes(folder) < RESERVE_BYTES:
+            return False
+        write_file(disk, probe, bytes(BLOCK_BYTES))
+        remove_file(disk, probe)
+    except OSError:
+        return False
+    return True
