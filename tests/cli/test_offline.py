@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.fakes.backend import MARKER
 from tinyedge.cli.commands import COMMANDS
 from tinyedge.events import Append, Put
 from tinyedge.store.blackbox import BlackBox
+from tinyedge.store.disk import Disk
 from tinyedge.store.store import Store
 
 
@@ -247,3 +249,19 @@ def test_output_that_nobody_reads_to_the_end_is_no_error(cli: Cli) -> None:
     assert program.stderr
     assert (program.stderr.read(), program.wait(20)) == (b"", 141)
     program.stderr.close()
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("inspect",), ("inspect", "--value", "pod/default/web")])
+def test_a_disk_that_can_not_be_read_is_told_with_a_remedy(
+    cli: Cli, store: str, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    def fail(self: Disk, path: str, *, write: bool = True, create: bool = False) -> int:
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(Disk, "open", fail)
+    done = cli(words[0], store, *words[1:])
+    assert done.code == 1
+    assert done.err == (
+        f"error: can't read the store {store}: Input/output error\n"
+        "  → check the storage device: dmesg tells what the kernel says of it\n"
+    )

@@ -38,8 +38,16 @@ def look(path: str) -> Json:
     from tinyedge.store import inspect
 
     _readable(path)
-    found: Json = msgspec.to_builtins(inspect.look(path))
+    try:
+        found: Json = msgspec.to_builtins(inspect.look(path))
+    except OSError as error:
+        raise _unread(path, error) from None
     return found
+
+
+def _unread(path: str, error: OSError) -> CliError:
+    remedy = "check the storage device: dmesg tells what the kernel says of it"
+    return CliError(f"can't read the store {path}", error.strerror or str(error), remedy)
 
 
 def _readable(path: str) -> None:
@@ -121,7 +129,10 @@ def _value(args: argparse.Namespace, path: str) -> int:
     if not slash:
         raise CliError(f"{args.value} is not TABLE/KEY", "", "such as pod/default/web", code=EXIT_USAGE)
     _readable(path)
-    stored = inspect.value(path, name, key)
+    try:
+        stored = inspect.value(path, name, key)
+    except OSError as error:
+        raise _unread(path, error) from None
     try:
         # The first byte tells the version of the row; what follows is msgpack whatever the version.
         row = msgspec.msgpack.decode(stored[1:])
