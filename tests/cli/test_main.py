@@ -130,7 +130,7 @@ def test_a_daemon_that_dies_while_it_answers_is_told(tmp_path: Path) -> None:
 
         worker = threading.Thread(target=half)
         worker.start()
-        with pytest.raises(CliError, match="the daemon ended the connection"):
+        with pytest.raises(CliError, match="the daemon ended the connection: its answer is not whole"):
             Client(str(tmp_path / "s")).get("/v1/status")
         worker.join()
 

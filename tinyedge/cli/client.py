@@ -88,7 +88,7 @@ class Client:
             except (OSError, h11.RemoteProtocolError) as error:
                 raise CliError(
                     "the daemon ended the connection",
-                    str(error),
+                    str(error) if isinstance(error, OSError) else "its answer is not whole",
                     "see why in its log (journalctl -u tinyedge) or in `tinyedge blackbox`, and try again",
                     code=EXIT_UNREACHABLE,
                 ) from None
