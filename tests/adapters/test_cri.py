@@ -437,3 +437,25 @@ async def test_a_port_of_the_host_leads_to_the_pod(rig: ContainerdRig, tmp_path:
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
             answer = b"".join([chunk async for chunk in stream])
         assert answer.endswith(b"hello\n")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_task_that_containerd_has_lost_sight_of_keeps_nothing_from_being_removed(
+    rig: ContainerdRig, tmp_path: Path, whole: bool
+) -> None:
+    """What a daemon leaves that is killed while it starts a container, made by hand: a task that CRI knows nothing
+    of."""
+    async with runtime_of(rig) as runtime:
+        spec = sandbox(tmp_path)
+        sandbox_id = await runtime.run_sandbox(spec)
+        runtime._start = _nothing  # type: ignore[method-assign]
+        lost = await runtime.start_container(sandbox_id, spec, container())
+        rig.run_ctr("task", "start", "--detach", lost)
+        assert lost in rig.run_ctr("task", "ls")
+        await (runtime.remove_sandbox(sandbox_id) if whole else runtime.remove_container(lost))
+        assert (await runtime.pod(spec.uid)).containers == ()
+        assert lost not in rig.run_ctr("task", "ls")
+
+
+async def _nothing(container_id: str) -> None:
+    pass

@@ -18,7 +18,7 @@ from typing import TypeVar
 import trio
 
 from tinyedge import limits
-from tinyedge.adapters import cri_changes, images
+from tinyedge.adapters import cri_changes, cri_leftovers, images
 from tinyedge.adapters import cri_messages as words
 from tinyedge.adapters.grpc import Channel, GrpcError, Loop, Message, NoAnswer, Status, open_loop
 from tinyedge.adapters.runtime import Progress, RegistryAuth
@@ -253,8 +253,7 @@ class CriRuntime:
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         await self.stop_sandbox(sandbox_id)
-        with suppress(_Gone):
-            await self._call_known("RemovePodSandbox", pb.PodSandboxId(pod_sandbox_id=sandbox_id), pb.Empty, SANDBOX_S)
+        await self._remove("RemovePodSandbox", pb.PodSandboxId(pod_sandbox_id=sandbox_id), SANDBOX_S)
 
     # --- containers ------------------------------------------------------------------------------
 
@@ -304,8 +303,7 @@ class CriRuntime:
             await self._call_known("StopContainer", request, pb.Empty, WORK_S + grace_s)
 
     async def remove_container(self, container_id: str) -> None:
-        with suppress(_Gone):
-            await self._call_known("RemoveContainer", pb.ContainerId(container_id=container_id), pb.Empty, WORK_S)
+        await self._remove("RemoveContainer", pb.ContainerId(container_id=container_id), WORK_S)
 
     async def reopen_log(self, container_id: str) -> None:
         await self._call("ReopenContainerLog", pb.ContainerId(container_id=container_id), pb.Empty)
@@ -372,6 +370,21 @@ class CriRuntime:
             if error.status is Status.NOT_FOUND:
                 raise _Gone from None
             raise
+
+    async def _remove(self, method: str, request: Message, timeout_s: float) -> None:
+        """A call that removes something of ours, with whatever stands in its way within it."""
+        ended = ""
+        with suppress(_Gone):
+            while True:
+                try:
+                    await self._call_known(method, request, pb.Empty, timeout_s)
+                    return
+                except GrpcError as error:
+                    task = cri_leftovers.left_behind(error)
+                    if not task or task == ended:
+                        raise
+                    await cri_leftovers.end_task(self._channel, task)
+                    ended = task
 
 
 class _Gone(Exception):

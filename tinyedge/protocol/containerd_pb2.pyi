@@ -126,3 +126,21 @@ class TaskExit(_message.Message):
     container_id: str
     id: str
     def __init__(self, container_id: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
+
+class TaskRequest(_message.Message):
+    __slots__ = ("container_id",)
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    def __init__(self, container_id: _Optional[str] = ...) -> None: ...
+
+class KillTaskRequest(_message.Message):
+    __slots__ = ("container_id", "signal")
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    container_id: str
+    signal: int
+    def __init__(self, container_id: _Optional[str] = ..., signal: _Optional[int] = ...) -> None: ...
+
+class TaskResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
