@@ -58,6 +58,58 @@ def test_an_image_that_comes_by_another_way_is_used_at_once() -> None:
     assert rig.running()
 
 
+HERE = (ImageSeen("sha256:1", ("docker.io/library/app:latest",), (), 1),)
+
+
+def test_a_pod_under_always_comes_back_without_its_registry() -> None:
+    rig = Rig()
+    rig.images = HERE
+    rig.start(pod("web", container(image="app")), pod("two", container(image="app")))
+    rig.refuse = lambda effect: (
+        ("ErrImagePull", "no route to host") if isinstance(effect, ev.PullImage) and not effect.present_ok else None
+    )
+    rig.power_cut()
+    asked = [effect for effect in rig.pending if isinstance(effect, ev.PullImage)]
+    rig.settle()
+    assert all(not effect.present_ok for effect in asked)
+    assert rig.running("web")
+    assert rig.running("two")
+    assert "RegistryUnavailable" in rig.reasons()
+    rig.exit("main")
+    assert rig.one(ev.PullImage).present_ok, "the registry is left alone for a while"
+    rig.settle()
+    rig.advance(121)
+    rig.exit("main")
+    rig.advance(11, settle=False)
+    assert not rig.one(ev.PullImage).present_ok
+
+
+def test_a_registry_that_refuses_is_obeyed() -> None:
+    rig = Rig()
+    rig.images = HERE
+    rig.boot()
+    rig.refuse = lambda effect: ("ErrImagePull", "pull access denied") if isinstance(effect, ev.PullImage) else None
+    rig.apply(pod("web", container(image="app")))
+    rig.settle()
+    assert not rig.running()
+
+
+def test_a_container_goes_on_until_the_image_of_its_successor_is_there() -> None:
+    rig = Rig()
+    rig.start(pod("web"))
+    before = rig.running()
+    rig.refuse = no_image
+    rig.apply(pod("web", container(image="app:2")))
+    rig.settle()
+    rig.advance(100)
+    assert rig.running() == before
+    assert rig.ready()
+    assert "can't be pulled" in rig.why()["reasons"][0]["what"]
+    rig.refuse = lambda effect: None
+    rig.advance(300)
+    assert rig.running()["main"].image == "app:2"
+
+
 def test_the_pull_policy_follows_the_tag_unless_it_is_given() -> None:
     rig = Rig()
     rig.boot()

@@ -285,6 +285,21 @@ def test_a_changed_container_is_replaced_and_the_others_go_on() -> None:
     assert rig.container("b")["restartCount"] == 0
 
 
+def test_a_replacement_is_no_crash() -> None:
+    rig = Rig()
+    rig.start(pod("web"))
+    for n in range(2, 6):
+        rig.apply(pod("web", container(image=f"app:{n}")))
+        rig.settle()
+        assert rig.running()["main"].image == f"app:{n}"
+        rig.apply(pod("web", container(image=f"app:{n}"), hostname=f"h{n}"))
+        rig.settle()
+        assert rig.running(), "not even when the sandbox changes"
+    rig.exit("main")
+    rig.settle()
+    assert rig.running(), "the first crash is followed by a restart at once"
+
+
 def test_a_changed_probe_restarts_nothing() -> None:
     rig = Rig()
     rig.start(pod("web", container()))

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinyedge.core import specs
 from tinyedge.core.desk import Desk, Op
 from tinyedge.core.refs import Unready
-from tinyedge.core.run import CRASH_CAP_MS, CRASH_FIRST_MS, Doom, PodRun, containers_of, look
+from tinyedge.core.run import CRASH_CAP_MS, CRASH_FIRST_MS, Doom, PodRun, Stand, containers_of, look
+from tinyedge.core.starting import known
 from tinyedge.events import (
     MountVolumes,
     OpDone,
@@ -29,7 +29,11 @@ from tinyedge.events import (
     UnmountVolumes,
 )
 from tinyedge.limits import EVENT_MESSAGE_BYTES_MAX
+from tinyedge.model.image import registry_of
 from tinyedge.model.runtime import SandboxState
+
+REGISTRY_AWAY_MS = 120_000
+REFUSALS = ("denied", "unauthorized", "authorization", "forbidden", "not found", "manifest unknown")
 
 
 def done(run: PodRun, desk: Desk, op: Op, answer: OpDone) -> None:
@@ -144,34 +148,43 @@ def _pull_image(run: PodRun, desk: Desk, op: Op, answer: OpDone) -> None:
     if pod is None:
         return
     for container in containers_of(pod):
-        always = specs.pull_policy(container) == "Always"
-        if container.image == pull.image and not (always and pull.present_ok):
-            if answer.error:
-                _not_pulled(run, desk, container.name, pull, answer)
-            else:
-                _pulled(run, desk, container.name, op)
+        if container.image != pull.image or look(run, container.name).stand is Stand.RUNNING:
+            continue
+        if answer.error and not _here_instead(run, desk, container.name, pull, answer):
+            _not_pulled(run, desk, container.name, pull, answer)
+        else:
+            _pulled(run, desk, container.name, op, answer)
     run.pulling.discard(pull.image)
 
 
-def _pulled(run: PodRun, desk: Desk, name: str, op: Op) -> None:
+def _here_instead(run: PodRun, desk: Desk, name: str, pull: PullImage, answer: OpDone) -> bool:
+    """A registry that can't be reached does not keep what is on the node from running; one that refuses does."""
+    refused = not answer.retryable or any(word in answer.message for word in REFUSALS)
+    if pull.present_ok or pull.never or refused or not known(desk, pull.image):
+        return False
+    desk.away[registry_of(pull.image)] = desk.now + REGISTRY_AWAY_MS
+    text = f'Using image "{pull.image}" as it is on the node, its registry can\'t be reached: {_why(answer)}'
+    desk.event(run, "Warning", "RegistryUnavailable", text, name)
+    return True
+
+
+def _pulled(run: PodRun, desk: Desk, name: str, op: Op, answer: OpDone) -> None:
     one = run.of(name)
     attempt = look(run, name).attempt
-    if one.running_id or one.image_attempt == attempt:
+    if one.image_attempt == attempt:
         return
     one.image_attempt = attempt
     one.image_backoff.reset()
     one.trouble = None
     took = (desk.now - op.since_ms) / 1000
     text = f'Container image "{op.effect.image}" already present on machine'
-    if op.effect.image in run.pulling:
+    if op.effect.image in run.pulling and not answer.error:
         text = f'Successfully pulled image "{op.effect.image}" in {took:.1f}s'
     desk.event(run, "Normal", "Pulled", text, name)
 
 
 def _not_pulled(run: PodRun, desk: Desk, name: str, pull: PullImage, answer: OpDone) -> None:
     one = run.of(name)
-    if one.running_id:
-        return
     again = one.image_backoff.delay_ms > 0
     one.image_backoff.grow(CRASH_FIRST_MS, CRASH_CAP_MS)
     one.image_backoff.hold(desk.now)

@@ -42,6 +42,7 @@ class Desk:
         self.full = False  # the store has no room for new promises; deletes still fit
         self.ops: dict[int, Op] = {}
         self.progress: dict[int, tuple[int, int]] = {}  # op of a pull → bytes done, bytes in all
+        self.away: dict[str, int] = {}  # registry → until when it is not asked for what is here, in monotonic ms
         self.starting = 0  # sandboxes and containers being started, over all pods
         self.gone: list[PodRun] = []  # pods of which nothing is left; the edge forgets them
         self._effects: list[Effect] = []

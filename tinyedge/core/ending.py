@@ -64,6 +64,8 @@ def _stop(run: PodRun, desk: Desk, seen: ContainerSeen, grace_s: int, message: s
         target = f"kill:{seen.name}"
     if not desk.free(run, target):
         return
+    one = run.of(seen.name)
+    one.replaced = "" if one.doom else seen.id
     desk.event(run, "Normal", "Killing", message, seen.name)
     desk.act(run, target, StopContainer(desk.number(), run.uid, seen.id, grace_s, _pre_stop(run, desk, seen)))
 

@@ -202,7 +202,8 @@ def _drive(run: PodRun, pod: Pod, desk: Desk, container: Container, *, ready: bo
     if standing.stand is Stand.RUNNING:
         starting.tend(run, pod, desk, container)
     elif standing.stand is Stand.OUTDATED:
-        if ready:
+        # What runs is better than nothing: it goes on until all that its successor needs is there.
+        if ready and starting.image(run, pod, desk, container, standing.attempt):
             ending.replace(run, desk, container)
     elif standing.stand is Stand.DEBRIS:
         ending.remove_debris(run, desk, standing)

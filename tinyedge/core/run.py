@@ -70,10 +70,14 @@ class Doom(Struct, frozen=True):
 
 class ContainerRun(Struct):
     """`hooked` is the id of the container whose postStart has run (or had not to); `seen_attempt` the highest attempt
-    that was seen running or ended in this life; `lost` that the promised one is gone without a trace."""
+    that was seen running or ended in this life; `lost` that the promised one was gone when this life began;
+    `replaced` the id of the one that was stopped to make room for the next; `ended` that the last one has ended
+    otherwise, which counts for back-off."""
 
     name: str
     crash: Backoff = field(default_factory=Backoff)
+    ended: bool = False
+    replaced: str = ""
     seen_attempt: int = -1
     lost: bool = False
     running_id: str = ""

@@ -11,7 +11,7 @@ from tinyedge.core.refs import Unready
 from tinyedge.core.run import CRASH_CAP_MS, CRASH_FIRST_MS, Look, PodRun, Stand, look
 from tinyedge.core.track import host_ip, pod_ip, post_start
 from tinyedge.events import MountVolumes, PullImage, RunHook, RunSandbox, StartContainer, StopSandbox
-from tinyedge.model.image import find_image
+from tinyedge.model.image import find_image, registry_of
 from tinyedge.model.pod import Container, Pod
 from tinyedge.model.runtime import SandboxSeen, SandboxSpec, SandboxState
 
@@ -95,7 +95,11 @@ def sandbox_spec(run: PodRun, pod: Pod, desk: Desk, attempt: int) -> SandboxSpec
 
 
 def image(run: PodRun, pod: Pod, desk: Desk, container: Container, attempt: int) -> bool:
-    """True when the image is there for this start of the container."""
+    """True when the image is there for this start of the container.
+
+    Policy Always asks the registry each time. A node that lost its network must still come back, so if the registry
+    can't be reached what is here is used, and for a while it is not even asked.
+    """
     one = run.of(container.name)
     target = f"image:{container.image}"
     if one.image_attempt == attempt:
@@ -106,7 +110,9 @@ def image(run: PodRun, pod: Pod, desk: Desk, container: Container, attempt: int)
         run.wake_at(one.image_backoff.until_ms)
         return False
     policy = specs.pull_policy(container)
-    if policy == "Always" or (policy != "Never" and desk.images is not None and not known(desk, container.image)):
+    here = known(desk, container.image)
+    asks = policy == "Always" and not (here and desk.away.get(registry_of(container.image), 0) > desk.now)
+    if asks or (policy != "Never" and desk.images is not None and not here):
         run.pulling.add(container.image)
         desk.event(run, "Normal", "Pulling", f'Pulling image "{container.image}"', container.name)
     desk.act(
@@ -117,7 +123,7 @@ def image(run: PodRun, pod: Pod, desk: Desk, container: Container, attempt: int)
             run.uid,
             container.image,
             specs.pull_secrets(pod, desk.tables),
-            present_ok=policy != "Always",
+            present_ok=not asks,
             never=policy == "Never",
         ),
     )
@@ -150,8 +156,9 @@ def start(run: PodRun, pod: Pod, desk: Desk, container: Container, standing: Loo
         one.trouble = spec
         return
     one.trouble = None
-    if standing.stand in (Stand.ENDED, Stand.LOST):
+    if one.ended or (standing.stand is Stand.LOST and not one.lost):
         one.crash.grow(CRASH_FIRST_MS, CRASH_CAP_MS)
+        one.ended = False
     if standing.attempt > run.state.attempts.get(name, -1):
         desk.keep(run, attempts=run.state.attempts | {name: standing.attempt})
     desk.starting += 1

@@ -94,7 +94,9 @@ def _ended(run: PodRun, desk: Desk, one: ContainerRun, newest: ContainerSeen, *,
     one.ended_id = newest.id
     if one.running_since_ms and desk.now - one.running_since_ms >= CRASH_RESET_MS:
         one.crash.reset()
-    one.crash.hold(desk.now)
+    one.ended = one.replaced != newest.id and not (first and desk.rebooted)
+    if one.ended:
+        one.crash.hold(desk.now)
     one.doom = None
     if run.pod is None or run.state.terminal or (first and desk.rebooted):
         return
