@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.e2e import other_boot
 from tests.fakes.containerd_rig import ContainerdRig
 from tests.fakes.image_archives import BUSYBOX
 from tinyedge.cli.client import Client
@@ -23,6 +24,7 @@ from tinyedge.cli.errors import CliError
 Json = dict[str, Any]
 T = TypeVar("T")
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BINARY = os.environ.get("TINYEDGE_CONTAINERD", "containerd")
 PATIENCE_S = 30.0
 LOOK_S = 0.02
@@ -128,6 +130,7 @@ class Node:
         self.log = folder / "daemon.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.added: list[str] = []
+        self.boots = 0  # how often the power was cut
         for made in (self.manifests, folder / "images"):
             made.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.config = folder / "tinyedge.toml"
@@ -141,10 +144,13 @@ class Node:
         self.wait(lambda: self.api("healthz"))
 
     def launch(self, *settings: str) -> None:
+        program = "tests.e2e.other_boot" if self.boots else "tinyedge"
         options = [word for setting in (*self.settings, *settings) for word in ("--set", setting)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tinyedge", "run", "--config", str(self.config), *options],
+                [sys.executable, "-m", program, "run", "--config", str(self.config), *options],
+                cwd=ROOT,
+                env={**os.environ, other_boot.VARIABLE: f"boot-{self.boots}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -167,6 +173,14 @@ class Node:
         code = self.running.wait(STOP_S)
         self.process = None
         return code
+
+    def cut_power(self) -> None:
+        """Ends daemon, containerd, shims and containers at once. The next start is that of another boot."""
+        self.rig.cut_power(self.running.pid)
+        self.running.wait()
+        self.process = None
+        unmount_below(self.folder)
+        self.boots += 1
 
     def close(self) -> None:
         if self.process is not None:
@@ -305,15 +319,13 @@ def container_pid(node: Node, name: str, container: str = "main") -> int:
 
 
 def running_containers(node: Node) -> list[tuple[str, str]]:
-    """(pod, container) of all that runs in containerd, sandboxes left out, sorted: asked of containerd itself."""
+    """(pod, container) of all that runs, sorted, as containerd itself says; for a sandbox the container is empty."""
     tasks = [line.split() for line in node.rig.run_ctr("task", "ls").splitlines()[1:]]
-    alive = {row[0] for row in tasks if row[2] == "RUNNING"}
     found = []
-    for line in node.rig.run_ctr("containers", "ls", "-q").split():
-        if line in alive:
-            labels = json.loads(node.rig.run_ctr("containers", "info", line))["Labels"]
-            if labels["io.cri-containerd.kind"] == "container":
-                found.append((labels["io.kubernetes.pod.name"], labels["io.kubernetes.container.name"]))
+    for row in tasks:
+        if row[2] == "RUNNING":
+            labels = json.loads(node.rig.run_ctr("containers", "info", row[0]))["Labels"]
+            found.append((labels["io.kubernetes.pod.name"], labels.get("io.kubernetes.container.name", "")))
     return sorted(found)
 
 
