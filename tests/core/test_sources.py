@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.core.rig import Rig, container, file, obj, pod, same
 from tinyedge import events as ev
-from tinyedge.limits import OBJECT_BYTES_MAX, PODS_MAX
+from tinyedge.limits import OBJECT_BYTES_MAX, PODS_MAX, VALUE_BYTES_MAX
 from tinyedge.model.pod import Object
 
 
@@ -263,3 +263,22 @@ def test_a_pod_that_is_not_there_is_explained_by_files_with_problems() -> None:
     told = rig.edge.view.why("default", "web")
     assert told is not None
     assert "a.yaml" in told["reasons"][0]["what"]
+
+
+def test_a_folder_cannot_declare_more_than_its_row_can_hold() -> None:
+    rig = booted(runtime=False)
+    many = [config(f"{n:05}{'x' * 240}", a="1") for n in range(2200)]
+    rig.folder(file("a.yaml", "1", *many))
+    while rig.wake == rig.now:
+        rig.step()
+    assert 1000 < len(rig.tables["configmap"]) < 2200
+    assert len(rig.tables["folder"]["/m"]) < VALUE_BYTES_MAX
+    assert "too many objects" in rig.edge.view.status()["manifests"][0]["problems"][0]["message"]
+
+
+def test_long_problems_of_many_files_do_not_outgrow_their_row() -> None:
+    rig = booted(runtime=False)
+    long = ev.FileProblem("", 1, "spec", "x" * 4000)
+    rig.folder(*[ev.FileSeen(f"{n}.yaml", "1", None, (long,) * 20) for n in range(300)])
+    assert len(rig.tables["folder"]["/m"]) < VALUE_BYTES_MAX
+    assert len(rig.edge.view.status()["manifests"][0]["problems"]) == 300 * 8

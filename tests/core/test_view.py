@@ -124,6 +124,12 @@ def test_a_pod_on_its_way_says_what_is_being_done() -> None:
     assert "pulling or looking for image app:1, 25 %" in rig.why()["summary"]
 
 
+def test_a_pod_that_is_being_initialised_names_the_container_at_work() -> None:
+    rig = Rig()
+    rig.start(pod("web", initContainers=[container("prepare")]))
+    assert "init container prepare is at work" in rig.why()["summary"]
+
+
 def test_the_node_is_ready_when_its_runtime_answers() -> None:
     rig = Rig()
     rig.boot()

@@ -18,8 +18,16 @@ from tinyedge.core.desk import Desk
 from tinyedge.core.digest import stable_uid
 from tinyedge.core.run import sandbox_hash
 from tinyedge.core.status import rfc3339
+from tinyedge.errors import require
 from tinyedge.events import FileSeen, FolderSeen
-from tinyedge.limits import CONTAINERS_PER_POD_MAX, OBJECT_BYTES_MAX, PODS_MAX, RECORD_BYTES_MAX, STATE_BYTES_MAX
+from tinyedge.limits import (
+    CONTAINERS_PER_POD_MAX,
+    OBJECT_BYTES_MAX,
+    PODS_MAX,
+    RECORD_BYTES_MAX,
+    STATE_BYTES_MAX,
+    VALUE_BYTES_MAX,
+)
 from tinyedge.model.pod import ConfigMap, Object, Pod, Secret
 from tinyedge.wire import (
     ConfigMapRow,
@@ -33,8 +41,15 @@ from tinyedge.wire import (
 )
 
 API = "api"
-BUDGET_BYTES = RECORD_BYTES_MAX // 2  # of writes in one step: what is left of a large folder waits for the next
+BUDGET_BYTES = RECORD_BYTES_MAX // 3  # of writes in one step: what is left of a large folder waits for the next
+APPLY_BYTES_MAX = RECORD_BYTES_MAX * 2 // 5  # a request is one promise, kept in one step
+KEYS_BYTES_MAX = VALUE_BYTES_MAX // 2  # of what one folder declares: its row is one value
+PROBLEMS_KEPT_MAX = 8  # of one file
 ROOM_BYTES = STATE_BYTES_MAX - OBJECT_BYTES_MAX  # for objects; the rest is for what must always fit
+
+
+require(APPLY_BYTES_MAX > OBJECT_BYTES_MAX, "the largest object can be applied")
+require(BUDGET_BYTES + APPLY_BYTES_MAX < RECORD_BYTES_MAX, "a step with a request in it fits in a record")
 
 
 def identity(obj: Object) -> str:
@@ -62,6 +77,10 @@ class Sources:
             folder: dict(row.files) for folder, row in self._tables.folders.items()
         }
         self._told: dict[tuple[str, str], str] = {}  # (folder, path) → digest whose objects this life has had
+        self._key_bytes = {
+            folder: sum(_key_bytes(file.keys, file.shadowed) for file in files.values())
+            for folder, files in self._files.items()
+        }
         self._shadowed: dict[str, dict[str, Object]] = {}  # identity → source → its version of the object
 
     # --- folders ---------------------------------------------------------------------------------
@@ -72,6 +91,7 @@ class Sources:
             self._say(seen.folder, seen.problem)
             return True
         files = self._files.setdefault(seen.folder, {})
+        self._key_bytes.setdefault(seen.folder, 0)
         row = self._tables.folders.get(seen.folder, FolderRow())
         paths = {file.path for file in seen.files}
         known = {path for path, file in files.items() if file.keys}
@@ -99,7 +119,7 @@ class Sources:
         for name, files in self._files.items():
             row = self._tables.folders.get(name)
             known = identity if name == folder else row.identity if row else ""
-            self._tables.put("folder", name, FolderRow(known, dict(files)))
+            self._tables.put("folder", name, FolderRow(known, _fitting(files)))
 
     def _file(self, folder: str, files: dict[str, FileRow], file: FileSeen) -> bool:
         known = files.get(file.path)
@@ -116,7 +136,7 @@ class Sources:
             if self._tables.pending_bytes > BUDGET_BYTES:
                 return False
             name = identity(obj)
-            refusal, owner = self._put(obj, source) if name not in keys else (f"{name} stands in this file twice", "")
+            refusal, owner = self._declare(obj, source, folder, keys)
             if refusal:
                 problems.append(FileProblemRow(0, name, refusal))
             if owner:
@@ -126,12 +146,22 @@ class Sources:
         for name in (*known.keys, *known.shadowed) if known else ():
             if name not in keys and name not in shadowed:
                 self._release(name, source)
+        self._key_bytes[folder] += _key_bytes(keys, shadowed) - (_key_bytes(known.keys, known.shadowed) if known else 0)
         again = shadowed or len(problems) > len(file.problems)
-        files[file.path] = FileRow("" if again else file.digest, keys, shadowed, problems)
+        files[file.path] = FileRow("" if again else file.digest, keys, shadowed, problems[:PROBLEMS_KEPT_MAX])
         self._told[folder, file.path] = file.digest
         for problem in problems:
             self._desk.note("warning", "manifests.problem", file=f"{folder}/{file.path}", problem=problem.message)
         return True
+
+    def _declare(self, obj: Object, source: str, folder: str, keys: list[str]) -> tuple[str, str]:
+        """(why not, who owns it instead)"""
+        name = identity(obj)
+        if name in keys:
+            return f"{name} stands in this file twice", ""
+        if self._key_bytes[folder] + _key_bytes(keys, [name]) > KEYS_BYTES_MAX:
+            return "this folder declares too many objects", ""
+        return self._put(obj, source)
 
     def _without_objects(self, folder: str, files: dict[str, FileRow], file: FileSeen) -> None:
         known = files.get(file.path)
@@ -143,7 +173,7 @@ class Sources:
 
     def _broken(self, known: FileRow | None, file: FileSeen) -> FileRow:
         """A file that can't be used keeps what its last good version declared."""
-        problems = [FileProblemRow(one.line, one.field, one.message) for one in file.problems]
+        problems = [FileProblemRow(one.line, one.field, one.message) for one in file.problems[:PROBLEMS_KEPT_MAX]]
         row = structs.replace(known or FileRow(""), digest=file.digest, problems=problems)
         if row != known:
             for one in file.problems:
@@ -154,6 +184,7 @@ class Sources:
 
     def _drop_file(self, folder: str, files: dict[str, FileRow], path: str) -> None:
         row = files.pop(path)
+        self._key_bytes[folder] -= _key_bytes(row.keys, row.shadowed)
         self._told.pop((folder, path), None)
         for name in (*row.keys, *row.shadowed):
             self._release(name, source_of(folder, path))
@@ -163,8 +194,8 @@ class Sources:
     def apply(self, objects: Sequence[Object]) -> tuple[str, str]:
         """(why not, what was done). All or nothing as far as can be told beforehand."""
         size = sum(len(wire.encode(one)) for one in objects)
-        if size > BUDGET_BYTES:
-            return f"together they are {size} bytes, more than {BUDGET_BYTES}: apply them in smaller parts", ""
+        if size > APPLY_BYTES_MAX:
+            return f"together they are {size} bytes, more than {APPLY_BYTES_MAX}: apply them in smaller parts", ""
         for obj in objects:
             owner = self._owner(identity(obj))
             if owner and owner != API and not self._going(obj):
@@ -362,6 +393,17 @@ class Sources:
 
     def files(self) -> dict[str, dict[str, FileRow]]:
         return self._files
+
+
+def _key_bytes(*lists: list[str]) -> int:
+    return sum(len(key) + 3 for keys in lists for key in keys)
+
+
+def _fitting(files: dict[str, FileRow]) -> dict[str, FileRow]:
+    """Of the problems as many as fit into a value; memory holds them all."""
+    if sum(len(one.message) + len(one.field) for row in files.values() for one in row.problems) < KEYS_BYTES_MAX // 2:
+        return dict(files)
+    return {path: structs.replace(row, problems=[]) for path, row in files.items()}
 
 
 def _object_row(obj: ConfigMap | Secret, source: str) -> ConfigMapRow | SecretRow:

@@ -160,7 +160,8 @@ def start(run: PodRun, pod: Pod, desk: Desk, container: Container, standing: Loo
         one.crash.grow(CRASH_FIRST_MS, CRASH_CAP_MS)
         one.ended = False
     if standing.attempt > run.state.attempts.get(name, -1):
-        desk.keep(run, attempts=run.state.attempts | {name: standing.attempt})
+        named = {one: at for one, at in run.state.attempts.items() if one in run.roles or one in run.newest}
+        desk.keep(run, attempts=named | {name: standing.attempt})
     desk.starting += 1
     desk.act(
         run,

@@ -242,4 +242,10 @@ def _under_way(run: PodRun, desk: Desk) -> str:
             return "stopping a container that is to be replaced"
     if not run.settled:
         return "waiting for the runtime"
+    pod = run.pod
+    for container in pod.spec.init_containers if pod else ():
+        runs = look(run, container.name).stand is Stand.RUNNING
+        lasting = run.roles[container.name] is Role.SIDECAR and probes.is_started(run.of(container.name))
+        if runs and not lasting:
+            return f"init container {container.name} is at work"
     return "starting its containers" if run.busy else "waiting for its containers to become ready"
