@@ -103,6 +103,11 @@ class Node:
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Exit code of a daemon that ends by itself."""
+        assert self.process is not None
         return self.process.wait(WAIT_S)
 
     def close(self) -> None:
@@ -214,3 +219,55 @@ def test_it_does_not_start_beside_a_kubelet_on_the_same_runtime(tmp_path: Path) 
     assert f"the kubelet (process {kubelet.pid}) uses the same container runtime" in done.stderr
     assert "→ stop and disable it" in done.stderr
     assert not (tmp_path / "store").exists()  # nothing was touched
+
+
+BREAKS = "tests.fakes.daemon_that_breaks"
+
+
+def test_a_stored_pod_that_breaks_the_daemon_twice_at_boot_is_set_aside(node: Node) -> None:
+    (node.manifests / "sleeper.yaml").write_text(SLEEPER)
+    (node.manifests / "other.yaml").write_text(SLEEPER.replace("name: sleeper", "name: other"))
+    node.start()
+    before = {"sleeper": until(node.running_since), "other": until(lambda: node.running_since("other"))}
+    node.stop()
+
+    for _ in range(2):
+        node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+        assert node.ended() == 1
+    node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+    assert until(lambda: node.running_since("other")) == before["other"]
+    assert node.running_since("sleeper") is None  # it is not looked after
+    store = node.status()["store"]
+    assert (store["state"], store["faults"][-1]["what"]) == ("repaired", "the stored pod default/sleeper can't be used")
+    assert "it broke the daemon twice in a row" in store["message"]
+    entries = node.client.get("/v1/blackbox")["items"]
+    broken = [entry for entry in entries if entry["kind"] in ("broken", "aside")]
+    assert [(entry["kind"], entry["pod"]) for entry in broken] == [
+        ("broken", "default/sleeper"),
+        ("broken", "default/sleeper"),
+        ("aside", "default/sleeper"),
+    ]
+    assert (broken[0]["what"], broken[0]["where"].partition(":")[0]) == ("planted", "errors.py")
+    node.stop()
+
+    node.start()  # the bug is gone, the pod is aside, and its container was left alone
+    assert until(lambda: node.status()["store"]["state"]) == "repaired"
+    (node.manifests / "sleeper.yaml").write_text(SLEEPER + "# changed\n")
+    assert until(lambda: node.running_since("sleeper")) == before["sleeper"]
+    assert node.status()["store"]["state"] == "ok"
+
+
+def test_a_manifest_that_breaks_the_daemon_before_it_is_stored_is_held_back(node: Node) -> None:
+    (node.manifests / "a.yaml").write_text(SLEEPER)
+    (node.manifests / "b.yaml").write_text(SLEEPER.replace("name: sleeper", "name: other"))
+    for _ in range(2):
+        node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+        assert node.ended() == 1
+    node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+    until(lambda: node.running_since("other"))
+    [problem] = node.status()["manifests"][0]["problems"]
+    assert (problem["file"], problem["field"]) == ("a.yaml", "Pod default/sleeper")
+    assert "it broke the daemon twice in a row when it started; change its manifest" in problem["message"]
+    (node.manifests / "a.yaml").write_text(SLEEPER.replace("name: sleeper", "name: third"))
+    until(lambda: node.running_since("third"))
+    assert node.status()["manifests"][0]["problems"] == []

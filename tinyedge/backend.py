@@ -164,12 +164,13 @@ class DaemonBackend:
     def _store_status(self) -> Json:
         found = self._store.status()
         state = "read-only" if found.read_only or self._life.read_only else "full" if found.full else "ok"
-        if state == "ok" and found.faults:
-            state = "repaired"
         faults = [{"kind": f.kind, "what": f.what, "why": f.why, "remedy": f.remedy} for f in found.faults]
+        faults += [_unreadable(*row) for row in self._edge.view.unreadable()]
+        if state == "ok" and faults:
+            state = "repaired"
         return {
             "state": state,
-            "message": self._life.read_only or (f"{found.faults[-1].what}: {found.faults[-1].why}" if faults else ""),
+            "message": self._life.read_only or (f"{faults[-1]['what']}: {faults[-1]['why']}" if faults else ""),
             "path": self._config.store.path,
             "stateBytes": found.state_bytes,
             "stateBytesMax": STATE_BYTES_MAX,
@@ -363,6 +364,11 @@ class DaemonBackend:
                 await self._images_changed()
                 return
         raise PeerError(f"there is no image {image}", remedy="see what there is: tinyedge image ls")
+
+
+def _unreadable(table: str, key: str, why: str) -> Json:
+    what = f"the stored {table} {key} can't be used"
+    return {"kind": "row-unreadable", "what": what, "why": why, "remedy": "change its manifest, or apply it again"}
 
 
 def _named(meta: Json) -> Json:

@@ -27,10 +27,11 @@ from tinyedge.adapters.runtime import Runtime
 from tinyedge.adapters.usage import VolumeUsage
 from tinyedge.adapters.volumes import Volumes
 from tinyedge.backend import DaemonBackend, Life
+from tinyedge.broken import BOOT_S, Gate, broken_fields, set_aside
 from tinyedge.config import Config
-from tinyedge.core.edge import Edge
+from tinyedge.core.edge import About, Edge
 from tinyedge.core.pressure import Policy
-from tinyedge.errors import StoreError, StoreFull, StoreLocked, TinyEdgeError
+from tinyedge.errors import InvariantBroken, StoreError, StoreFull, StoreLocked, TinyEdgeError
 from tinyedge.limits import MIB
 from tinyedge.log import Log
 from tinyedge.loop import Loop
@@ -41,6 +42,7 @@ from tinyedge.store.committer import Committer, open_committer
 from tinyedge.store.disk import Disk
 from tinyedge.store.identity import takes_writes
 from tinyedge.store.store import Loaded, Store, StoreOptions
+from tinyedge.store.suspects import Suspects
 
 READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that has started itself again: why, empty for good
 IMAGES_DIR = "/var/lib/containerd"  # its default root; on the disk of the images unless it is configured away
@@ -122,10 +124,13 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
     box = await trio.to_thread.run_sync(BlackBox.open, os.path.join(config.store.path, "blackbox"))
     log.note("info", "daemon.start", {"version": __version__, "node": facts.name, "last_end": life.boot_reason})
     _report(log, store, loaded, reason)
-    edge = Edge(loaded.tables, _policy(config))
+    about, suspects = About(), Suspects(config.store.path)
+    gate = Gate(suspects)
     try:
+        await trio.to_thread.run_sync(set_aside, suspects, loaded.tables, None if reason else store, log, box)
+        edge = Edge(loaded.tables, _policy(config), about)
         async with _open_runtime(config, facts) as runtime:
-            parts = _Parts(config, log, facts, clock, life, store, box, edge, runtime, notifier, None)
+            parts = _Parts(config, log, facts, clock, life, store, box, edge, runtime, notifier, gate, None)
             if reason:
                 await _run(parts)
             else:
@@ -142,6 +147,13 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
         again = "" if isinstance(fault, StoreFull) and lived_ms > FULL_MS_MIN else str(fault)
     except* _WritableAgain:
         again = again or ""
+    except* (Exception, InvariantBroken) as errors:
+        if _find(errors, TinyEdgeError) is None:
+            fields = broken_fields(errors, about.pod)
+            log.note("error", "daemon.broken", fields)
+            box.record("broken", dict(fields), clock.trusted_wall_ms(), facts.boot_id)
+            gate.broke(about.pod, clock.mono_ms() - life.booted_mono_ms)
+        raise
     if again is not None:
         return again
     with trio.move_on_after(CLOSE_S_MAX, shield=True):
@@ -263,6 +275,7 @@ class _Parts(Struct):
     edge: Edge
     runtime: Runtime
     notifier: host.Notifier
+    gate: Gate
     committer: Committer | None
 
 
@@ -298,6 +311,7 @@ class _Daemon:
         self._edge = edge = parts.edge
         self._runtime = runtime = parts.runtime
         self._notifier = parts.notifier
+        self._gate = parts.gate
         self._nursery = nursery
         self._loop = Loop(edge, parts.committer, self._carry_out, self._tick)
         self._executor = _executor(parts, nursery, self._hear)
@@ -335,6 +349,7 @@ class _Daemon:
             nursery.start_soon(self._import_images)
         nursery.start_soon(self._sample)
         nursery.start_soon(self._feed_watchdog)
+        nursery.start_soon(self._outlast_boot)
         self._notifier.ready(f"node {self._facts.name}")
 
     def _watch(self, folder: str) -> trio.Event:
@@ -342,7 +357,7 @@ class _Daemon:
         told = trio.Event()
 
         async def deliver(seen: ev.FolderSeen) -> None:
-            await self._loop.post(seen)
+            await self._loop.post(self._gate.pass_on(seen))
             told.set()
 
         known = self._edge.view.manifest_digests(folder)
@@ -454,6 +469,10 @@ class _Daemon:
             await self._loop.beat()
             self._notifier.watchdog()
             await trio.sleep(self._notifier.watchdog_s / 2)
+
+    async def _outlast_boot(self) -> None:
+        await trio.sleep(BOOT_S)
+        await trio.to_thread.run_sync(self._gate.clear)
 
     async def _try_to_write_again(self) -> None:
         """Read-only is not for ever: once the disk takes writes, start again."""

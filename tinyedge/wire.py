@@ -135,6 +135,7 @@ ROWS: dict[str, type[Struct]] = {
 _DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 _VERSION = b"\x01"  # before each row
+_ASIDE = b"\x00"  # in its place: kept, but not to be read
 
 
 def encode(row: Struct) -> bytes:
@@ -142,9 +143,16 @@ def encode(row: Struct) -> bytes:
     return _VERSION + _ENCODER.encode(row)
 
 
+def set_aside(value: bytes) -> bytes:
+    """The same row, which `decode` refuses from now on."""
+    return _ASIDE + value[1:]
+
+
 def decode(table: str, value: bytes) -> Any:
     """The row of `table` in `value`. Raises msgspec.MsgspecError when it is none, KeyError for an unknown table."""
     decoder = _DECODERS[table]
+    if value[:1] == _ASIDE:
+        raise msgspec.ValidationError("it was set aside: it broke the daemon twice in a row when it started")
     if value[:1] != _VERSION:
         raise msgspec.ValidationError(
             f"written as version {value[0] if value else 'none'} of this table's rows; known is 1"

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from tinyedge.core import answers, pods, probes, sources, track
 from tinyedge.core.desk import Desk
@@ -52,8 +52,15 @@ from tinyedge.model.runtime import PodSeen
 from tinyedge.wire import NodeRow, PodRow, StateRow
 
 
+class About(Struct):
+    """`pod` (namespace/name) is the one that is being decided on; if that breaks an invariant, it can be named."""
+
+    pod: str = ""
+
+
 class Edge:
-    def __init__(self, tables: Stored, policy: Policy = Policy()) -> None:  # noqa: B008 - frozen
+    def __init__(self, tables: Stored, policy: Policy = Policy(), about: About | None = None) -> None:  # noqa: B008 - frozen
+        self._about = about or About()
         self._desk = Desk(Tables(tables))
         self._sources = Sources(self._desk)
         self._runs: dict[str, PodRun] = {}
@@ -95,9 +102,11 @@ class Edge:
                 self._backlog.append(event)
         while self._backlog and desk.tables.pending_bytes <= sources.BUDGET_BYTES:
             event = self._backlog.popleft()
+            self._about.pod = ""
             self._take[type(event)](event)
             self._note_changes()
         wake = self._plan()
+        self._about.pod = ""
         return Step(desk.tables.take_writes(), desk.take_effects(), desk.now if self._backlog else wake)
 
     def _tick(self, event: Tick) -> None:
@@ -143,6 +152,7 @@ class Edge:
             self._bury()
         for run in self._runs.values():
             if run.probe_ms <= desk.now and run.settled and desk.runtime:
+                self._about.pod = run.key
                 probes.run_due(run, desk)
         wakes = [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > desk.now]
         earliest = min(wakes, default=NEVER)
@@ -152,6 +162,7 @@ class Edge:
         run = self._runs.get(uid)
         if run is None:
             return
+        self._about.pod = run.key
         run.wake_ms = NEVER
         run.probe_ms = self._desk.now  # which probes run may change
         if run.row or not self._desk.tables.unreadable:  # a pod whose row can't be read is not an unwanted one
@@ -160,6 +171,7 @@ class Edge:
     def _bury(self) -> None:
         """Forget pods of which nothing is left, and let in those that take their place."""
         for run in self._desk.gone:
+            self._about.pod = run.key
             del self._runs[run.uid]
             self._refer(run.uid, set())
             if run.row is None:
@@ -174,6 +186,7 @@ class Edge:
     def _follow(self, row: PodRow, seen: PodSeen | None = None) -> None:
         """Remember a wanted pod, from its row and what is stored of its status. `seen`: what the runtime has of it."""
         meta = row.pod.metadata
+        self._about.pod = row.pod.key
         state = self._desk.tables.states.get(row.uid)
         run = PodRun(row.uid, meta.namespace, meta.name, state=state or StateRow())
         self._take_over(run, self._runs.get(row.uid))
@@ -342,6 +355,7 @@ class Edge:
                 return
             run = self._runs[seen.uid] = PodRun(seen.uid, seen.namespace, seen.name)
             self._desk.note("warning", "pod.unwanted", pod=run.key, uid=seen.uid)
+        self._about.pod = run.key
         if track.take(run, seen, self._desk):
             self._touch(run)
 
@@ -356,6 +370,7 @@ class Edge:
         if run is None:
             self._pressure.op_done(op, event)
             return
+        self._about.pod = run.key
         run.busy.pop(op.target, None)
         if isinstance(event, ProbeDone) or op.target.startswith("probe:"):
             if probes.judge(run, self._desk, op.effect, op.target, event):
