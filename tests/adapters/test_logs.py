@@ -34,7 +34,7 @@ def said(*numbers: int) -> bytes:
 
 
 async def read(path: Path, **query: object) -> bytes:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with aclosing(read_file(str(path), LogQuery(**query))) as pieces:  # type: ignore[arg-type]
             return b"".join([piece async for piece in pieces])
 
@@ -176,7 +176,7 @@ async def test_reading_ends_where_the_log_ended_when_it_began(log: Path) -> None
     """A container that talks faster than we read would keep us for ever."""
     log.write_bytes(numbered(*range(10_000)))
     lines = 0
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with aclosing(read_file(str(log), LogQuery())) as pieces:
             async for piece in pieces:
                 lines += piece.count(b"\n")
@@ -212,7 +212,7 @@ class Follower:
         grown.set()
 
     async def until(self, text: bytes) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(self.text) < len(text):
                 await self.grown.wait()
         assert self.text == text
@@ -342,7 +342,7 @@ async def test_following_ends_when_the_container_is_over_with_its_last_words(
         await follower.until(said(0))
         append(log, numbered(1) + raw("last", tag="P"))
         over = True
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not follower.ended:
                 await follower.grown.wait()
     assert follower.text == said(0, 1) + b"last"
@@ -426,6 +426,6 @@ async def test_a_follower_ends_when_the_logs_of_the_pod_are_removed(log: Path) -
     async with following(folder / "0.log") as follower:
         await follower.until(said(0))
         await logs.remove(str(folder))
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not follower.ended:
                 await follower.grown.wait()

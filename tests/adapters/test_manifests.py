@@ -379,7 +379,7 @@ async def watched(folder: Folder, quiet_s: float = 0.01) -> AsyncIterator[Callab
         await send.send(seen)
 
     async def following() -> FolderSeen:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             return await receive.receive()
 
     reader = ManifestFolder(str(folder.path), deliver, decode.read, quiet_s=quiet_s, rescan_s=3600)

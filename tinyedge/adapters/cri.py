@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TypeVar
@@ -44,6 +45,8 @@ LOOK_S = 10.0  # listings and status: a runtime that takes longer is as good as 
 WORK_S = 120.0  # creating, starting, removing a container; stopping one takes its grace time more
 SANDBOX_S = 240.0  # with its network
 EXEC_MARGIN_S = 10.0
+KILLED = 128 + 9  # exit code of what SIGKILL ended
+OOM_S = 0.5  # a container that was just killed is asked about again for this long, before anybody is told
 SETTLE_S = 5.0  # after an end is first seen, the runtime may still learn why (OOM) this long
 
 M = TypeVar("M", bound=Message)
@@ -76,6 +79,7 @@ class CriRuntime:
         self._ips: dict[str, tuple[str, ...]] = {}  # by id, of sandboxes that are ready
         self._statuses: dict[str, pb.ContainerStatus] = {}  # by id, of containers that run or have ended
         self._ended_at: dict[str, float] = {}  # by id: when the end was first seen
+        self._stopping: set[str] = set()  # ids of containers that were told to stop: nobody asks who killed them
         self._info: RuntimeInfo | None = None
         self._images = images.Images(self._channel, self._socket, ctr)
 
@@ -110,6 +114,7 @@ class CriRuntime:
         self._ips = {id_: ips for id_, ips in self._ips.items() if id_ in known_sandboxes}
         self._statuses = {id_: status for id_, status in self._statuses.items() if id_ in known_containers}
         self._ended_at = {id_: at for id_, at in self._ended_at.items() if id_ in known_containers}
+        self._stopping &= known_containers
         return await self._snapshots(*listed)
 
     async def pod(self, uid: str) -> PodSeen:
@@ -203,6 +208,10 @@ class CriRuntime:
         if known is not None and known.state == container.state:
             return known
         status = await self._ask_container_status(container.id)
+        with trio.move_on_after(OOM_S):
+            while self._may_be_oom(status):
+                await trio.sleep(OOM_S / 10)
+                status = await self._ask_container_status(container.id)
         if status.state == pb.CONTAINER_RUNNING or self._has_settled(status):
             self._statuses[container.id] = status
         return status
@@ -210,6 +219,12 @@ class CriRuntime:
     async def _ask_container_status(self, container_id: str) -> pb.ContainerStatus:
         request = pb.ContainerId(container_id=container_id)
         return (await self._call_known("ContainerStatus", request, pb.ContainerStatusResponse)).status
+
+    def _may_be_oom(self, status: pb.ContainerStatus) -> bool:
+        """A kill of a moment ago that the runtime has not yet given a reason for."""
+        if status.exit_code != KILLED or status.reason == "OOMKilled" or status.id in self._stopping:
+            return False
+        return 0 <= time.time_ns() - status.finished_at < 2_000_000_000 and status.id not in self._ended_at
 
     def _has_settled(self, status: pb.ContainerStatus) -> bool:
         """That a container was killed for its memory is a second event, which may come after the end itself."""
@@ -299,6 +314,7 @@ class CriRuntime:
 
     async def stop_container(self, container_id: str, grace_s: float) -> None:
         request = pb.StopContainerRequest(container_id=container_id, timeout=math.ceil(grace_s))
+        self._stopping.add(container_id)
         with suppress(_Gone):
             await self._call_known("StopContainer", request, pb.Empty, WORK_S + grace_s)
 
