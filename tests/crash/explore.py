@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct, field
 
 from tests.crash import cut, model, oracle, planted, record, workloads
-from tests.crash.workloads import Job
+from tests.crash.client import Job
 from tinyedge.store.store import StoreOptions
 
 CHUNK = 12  # states taken from a cut before the next one has its turn

@@ -24,137 +24,19 @@ import trio
 from msgspec import Struct
 
 from tests.crash import oracle, planted, record
+from tests.crash.client import SMALL, Client, FaultyDisk, Job, KilledDisk, abandon, in_a_child, open_and_commit
 from tests.crash.model import SECTOR
-from tests.crash.record import FAULT, JOB, NOTE
+from tests.crash.record import JOB
 from tinyedge.errors import StoreError, StoreFull
-from tinyedge.events import Append, Delete, Put, Trim, Write
-from tinyedge.limits import BLOCK_BYTES, KIB
+from tinyedge.events import Append, Delete
+from tinyedge.limits import BLOCK_BYTES
 from tinyedge.store.committer import open_committer
-from tinyedge.store.disk import Disk
 from tinyedge.store.store import StoreOptions
 
-SMALL = StoreOptions(
-    segment_bytes=8 * BLOCK_BYTES,
-    map_bytes=1024 * KIB,
-    reserve_bytes=2 * BLOCK_BYTES,
-    series_bytes=1024 * KIB,
-    checkpoint_bytes=24 * BLOCK_BYTES,
-)
 DROPPING = msgspec.structs.replace(SMALL, segment_bytes=4 * BLOCK_BYTES, series_bytes=12 * BLOCK_BYTES)
 EAGER = msgspec.structs.replace(SMALL, checkpoint_bytes=4 * BLOCK_BYTES)
 ROOMY = msgspec.structs.replace(SMALL, segment_bytes=32 * BLOCK_BYTES, checkpoint_bytes=64 * BLOCK_BYTES)
 DAY_MS = 24 * 3600 * 1000
-START_MS = 1_800_000_000_000
-
-
-class Job(Struct, frozen=True):
-    """One recording: carry out `workload` on the store in `root`, made by `kind`."""
-
-    root: str
-    workload: str
-    seed: int
-    kind: str = "store"
-    options: StoreOptions = SMALL
-    drops: bool = False
-    damaged: bool = False  # already, by an earlier life
-    inject: str = ""  # a fault for strace to make
-
-
-class Client:
-    """One life after the other of the store in one directory, told to the oracle."""
-
-    def __init__(self, job: Job, disk: Disk | None = None) -> None:
-        self.job = job
-        self.rng = random.Random(job.seed)
-        self.path = job.root + "/store"
-        self.disk = disk
-        self.damaged = job.damaged
-        self.wall_ms = START_MS
-        self.store: Any = None
-        self.faulty = False  # its disk fails now and then, and its reports say so
-        self._null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-        self._count = self.rng.randrange(1000) * 1000
-        self._submitted = 0
-
-    def tell(self, fact: oracle.Fact) -> None:
-        os.write(self._null, NOTE + oracle.note(fact))
-
-    def tell_fault(self, handle: int) -> None:
-        """A flush of this file is about to fail."""
-        os.write(self._null, FAULT + b"%d" % handle)
-
-    def open(self, *, read_only: bool = False) -> None:
-        self.tell(oracle.Opening(self.job.drops))
-        self._submitted, self.store = 0, None
-        self.store = planted.open_store(
-            self.job.kind,
-            self.path,
-            options=self.job.options,
-            disk=self.disk,
-            life=lambda: self.rng.getrandbits(64),
-            wall_ms=lambda: self.wall_ms,
-            read_only=read_only,
-        )
-        loaded = self.store.take_loaded()
-        content = oracle.content_of(self.store, loaded, holes=self.damaged)
-        report = oracle.Report.of(loaded.report)
-        self.tell(oracle.Opened(content, msgspec.structs.replace(report, faults=[]) if self.faulty else report))
-
-    def submit(self, writes: Sequence[Write]) -> int:
-        self.tell(oracle.Submitted(oracle.pack(writes)))
-        self._submitted += 1
-        return self._submitted - 1
-
-    def commit(self, writes: Sequence[Write]) -> None:
-        nth = self.submit(writes)
-        try:
-            self.store.commit(writes, self.wall_ms)
-        except StoreError as error:
-            self.tell(oracle.Refused(nth, isinstance(error, StoreFull)))
-            raise
-        self.tell(oracle.Acknowledged(nth))
-
-    def close(self) -> None:
-        self.store.close()
-        self.tell(oracle.Closed())
-
-    def maintain(self) -> None:
-        """What the daemon has done on a thread beside the commits."""
-        if self.store.fold_due():
-            self.store.checkpoint()
-        self.store.prepare()
-        self.store.enforce_bounds(self.wall_ms)
-
-    def skip(self) -> None:
-        """A child has gone on from here: what follows is to differ from what it wrote."""
-        self.rng.seed(self.rng.random())
-        self._count += 1000
-
-    def some_writes(self, size: int = 200) -> list[Write]:
-        """A commit over several tables and series; no two are alike."""
-        self._count += 1
-        rng, mark = self.rng, b"<%d>" % self._count
-        writes: list[Write] = [Put("twins", f"t{rng.randrange(8)}", mark + rng.randbytes(rng.randrange(size)))]
-        if rng.random() < 0.7:
-            writes.append(Append("readings", mark + rng.randbytes(rng.randrange(size))))
-        if rng.random() < 0.4:
-            writes.append(Append("events", mark))
-        if rng.random() < 0.5:
-            writes.append(Put("pods", f"p{rng.randrange(4)}", mark + rng.randbytes(rng.randrange(size))))
-        if rng.random() < 0.2:
-            writes.append(Delete("twins", f"t{rng.randrange(8)}"))
-        return writes
-
-    def some_trim(self) -> list[Write]:
-        """A reader has taken some of what is there, most often all but a little."""
-        infos = self.store.series()
-        trims: list[Write] = []
-        for name, info in sorted(infos.items()):
-            if info.last > info.cursor:
-                trims.append(Trim(name, self.rng.randint(info.cursor + 1, info.last)))
-        return [*trims, Put("cursors", "cloud", b"%d" % self._count)]
-
-
 # --- first lives ------------------------------------------------------------------------------------
 
 
@@ -283,7 +165,7 @@ def shared_flushes(c: Client) -> None:
 def killed(c: Client) -> None:
     """The daemon alone dies, three times, at any moment; what it left unflushed is still in the page cache."""
     for _ in range(3):
-        _in_a_child(c, lambda: _life_until_killed(c))
+        in_a_child(c, lambda: _life_until_killed(c))
     c.open()
     c.commit(c.some_writes())
     c.close()
@@ -292,7 +174,7 @@ def killed(c: Client) -> None:
 def brief_lives(c: Client) -> None:
     """Lives of hardly a commit, one after the other, few of which end well."""
     for _ in range(8):
-        _in_a_child(c, lambda: _brief_life(c))
+        in_a_child(c, lambda: _brief_life(c))
     c.open()
     c.close()
 
@@ -308,87 +190,13 @@ def _brief_life(c: Client) -> None:
         c.close()
 
 
-def _in_a_child(c: Client, live: Callable[[], None]) -> None:
-    """A life in a process of its own, which ends without closing anything."""
-    child = os.fork()
-    if child == 0:
-        try:
-            live()
-        except BaseException as error:  # noqa: BLE001 - whatever it was, the oracle is to hear of it
-            c.tell(oracle.Died("".join(traceback.format_exception(error)[-6:])))
-        finally:
-            os._exit(9)
-    os.waitpid(child, 0)
-    c.skip()
-
-
-class _KilledDisk(Disk):
-    """The process dies right before its nth flush."""
-
-    def __init__(self, nth: int) -> None:
-        self._left = nth
-
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            os._exit(9)
-
-    def fdatasync(self, handle: int) -> None:
-        self._count()
-        super().fdatasync(handle)
-
-    def fsync(self, handle: int) -> None:
-        self._count()
-        super().fsync(handle)
-
-    def fsync_dir(self, path: str) -> None:
-        self._count()
-        super().fsync_dir(path)
-
-
 def _life_until_killed(c: Client) -> None:
-    c.disk = _KilledDisk(c.rng.randrange(25))
+    c.disk = KilledDisk(c.rng.randrange(25))
     c.open()
     for n in range(30):
         c.commit(c.some_writes(size=1500))
         if n % 5 == 4:
             c.store.checkpoint()
-
-
-class FaultyDisk(Disk):
-    """Some flushes fail with EIO, told to the model: what was dirty may be lost. Writes may fail too."""
-
-    def __init__(self) -> None:
-        self.client: Client | None = None
-        self.fail_flushes: set[int] = set()
-        self.refuse_writes: OSError | None = None
-        self.refuse_growth: OSError | None = None
-        self.flushes = 0
-
-    def fdatasync(self, handle: int) -> None:
-        self._flush(handle, super().fdatasync)
-
-    def fsync(self, handle: int) -> None:
-        self._flush(handle, super().fsync)
-
-    def _flush(self, handle: int, really: Callable[[int], None]) -> None:
-        self.flushes += 1
-        if self.flushes in self.fail_flushes and self.client is not None:
-            self.client.tell_fault(handle)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        really(handle)
-
-    def allocate(self, handle: int, length: int) -> None:
-        if self.refuse_growth is not None:
-            raise self.refuse_growth
-        super().allocate(handle, length)
-
-    def pwrite(self, handle: int, data: bytes, offset: int) -> None:
-        if self.refuse_writes is not None:
-            raise self.refuse_writes
-        if self.refuse_growth is not None and offset + len(data) > self.size(handle):
-            raise self.refuse_growth
-        super().pwrite(handle, data, offset)
 
 
 def failed_flushes(c: Client) -> None:
@@ -428,15 +236,15 @@ def shaky_life(c: Client) -> None:
     disk = FaultyDisk()
     disk.client, c.disk, c.faulty = c, disk, True
     disk.fail_flushes.add(c.rng.randint(1, 8))
-    _in_a_child(c, lambda: _give_up_on_failure(c))
+    in_a_child(c, lambda: _give_up_on_failure(c))
     c.disk = None
-    _open_and_commit(c, 1)
+    open_and_commit(c, 1)
     c.close()
 
 
 def _give_up_on_failure(c: Client) -> None:
     with contextlib.suppress(StoreError):
-        _open_and_commit(c, 3)
+        open_and_commit(c, 3)
 
 
 def read_only(c: Client) -> None:
@@ -449,7 +257,7 @@ def read_only(c: Client) -> None:
     disk.refuse_writes = OSError(errno.EROFS, os.strerror(errno.EROFS))
     with contextlib.suppress(StoreError):
         c.commit(c.some_writes())
-    _abandon(c)
+    abandon(c)
     before = record.read_tree(Path(c.path))
     c.open(read_only=True)
     c.store.close()
@@ -474,17 +282,11 @@ def full(c: Client) -> None:
         except StoreFull:
             continue
         except StoreError:
-            _abandon(c)
+            abandon(c)
             disk.refuse_growth = None
             c.open()
     disk.refuse_growth = None
     c.close()
-
-
-def _abandon(c: Client) -> None:
-    """The daemon ends after a failed commit: whatever close still can do, it may."""
-    with contextlib.suppress(StoreError):
-        c.store.close()
 
 
 def pairs(c: Client) -> None:
@@ -524,19 +326,13 @@ def _damaged(c: Client, spoil: Callable[[Path, random.Random], None]) -> None:
         if n == backed_up_at:
             c.store.back_up(c.wall_ms)
     c.close()
-    _in_a_child(c, lambda: _open_and_commit(c, 5))
+    in_a_child(c, lambda: open_and_commit(c, 5))
     seed = c.rng.random()
     c.tell(oracle.Damaged(_recovered_elsewhere(c, lambda store: spoil(store, random.Random(seed)))))
     spoil(Path(c.path), random.Random(seed))
     c.damaged = True
-    _open_and_commit(c, 2)
+    open_and_commit(c, 2)
     c.close()
-
-
-def _open_and_commit(c: Client, times: int) -> None:
-    c.open()
-    for _ in range(times):
-        c.commit(c.some_writes(size=800))
 
 
 def _overwrite_page(store: Path, rng: random.Random) -> None:
@@ -598,8 +394,8 @@ def next_life(c: Client) -> None:
 
 def two_lives(c: Client) -> None:
     """Recover, one commit, end without closing, recover again."""
-    _in_a_child(c, lambda: _open_and_commit(c, 1))
-    _open_and_commit(c, 1)
+    in_a_child(c, lambda: open_and_commit(c, 1))
+    open_and_commit(c, 1)
     c.close()
 
 
