@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,12 +17,14 @@ from tests.e2e.rig import (
     Json,
     Node,
     configmap,
+    container_pid,
     has_ended,
     identities,
     is_ready,
     node_in,
     pod,
     running_containers,
+    secret,
     sh,
     statuses,
     task,
@@ -47,12 +50,13 @@ def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 @pytest.fixture
 def node(own_node: Node) -> Iterator[Node]:
     """Each test finds it running and empty."""
+    yield own_node
+    if not own_node.rig.is_running:
+        own_node.rig.start()
     if own_node.process is None:
         own_node.start()
-    yield own_node
     own_node.clear()
-    if own_node.process is not None:
-        own_node.wait(lambda: not own_node.pods())
+    own_node.wait(lambda: not own_node.pods())
 
 
 def runtime_is(node: Node, state: str) -> bool:
@@ -177,3 +181,123 @@ def settled(node: Node, gardener: Gardener, others: set[str]) -> dict[str, Json]
 
 def versions_of(found: Json) -> dict[str, int]:
     return {one["name"]: int(one["env"][0]["value"]) for one in found["spec"]["containers"]}
+
+
+# --- containerd ----------------------------------------------------------------------------------
+
+
+def test_containers_go_on_while_containerd_is_away_and_are_adopted_when_it_is_back(node: Node) -> None:
+    main = sh(SLEEP, livenessProbe=PROBE, readinessProbe=PROBE)
+    before = identities(node.run(pod("goes-on", main)))
+    node.run(pod("goes", sh(SLEEP)))
+    pids = [container_pid(node, name) for name in ("goes-on", "goes")]
+    node.rig.kill()
+    node.wait(lambda: runtime_is(node, "down"))
+    assert "DOWN" in node.cli("status")
+    node.remove("goes.yaml")
+    node.add(pod("comes", sh(SLEEP)))
+    node.wait(lambda: "does not answer" in node.cli("why", "comes", check=False))
+    assert "runtime.down" in node.log_tail()
+    node.kill()
+    node.start()
+    node.wait(lambda: runtime_is(node, "down"))
+    assert node.cli("get", "pods", "goes-on").split()[5] == "goes-on", "it answers without a runtime too"
+    assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
+    node.rig.start()
+    node.wait(lambda: runtime_is(node, "up"))
+    node.wait_pod("comes")
+    node.wait_gone("goes")
+    assert identities(node.wait_pod("goes-on")) == before
+    assert running_containers(node) == [("comes", ""), ("comes", "main"), ("goes-on", ""), ("goes-on", "main")]
+
+
+def test_a_container_that_ends_while_containerd_is_away_is_started_again(node: Node) -> None:
+    before = identities(node.run(pod("ends", sh(SLEEP))))
+    calm = identities(node.run(pod("calm", sh(SLEEP))))
+    pid = container_pid(node, "ends")
+    node.rig.kill()
+    os.kill(pid, 9)
+    node.rig.start()
+    found = node.wait_pod("ends", lambda one: is_ready(one) and identities(one)["main"][1] == 1)
+    assert identities(found)["main"][0] != before["main"][0]
+    assert statuses(found)["main"]["lastState"]["terminated"]["exitCode"] == 137
+    assert identities(node.wait_pod("calm")) == calm
+
+
+def test_a_containerd_that_hangs_is_said_to_and_costs_no_container(node: Node) -> None:
+    before = identities(node.run(pod("hangs-on", sh(SLEEP))))
+    node.rig.freeze()
+    try:
+        node.kill()
+        node.start()
+        node.wait(lambda: "no answer" in node.api("v1/status")["runtime"]["message"], timeout_s=60)
+    finally:
+        node.rig.thaw()
+    node.wait(lambda: runtime_is(node, "up"))
+    assert identities(node.wait_pod("hangs-on")) == before
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def test_after_a_power_cut_everything_is_back_without_a_network(node: Node) -> None:
+    memory: Json = {"name": "keep", "emptyDir": {"medium": "Memory"}}
+    conf = [{"name": "conf", "configMap": {"name": "conf"}}, {"name": "login", "secret": {"secretName": "login"}}]
+    mounts = [{"name": "conf", "mountPath": "/conf"}, {"name": "login", "mountPath": "/login"}]
+    node.add(configmap("conf", word="kept"), secret("login", key="hidden"), file="conf.yaml")
+    node.add(pod("plain", sh(SLEEP), sh(SLEEP, "other")))
+    node.add(pod("on-disk", sh(f"echo run >> /keep/runs; {SLEEP}", **AT_KEEP), volumes=[KEEP]))
+    node.add(pod("in-memory", sh(f"echo run >> /keep/runs; {SLEEP}", **AT_KEEP), volumes=[memory]))
+    node.add(pod("mounts", sh(SLEEP, volumeMounts=mounts), volumes=conf))
+    node.add(pod("inits", sh(SLEEP), initContainers=[sh("true", "init")]))
+    node.add(pod("retries", sh(SLEEP), restartPolicy="OnFailure"))
+    node.add(task("cut-off", sh(SLEEP)))
+    node.add(task("had-ended", sh("echo well")))
+    lasting = ("plain", "on-disk", "in-memory", "mounts", "inits", "retries")
+    for name in (*lasting, "cut-off"):
+        node.wait_pod(name)
+    node.wait_pod("had-ended", has_ended)
+    node.cut_power()
+    began = time.monotonic()
+    node.rig.start()
+    node.start()
+
+    def again(found: Json) -> bool:
+        counts = {name: one["restartCount"] for name, one in statuses(found).items() if name != "init"}
+        return is_ready(found) and set(counts.values()) == {1}
+
+    for name in lasting:
+        node.wait_pod(name, again)
+    print(f"{time.monotonic() - began:.1f} s from the boot of containerd and daemon to all pods ready")
+    cut = node.wait_pod("cut-off", has_ended)
+    assert cut["status"]["phase"] == "Failed"
+    ended = node.wait_pod("had-ended", has_ended)
+    assert (ended["status"]["phase"], statuses(ended)["main"]["restartCount"]) == ("Succeeded", 0)
+    assert node.exec("on-disk", "cat", "/keep/runs").split() == ["run", "run"]
+    assert node.exec("in-memory", "cat", "/keep/runs").split() == ["run"]
+    assert node.exec("mounts", "cat", "/conf/word", "/login/key") == "kepthidden"
+    assert running_containers(node) == sorted(
+        [*((name, "") for name in lasting), *((name, "main") for name in lasting), ("plain", "other")]
+    )
+    assert "power cut" in node.cli("status")
+    assert any(one["kind"] == "boot" and one["reason"] == "power" for one in node.api("v1/blackbox")["items"])
+
+
+def test_a_second_power_cut_while_everything_comes_back_loses_nothing(node: Node) -> None:
+    names = [f"twice-{n}" for n in range(6)]
+    for name in names:
+        node.add(pod(name, sh(SLEEP)))
+    for name in names:
+        node.wait_pod(name)
+    for _ in range(2):
+        node.cut_power()
+        node.rig.start()
+        node.start()
+        node.wait(lambda: any(is_ready(one) for one in node.pods().values()))
+    node.cut_power()
+    node.rig.start()
+    node.start()
+    found = [node.wait_pod(name) for name in names]
+    assert all(1 <= statuses(one)["main"]["restartCount"] <= 3 for one in found)
+    assert max(statuses(one)["main"]["restartCount"] for one in found) == 3
+    assert running_containers(node) == sorted([*((name, "") for name in names), *((name, "main") for name in names)])

@@ -70,6 +70,10 @@ class ContainerdRig:
         self._write_configuration(snapshotter)
 
     @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
