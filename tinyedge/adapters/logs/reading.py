@@ -32,6 +32,7 @@ from tinyedge.model.runtime import ContainerSeen
 BLOCK_BYTES = 64 * 1024
 _LOOK_S = 2.0  # how often a follower to whom nothing happens asks whether it is over
 _NAME = re.compile(r"(\d{1,9})\.log(?:\.([0-9-]+)(\.gz)?)?")
+_LISTINGS_MAX = 100  # of a folder that changes faster than it can be read
 _LIVE = "~"  # sorts after every date
 _DELETED = "}"  # between the dates and that
 _STREAMS = (b"stdout", b"stderr")
@@ -337,11 +338,7 @@ def _start(log_path: str, query: LogQuery) -> list[_Source]:
         return []
     files = [(place.attempt, path) for place, path in _files(folder) if place.attempt >= wanted.attempt]
     first = min((attempt for attempt, _ in files), default=0) if query.follow else wanted.attempt
-    sources = []
-    for attempt, path in files:
-        if attempt == first:
-            with suppress(FileNotFoundError):
-                sources.append(_Source(path))
+    sources = _open_all(folder, first)
     skipped = 0
     if query.tail_lines is not None:
         skipped = _tail(sources, max(0, query.tail_lines))
@@ -353,17 +350,51 @@ def _start(log_path: str, query: LogQuery) -> list[_Source]:
     return sources[skipped:]
 
 
+def _open_all(folder: str, attempt: int) -> list[_Source]:
+    """The files of an attempt in order, none left out: one that is rotated or compressed between the listing and its
+    opening has another name by then, and all are listed again."""
+    for _ in range(_LISTINGS_MAX):
+        sources: list[_Source] = []
+        for place, path in _files(folder):
+            if place.attempt == attempt:
+                source = _open_at(place, path)
+                if source is None:
+                    break
+                sources.append(source)
+        else:
+            return sources
+        for source in sources:
+            source.close()
+    return []
+
+
+def _open_at(place: _Place, path: str) -> _Source | None:
+    """None when what was listed there has moved on."""
+    try:
+        source = _Source(path)
+    except FileNotFoundError:
+        return None
+    if source.place()[1] == place:
+        return source
+    source.close()
+    return None
+
+
 def _is_gone(folder: str) -> bool:
     return not os.path.exists(folder)
 
 
 def _later(source: _Source) -> _Source | None:
     """The file after this one, if its writer has gone on to one."""
-    folder, here = source.place()
-    for place, path in _files(folder):
-        if here is not None and place > here:
-            with suppress(FileNotFoundError):
-                return _Source(path)
+    for _ in range(_LISTINGS_MAX):
+        folder, here = source.place()
+        if here is None:
+            return None
+        later = next(((place, path) for place, path in _files(folder) if place > here), None)
+        if later is None:
+            return None
+        if opened := _open_at(*later):
+            return opened
     return None
 
 
