@@ -525,6 +525,18 @@ def test_out_of_memory_is_told_as_such() -> None:
     assert [record.kind for record in rig.records] == ["oom"]
 
 
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [("OOMKilled", "raise its memory limit"), ("Error", "read its last lines: tinyedge logs -n default web -c main")],
+)
+def test_what_would_help_a_pod_that_has_failed(reason: str, remedy: str) -> None:
+    rig = Rig()
+    rig.start(pod("web", restartPolicy="Never"))
+    rig.exit("main", 137, reason=reason)
+    rig.settle()
+    assert [found["remedy"] for found in rig.why()["reasons"]] == [remedy]
+
+
 def test_dead_containers_are_collected_but_for_the_last() -> None:
     rig = Rig()
     rig.start(pod("web"))

@@ -126,10 +126,11 @@ def _ended(run: PodRun) -> list[Json]:
         return [_reason("", "it ran longer than its deadline", end.message, since, "raise activeDeadlineSeconds")]
     found = [
         _reason(
-            one["name"], _exit_words(one["state"]["terminated"]), _exit_why(one), since, _log_remedy(run, one["name"])
+            *(one["name"], _exit_words(ended), str(ended.get("message", "")), since),
+            _exit_remedy(run, one["name"], ended["reason"]),
         )
         for one in (*end.init_containers, *end.containers)
-        if one["state"].get("terminated", {}).get("exitCode")
+        if (ended := one["state"].get("terminated", {})).get("exitCode")
     ]
     if end.message or not found:
         remedy = "change its manifest, or delete and apply it, to run it again"
@@ -143,12 +144,10 @@ def _exit_words(ended: Json) -> str:
     return f"it ended with exit code {ended['exitCode']}"
 
 
-def _exit_why(one: Json) -> str:
-    return str(one["state"]["terminated"].get("message", ""))
-
-
-def _log_remedy(run: PodRun, container: str) -> str:
-    return f"read its last lines: tinyedge logs -n {run.namespace} {run.name} -c {container} --previous"
+def _exit_remedy(run: PodRun, container: str, reason: str) -> str:
+    if reason == "OOMKilled":
+        return "raise its memory limit"
+    return f"read its last lines: tinyedge logs -n {run.namespace} {run.name} -c {container}"
 
 
 def _volumes(run: PodRun, trouble: Unready) -> Json:
@@ -218,10 +217,8 @@ def _crash_loop(run: PodRun, desk: Desk, name: str, seen: ContainerSeen) -> Json
     why = f"restarts so far: {times}; the next start is {again}" + (
         f"; it said: {seen.message}" if seen.message else ""
     )
-    remedy = (
-        "raise its memory limit" if seen.reason == "OOMKilled" else _log_remedy(run, name).replace(" --previous", "")
-    )
-    return _reason(name, f"it keeps ending: {_exit_words(ended)}", why, rfc3339(seen.finished_ms) or "", remedy)
+    since = rfc3339(seen.finished_ms) or ""
+    return _reason(*(name, f"it keeps ending: {_exit_words(ended)}", why, since), _exit_remedy(run, name, seen.reason))
 
 
 def _in(ms: int) -> str:
