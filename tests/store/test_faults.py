@@ -342,10 +342,11 @@ def test_on_a_full_disk_commits_go_on_as_long_as_the_segments_last_then_growth_i
     full(rig)
     fill_segment(store, rig)
     with pytest.raises(StoreFull, match="disk is full"):
-        store.commit(put("b"), 0)
+        store.commit(put("b", bytes(5000)), 0)
     status = store.status()
     assert status.full
     assert not status.read_only
+    store.commit(put("a", b"is to go"), 0)  # how a deletion begins
     store.commit([Delete("pod", "a")], 0)
     store.commit([Trim("s", 4)], 0)
     assert "disk-full" in kinds(store)
@@ -366,6 +367,19 @@ def test_when_there_is_room_again_everything_is_accepted_again() -> None:
     assert not store.is_full()
     assert rig.disk.exists(PATH + "/reserve")
     store.commit(put("b"), 0)
+
+
+def test_a_segment_that_a_fold_sets_free_does_not_make_a_full_disk_roomy() -> None:
+    rig = Rig()
+    store = filled(rig, *[append(b"reading") for _ in range(4)])
+    full(rig)
+    assert not store.tend(fold=True, backup=False, wall_ms=0)
+    assert store.is_full()
+    store.commit([Trim("s", 4)], 0)
+    for _ in range(3):  # the segment of the readings is free, and is made the spare
+        store.tend(fold=True, backup=False, wall_ms=0)
+    assert not store.spare_due()
+    assert store.is_full()
 
 
 def test_a_fold_on_a_full_disk_takes_the_reserve() -> None:

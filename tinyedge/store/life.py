@@ -54,6 +54,11 @@ class StoreOptions(Struct, frozen=True):
         room = self.reserve_bytes // 4 // limits.BLOCK_BYTES * limits.BLOCK_BYTES
         return max(2 * limits.BLOCK_BYTES, min(room, self.segment_bytes - limits.BLOCK_BYTES))
 
+    @property
+    def small_bytes(self) -> int:
+        """A commit up to this size may use the reserve's room on a full disk."""
+        return min(16 * limits.KIB, self.segment_bytes // 4)
+
 
 DEFAULTS = StoreOptions()
 
@@ -146,10 +151,13 @@ class Life:
         encoded = record.encode_body(body)
         if record.span_of(len(encoded)) > self._journal.record_bytes_max:
             raise StoreError("a commit is too large for one record", f"{len(encoded)} bytes")
-        growing = any(isinstance(write, Put | Append) for write in writes)
+        grows = any(isinstance(write, Put | Append) for write in writes)
         growth = sum(state_cost(r.table, r.key, len(r.value)) for r in body.rows if isinstance(r, PutRow))
-        if growing:
+        if grows:
             self._admit(growth)
+        # A deletion begins as a small change of what is to go: on a full disk the reserve is there for it.
+        small = len(encoded) <= self._options.small_bytes and not any(isinstance(write, Append) for write in writes)
+        growing = grows and not small
         self._write(self.sequence + 1, encoded, body, growing=growing)
         self._put_bytes += growth
         self.commits += 1
@@ -286,12 +294,18 @@ class Life:
         try:
             self._journal.prepare()
             self._keep_reserve()
-            self._no_room = False
+            if self._has_room():
+                self._no_room = False
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 self._disk_is_full(str(error))
             else:
                 self._faults.note("spare-failed", "no spare segment could be made", str(error))
+
+    def _has_room(self) -> bool:
+        """A segment that a fold has set free is no room to grow."""
+        room = self._disk.free_bytes(self._journal.directory)
+        return self._disk.exists(self._reserve) and room >= self._options.segment_bytes
 
     def bound(self, wall_ms: int) -> None:
         self._folder.free()
