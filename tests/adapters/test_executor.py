@@ -57,7 +57,7 @@ class Home:
         self.events: list[Event] = []
         self.done: dict[int, OpDone] = {}
         self.said: list[tuple[Any, ...]] = []
-        self.mount_problem: WorldError | None = None
+        self.mount_problem: Exception | None = None
         self.post_s = 0.0
         self._moved = trio.Event()
         self.executor = Executor(
@@ -303,6 +303,14 @@ async def test_an_error_that_begins_with_a_word_of_kubernetes_keeps_it_as_the_re
         it.mount_problem = WorldError("can't make volume web", "disk full")
         done = await it.answer(ev.MountVolumes(next_op(), "a", ()))
         assert (done.error, done.message) == ("FailedMount", "can't make volume web: disk full")
+
+
+async def test_a_disk_that_says_no_costs_the_operation_and_not_the_daemon(autojump_clock: Clock) -> None:
+    async with home() as it:
+        it.mount_problem = OSError(28, "No space left on device", "/pods/a")
+        done = await it.answer(ev.MountVolumes(next_op(), "a", ()))
+        assert (done.error, done.retryable) == ("FailedMount", True)
+        assert done.message == "[Errno 28] No space left on device: '/pods/a'"
 
 
 async def test_an_answer_that_was_lost_is_an_error_whose_snapshot_shows_the_work_done(autojump_clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -92,6 +93,18 @@ async def test_fs_group_owns_an_empty_dir_and_what_is_made_in_it(pods_dir: Path)
     (Path(plan.path) / "new").write_text("x")
     assert stat.S_IMODE(os.stat(plan.path).st_mode) == 0o2777
     assert os.stat(Path(plan.path) / "new").st_gid == 4321
+
+
+async def test_a_pod_whose_folder_can_not_be_made_is_told_with_a_remedy(
+    pods_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, *more: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(os, "makedirs", full)
+    with pytest.raises(WorldError, match="No space left on device") as raised:
+        await Volumes(str(pods_dir)).mount("uid-1", ())
+    assert raised.value.remedy == "free some disk space"
 
 
 async def test_an_empty_dir_is_never_seen_half_made(pods_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -531,6 +531,8 @@ async def _outcome(effect: Any, act: Callable[[Any], Awaitable[str]]) -> OpDone:
     except TinyEdgeError as error:
         reason, message = _reason(error, _REASONS[type(effect)])
         return OpDone(effect.op, reason, message, retryable=getattr(error, "retryable", True))
+    except OSError as error:  # a disk or a kernel that says no costs this one operation, whatever it was
+        return OpDone(effect.op, _REASONS[type(effect)], str(error))
 
 
 def _reason(error: TinyEdgeError, usual: str) -> tuple[str, str]:

@@ -93,7 +93,10 @@ class Volumes:
 
     def _mount_all(self, uid: str, plans: Sequence[VolumePlan]) -> tuple[str, ...]:
         pod = self._pod_path(uid)
-        os.makedirs(pod, self._folder_mode, exist_ok=True)
+        try:
+            os.makedirs(pod, self._folder_mode, exist_ok=True)
+        except OSError as error:
+            raise WorldError(f"the folder {pod}", _words(error), _remedy(error)) from error
         notes = []
         for plan in plans:
             try:
