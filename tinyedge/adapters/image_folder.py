@@ -2,12 +2,14 @@
 
 An archive is looked at when it has been closed or moved into place, and at the start. What was imported is remembered
 beside the archive (`.NAME.imported`, with its size and time), so that a reboot does not write every image again. A bad
-archive is reported once, and tried again when it changes.
+archive is reported once, and tried again when it changes. A folder or archive that others may write is refused: an
+image can take the name of any other.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
@@ -20,7 +22,7 @@ from tinyedge.limits import MANIFEST_FILES_MAX
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci")
 QUIET_S = 0.5
 RESCAN_S = 300.0
-_CHANGED = linux.IN_CLOSE_WRITE | linux.IN_MOVED_TO | linux.IN_CREATE
+_CHANGED = linux.IN_CLOSE_WRITE | linux.IN_MOVED_TO | linux.IN_CREATE | linux.IN_ATTRIB
 
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 Import = Callable[[str], Awaitable[list[str]]]
@@ -28,32 +30,41 @@ Import = Callable[[str], Awaitable[list[str]]]
 
 async def watch(folder: str, load: Import, imported: Callable[[], Awaitable[None]], note: Note) -> None:
     """Runs until it is cancelled. `imported` is called after each archive that brought something."""
-    failed: dict[str, str] = {}
+    told: dict[str, str] = {}  # path → what is wrong with it, or the mark with which it could not be imported
+
+    def tell(path: str, why: str, mark: str = "") -> None:
+        if told.get(path) != (mark or why):
+            told[path] = mark or why
+            note("error", "image.not_imported", {"file": path, "why": why})
+
     with linux.Inotify() as inotify:
         while True:
             with suppress(OSError):  # a folder that is not there yet is looked for again
                 inotify.add(folder, _CHANGED)
-            for path, mark in await trio.to_thread.run_sync(_new, folder):
-                if failed.get(path) == mark:
-                    continue
-                try:
-                    names = await load(path)
-                except TinyEdgeError as error:
-                    failed[path] = mark
-                    note("error", "image.not_imported", {"file": path, "why": str(error)})
-                    continue
-                note("info", "image.imported", {"file": path, "images": ", ".join(names)})
-                await trio.to_thread.run_sync(_remember, path, mark)
-                await imported()
+            for path, mark, problem in await trio.to_thread.run_sync(_new, folder):
+                if problem:
+                    tell(path, problem)
+                elif told.get(path) != mark:
+                    try:
+                        names = await load(path)
+                    except TinyEdgeError as error:
+                        tell(path, str(error), mark)
+                        continue
+                    note("info", "image.imported", {"file": path, "images": ", ".join(names)})
+                    await trio.to_thread.run_sync(_remember, path, mark)
+                    await imported()
             with trio.move_on_after(RESCAN_S):
                 await inotify.events()
                 await trio.sleep(QUIET_S)
 
 
-def _new(folder: str) -> list[tuple[str, str]]:
-    """(path, its mark) of every archive that is not the one that was imported last."""
+def _new(folder: str) -> list[tuple[str, str, str]]:
+    """(path, its mark, what is wrong with it) of every archive that is not the one that was imported last; or the
+    folder itself, if it can't be used."""
     found = []
-    with suppress(OSError):
+    try:
+        if problem := _not_ours(os.stat(folder)):
+            return [(folder, "", problem)]
         for name in sorted(os.listdir(folder))[:MANIFEST_FILES_MAX]:
             path = os.path.join(folder, name)
             if name.startswith(".") or not name.endswith(SUFFIXES) or not os.path.isfile(path):
@@ -61,8 +72,16 @@ def _new(folder: str) -> list[tuple[str, str]]:
             info = os.stat(path)
             mark = f"{info.st_size} {info.st_mtime_ns}"
             if _remembered(path) != mark:
-                found.append((path, mark))
+                found.append((path, mark, _not_ours(info)))
+    except OSError as error:
+        return [*found, (folder, "", f"{error.strerror}; make it, or correct images.import_path")]
     return found
+
+
+def _not_ours(info: os.stat_result) -> str:
+    if info.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {info.st_uid}; give it to root"
+    return "it may be written by others; chmod go-w" if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 def _beside(path: str) -> str:
