@@ -123,6 +123,19 @@ class Node:
         self.stop()
 
 
+def refused(folder: Path, *settings: str) -> str:
+    """What a daemon says that does not start."""
+    sets = [
+        word
+        for setting in (f"store.path={folder}/store", "runtime.kind=process", *settings)
+        for word in ("--set", setting)
+    ]
+    run = [sys.executable, "-m", "tinyedge", "run", *sets]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 1
+    return done.stderr
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path)
@@ -211,13 +224,10 @@ def test_it_does_not_start_beside_a_kubelet_on_the_same_runtime(tmp_path: Path) 
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as kubelet:
         assert kubelet.stdout is not None
         kubelet.stdout.readline()
-        settings = ["--set", f"runtime.endpoint={tmp_path}/c.sock", "--set", f"store.path={tmp_path}/store"]
-        run = [sys.executable, "-m", "tinyedge", "run", *settings]
-        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S, check=False)
+        said = refused(tmp_path, "runtime.kind=containerd", f"runtime.endpoint={tmp_path}/c.sock")
         kubelet.communicate(b"\n")
-    assert done.returncode == 1
-    assert f"the kubelet (process {kubelet.pid}) uses the same container runtime" in done.stderr
-    assert "→ stop and disable it" in done.stderr
+    assert f"the kubelet (process {kubelet.pid}) uses the same container runtime" in said
+    assert "→ stop and disable it" in said
     assert not (tmp_path / "store").exists()  # nothing was touched
 
 
@@ -271,3 +281,29 @@ def test_a_manifest_that_breaks_the_daemon_before_it_is_stored_is_held_back(node
     (node.manifests / "a.yaml").write_text(SLEEPER.replace("name: sleeper", "name: third"))
     until(lambda: node.running_since("third"))
     assert node.status()["manifests"][0]["problems"] == []
+
+
+def test_a_second_daemon_on_a_store_refuses_with_the_pid_of_the_first(node: Node) -> None:
+    node.start()
+    until(node.status)
+    assert node.process
+    said = refused(node.folder, f"runtime.endpoint={node.folder}/other", f"api.socket={node.folder}/other.sock")
+    assert f"is in use: process {node.process.pid} has it open" in said
+
+
+def test_a_store_that_can_not_be_made_is_told_in_words(tmp_path: Path) -> None:
+    said = refused(tmp_path, "store.path=/proc/none/store")
+    assert said == "error: can't make /proc/none: No such file or directory\n  → correct store.path\n"
+
+
+def test_a_store_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "format").write_text("99 9.9.9")
+    assert "was written by tinyedge 9.9.9" in refused(tmp_path)
+
+
+def test_a_start_that_was_refused_is_no_crash(node: Node) -> None:
+    settings = [f"api.socket={node.folder}/{'x' * 120}", f"runtime.endpoint={node.folder}/processes"]
+    assert "the path shorter than 108 bytes" in refused(node.folder, *settings)
+    node.start()
+    assert until(node.status)["node"]["lastBoot"]["reason"] in ("first", "clean")

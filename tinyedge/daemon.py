@@ -148,7 +148,9 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
     except* _WritableAgain:
         again = again or ""
     except* (Exception, InvariantBroken) as errors:
-        if _find(errors, TinyEdgeError) is None:
+        if _find(errors, TinyEdgeError) is not None:
+            store.close()  # it could not start, and nothing has broken
+        else:
             fields = broken_fields(errors, about.pod)
             log.note("error", "daemon.broken", fields)
             box.record("broken", dict(fields), clock.trusted_wall_ms(), facts.boot_id)
@@ -208,15 +210,25 @@ def _facts(config: Config) -> ev.NodeFacts:
 def _open_store(config: Config, clock: _Clock, reason: str) -> tuple[Store, str]:
     """The store, and why it is read-only ("" when it is not)."""
     options = StoreOptions(series_bytes=config.store.series_mb * MIB, series_age_s=config.store.series_days * 86400)
-    os.makedirs(os.path.dirname(config.store.path), exist_ok=True)
+    path = config.store.path
+    refused: StoreError | None = None
     if not reason:
         try:
-            return Store.open(config.store.path, options=options, wall_ms=clock.trusted_wall_ms), ""
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return Store.open(path, options=options, wall_ms=clock.trusted_wall_ms), ""
+        except OSError as error:
+            folder = os.path.dirname(path)
+            refused = StoreError(f"can't make {folder}", error.strerror or str(error), "correct store.path")
         except StoreLocked:
             raise
         except StoreError as error:
-            reason = str(error)
-    return Store.open(config.store.path, options=options, wall_ms=clock.trusted_wall_ms, read_only=True), reason
+            refused = error
+    try:
+        return Store.open(path, options=options, wall_ms=clock.trusted_wall_ms, read_only=True), reason or str(refused)
+    except StoreError:
+        if refused is not None:
+            raise refused from None
+        raise
 
 
 def _boot_reason(loaded: Loaded, facts: ev.NodeFacts) -> str:
