@@ -133,3 +133,22 @@ async def test_without_a_store_effects_leave_at_once(nursery: trio.Nursery) -> N
     nursery.start_soon(loop.run, event("write-a"))
     await trio.testing.wait_all_tasks_blocked()
     assert left == [note("write-a")]
+
+
+async def test_every_beat_of_an_idle_loop_is_answered(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    loop = Loop(Edge(), None, list[Effect]().append, tick)
+    nursery.start_soon(loop.run, event("first"))
+    with trio.fail_after(60):
+        for _ in range(200):  # which task goes first is a matter of chance
+            await loop.beat()
+
+
+async def test_a_loop_that_decides_nothing_has_no_beat(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    loop = Loop(Edge(), None, list[Effect]().append, tick)
+    with trio.move_on_after(60) as waiting:
+        await loop.beat()
+    assert waiting.cancelled_caught

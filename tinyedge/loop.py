@@ -54,9 +54,9 @@ class Loop:
         await self._send.send(event)
 
     async def beat(self) -> None:
-        """Returns once the loop has decided on something posted after this call: the loop is alive."""
+        """Returns once the loop has decided on something since this call: the loop is alive."""
+        before = self.steps  # counted before the post, which the loop may have taken in by the time it returns
         await self.post(self._tick())
-        before = self.steps
         while self.steps == before:
             await self._change()
 
