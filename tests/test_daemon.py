@@ -307,3 +307,12 @@ def test_a_start_that_was_refused_is_no_crash(node: Node) -> None:
     assert "the path shorter than 108 bytes" in refused(node.folder, *settings)
     node.start()
     assert until(node.status)["node"]["lastBoot"]["reason"] in ("first", "clean")
+
+
+def test_a_stop_ends_in_bounded_time_on_a_disk_that_hangs(node: Node) -> None:
+    node.start(module="tests.fakes.daemon_on_bad_disk")
+    until(node.status)
+    (node.folder / "bad-disk").write_text("hang")
+    (node.manifests / "sleeper.yaml").write_text(SLEEPER)  # a commit that will never be over
+    until(lambda: node.client.get("/v1/pods")["items"])
+    assert node.stop() == -signal.SIGALRM

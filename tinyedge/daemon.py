@@ -50,6 +50,7 @@ WRITE_AGAIN_S = 60
 FULL_MS_MIN = 20_000
 FOLDERS_S_MAX = 5  # what starts waits this long for the first look at the manifests
 CLOSE_S_MAX = 20
+STOP_S_MAX = 30
 STOP_PODS_S_MAX = 60
 REFUSE_S = 0.2  # for refusals to reach those who wait
 
@@ -132,10 +133,10 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
         async with _open_runtime(config, facts) as runtime:
             parts = _Parts(config, log, facts, clock, life, store, box, edge, runtime, notifier, gate, None)
             if reason:
-                await _run(parts)
+                await _run(parts, stop_pods)
             else:
                 async with open_committer(store, wall_ms=clock.trusted_wall_ms) as parts.committer:
-                    await _run(parts)
+                    await _run(parts, stop_pods)
             if stop_pods:
                 with trio.move_on_after(STOP_PODS_S_MAX):
                     await _stop_pods(parts)
@@ -165,13 +166,14 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
     return None
 
 
-async def _run(parts: _Parts) -> None:
-    """Until a signal says stop."""
+async def _run(parts: _Parts, stop_pods: bool) -> None:
+    """Until a signal says stop. What hangs after that, such as a flush on a dying card, ends with the process."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await _Daemon(parts, nursery).start()
             async for number in signals:
                 parts.log.note("info", "daemon.stopping", {"signal": signal.Signals(number).name})
+                signal.alarm(STOP_S_MAX + (STOP_PODS_S_MAX if stop_pods else 0))
                 break
             parts.notifier.stopping()
             nursery.cancel_scope.cancel()

@@ -1,9 +1,10 @@
-"""`tinyedge run`, on a disk that refuses every commit while the file named by $BAD_DISK is there, and on which nothing
-takes long. It comes back as itself: what the daemon starts again is this module."""
+"""`tinyedge run`, on a disk that refuses every commit while the file named by $BAD_DISK is there, or hangs if that says
+`hang`, and on which nothing else takes long. It comes back as itself: what the daemon starts again is this module."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 
 from tinyedge import daemon
@@ -18,6 +19,9 @@ commit, make = Store.commit, Store._open
 
 def failing_commit(self: Store, writes: Sequence[Write], wall_ms: int) -> int:
     if os.path.exists(MARK):
+        with open(MARK, encoding="ascii") as file:
+            if file.read() == "hang":
+                threading.Event().wait()
         raise StoreError("the commit was not written", "[Errno 5] Input/output error", "check the storage device")
     return commit(self, writes, wall_ms)
 
@@ -31,6 +35,7 @@ def failing_open(self: Store, checkpoint: object, verify: object, *, read_only: 
 if __name__ == "__main__":
     Store.commit = failing_commit  # type: ignore[method-assign]
     Store._open = failing_open  # type: ignore[method-assign]
+    daemon.STOP_S_MAX = 1
     daemon.WRITE_AGAIN_S = 0.05  # type: ignore[assignment]
-    daemon._takes_writes = lambda probe: not os.path.exists(MARK)
+    daemon.takes_writes = lambda disk, folder: not os.path.exists(MARK)
     main()
