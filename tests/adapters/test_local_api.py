@@ -160,8 +160,9 @@ async def test_two_requests_may_share_a_connection(rig: Rig) -> None:
             client.conn.start_next_cycle()
 
 
-async def test_a_view_that_fails_costs_an_answer_and_not_the_server(rig: Rig) -> None:
-    rig.backend.store_error = KeyError("planted")
+@pytest.mark.parametrize("error", [KeyError("planted"), ZeroDivisionError("planted"), RecursionError("planted")])
+async def test_a_view_that_fails_costs_an_answer_and_not_the_server(rig: Rig, error: Exception) -> None:
+    rig.backend.store_error = error
     status, body, _ = await rig.ask("GET", "/v1/store")
     assert (status, body["reason"]) == (500, "InternalError")
     assert [(level, key) for level, key, _ in rig.notes] == [("error", "api.failed")]
@@ -256,7 +257,9 @@ async def test_objects_are_applied_in_one_request_in_the_callers_name(rig: Rig) 
     assert [o.metadata.name for o in what.objects] == ["a", "b"]
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"items": []}', b'{"items": [{"kind": "Pod"', b'{"items": [3]}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"items": []}', b'{"items": [{"kind": "Pod"', b'{"items": [3]}', b"[" * 100_000]
+)
 async def test_a_body_that_does_not_decode_changes_nothing(rig: Rig, body: bytes) -> None:
     assert (await rig.ask("POST", "/v1/apply", body))[0] == 400
     assert rig.backend.requests == []
@@ -301,6 +304,17 @@ async def test_every_change_is_logged_with_who_made_it(rig: Rig, method: str, ta
     [(level, got, fields)] = rig.notes
     assert (level, got) == ("info", key)
     assert (fields["uid"], fields["pid"], fields["outcome"]) == (os.getuid(), os.getpid(), "ok")
+
+
+async def test_work_on_an_image_that_fails_is_logged_with_its_reason(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_: object) -> AsyncGenerator[dict[str, object], None]:
+        yield {"done": 1, "total": 2}
+        raise PeerError("ErrImagePull", "the registry is gone")
+
+    monkeypatch.setattr(rig.backend, "pull_image", failing)
+    await rig.ask("POST", "/v1/images/pull?image=busybox")
+    [(level, key, fields)] = rig.notes
+    assert (level, key, fields["outcome"]) == ("warning", "api.image.pull", "ErrImagePull: the registry is gone")
 
 
 async def test_a_refused_change_is_logged_with_its_reason(rig: Rig) -> None:

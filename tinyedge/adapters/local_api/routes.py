@@ -279,7 +279,7 @@ class Routes:
     async def apply(self, call: Call) -> Reply:
         try:
             document = msgspec.json.decode(call.body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise BadInput("the request's body", call.body[:40], f"JSON ({error})") from None
         items = document.get("items") if isinstance(document, dict) else None
         if not isinstance(items, list) or not items:
@@ -310,15 +310,15 @@ class Routes:
 
     async def pull(self, call: Call) -> Reply:
         image = self._named(call, "image", "a reference such as docker.io/library/busybox:1.36")
-        with self._logged(call, "image.pull", image):
-            return Reply(_lines(self.backend.pull_image(image)), content_type="application/jsonl")
+        lines = _logged_lines(self._logged(call, "image.pull", image), self.backend.pull_image(image))
+        return Reply(lines, content_type="application/jsonl")
 
     async def import_image(self, call: Call) -> Reply:
         path = self._named(call, "path", "the absolute path of an image archive")
         if not path.startswith("/"):
             raise BadInput("?path", path, "an absolute path")
-        with self._logged(call, "image.import", path):
-            return Reply(_lines(self.backend.import_image(path)), content_type="application/jsonl")
+        lines = _logged_lines(self._logged(call, "image.import", path), self.backend.import_image(path))
+        return Reply(lines, content_type="application/jsonl")
 
     async def remove_image(self, call: Call) -> Reply:
         image = self._named(call, "image", "an image's name or id")
@@ -349,6 +349,14 @@ class _Logged:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         outcome = "ok" if error is None else str(error) or type(error).__name__
         self.note("info" if error is None else "warning", f"api.{self.verb}", {**self.fields, "outcome": outcome})
+
+
+async def _logged_lines(logged: _Logged, items: AsyncGenerator[Json, None]) -> AsyncGenerator[bytes, None]:
+    """Work that goes on while it is told of: its outcome is known when it is over, or its caller has gone."""
+    with logged:
+        async with aclosing(_lines(items)) as lines:
+            async for line in lines:
+                yield line
 
 
 Handler = Callable[..., Awaitable[Reply]]

@@ -92,7 +92,7 @@ class _Http:
 
 
 STREAM_HEADERS = (("transfer-encoding", "chunked"), ("connection", "close"), ("trailer", "tinyedge-error"))
-BUGS = (LookupError, TypeError, ValueError, AttributeError, OSError, ExceptionGroup)
+BUGS = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, OSError, ExceptionGroup)
 GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 
