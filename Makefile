@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SEEDS ?= 500
 SEED ?=
+GIVE_UP_S ?=
 BENCH ?= store pods
 export PYTHONUNBUFFERED = 1
 
@@ -44,7 +45,7 @@ sim: .venv/.dev
 	@.venv/bin/python -m tests.sim --seeds $(SEEDS)
 
 crash: .venv/.dev
-	@.venv/bin/python -m tests.crash $(if $(SEED),--seed $(SEED))
+	@.venv/bin/python -m tests.crash $(if $(SEED),--seed $(SEED)) $(if $(GIVE_UP_S),--seconds $(GIVE_UP_S))
 
 e2e: .venv/.dev
 	.venv/bin/python -m pytest -q -rs tests/e2e
