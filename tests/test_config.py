@@ -1,0 +1,59 @@
+"""The configuration is read once, checked once, and says which key is wrong and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tinyedge import config
+from tinyedge.errors import BadInput, TinyEdgeError
+
+
+def test_an_empty_file_and_no_file_give_defaults_that_work(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").touch()
+    assert config.load(str(tmp_path / "empty.toml")) == config.Config()
+    assert config.Config().runtime.kind == "containerd"
+
+
+def test_a_key_of_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "tinyedge.toml"
+    path.write_text('[node]\nname = "from-file"\n[logs]\ncontainer_files = 4\n')
+    loaded = config.load(str(path), ["node.name=from-line", "manifests.paths=/a,/b"])
+    assert loaded.node.name == "from-line"
+    assert loaded.logs.container_files == 4
+    assert loaded.manifests.paths == ("/a", "/b")
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "expected"),
+    [
+        ("node.nam=x", "node.nam", "name, "),
+        ("nod.name=x", "a section", "node, "),
+        ("store.series_mb=many", "store.series_mb", "`int`"),
+        ("store.series_mb=1", "store.series_mb", ">= 8"),
+        ("runtime.kind=docker", "runtime.kind", "'containerd' or 'process'"),
+        ("node.name=A_b", "node.name", "lower-case"),
+        ("manifests.paths=a", "manifests.paths[0]", "an absolute path"),
+        ("images.gc_low_percent=99", "images.gc_low_percent", "at most images.gc_high_percent"),
+        ("node.name", "--set", "section.key=value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_what_would_be_right(override: str, field: str, expected: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        config.load(None, [override])
+    assert caught.value.field == field
+    assert expected in caught.value.expected
+
+
+def test_a_file_that_is_named_and_not_there_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(TinyEdgeError, match="it is not there") as caught:
+        config.load(str(tmp_path / "none.toml"))
+    assert caught.value.remedy
+
+
+def test_broken_toml_is_an_error_that_names_the_file_and_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "tinyedge.toml"
+    path.write_text("[node]\nname = \n")
+    with pytest.raises(TinyEdgeError, match=r"tinyedge\.toml.*line 2"):
+        config.load(str(path))
