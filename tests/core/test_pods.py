@@ -332,6 +332,21 @@ def test_a_changed_sandbox_recreates_the_pod_but_keeps_its_files() -> None:
     assert set(rig.running()) == {"main"}
 
 
+def test_what_is_remembered_of_a_pod_does_not_grow_with_its_changes() -> None:
+    rig = Rig()
+    rig.boot()
+    for n in range(5):
+        volume = {"name": "settings", "configMap": {"name": f"settings-{n}", "optional": True}}
+        rig.apply(pod("web", hostname=f"web-{n}", volumes=[volume]))
+        rig.settle()
+        rig.advance(60)
+    assert set(rig.running()) == {"main"}
+    [run] = rig.edge._runs.values()
+    seen = run.seen.sandboxes if run.seen else ()
+    assert run.sandboxes_stopped <= {box.id for box in seen}
+    assert list(rig.edge._users) == [("ConfigMap", "default/settings-4")]
+
+
 def test_a_finished_pod_runs_again_only_when_its_manifest_changes() -> None:
     rig = Rig()
     rig.start(pod("web", restartPolicy="Never"))

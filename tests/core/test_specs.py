@@ -399,7 +399,7 @@ def check(handler: dict[str, Any], ip: str = "10.88.0.5", **fields: Any) -> Any:
     made = make(container(livenessProbe=handler, **fields))
     probe = made.spec.containers[0].liveness_probe
     assert probe is not None
-    return specs.probe_check(made, made.spec.containers[0], probe, ip)
+    return specs.probe_check(made.spec.containers[0], probe, ip)
 
 
 def hook(handler: dict[str, Any], **fields: Any) -> Any:
@@ -407,7 +407,7 @@ def hook(handler: dict[str, Any], **fields: Any) -> Any:
     lifecycle = made.spec.containers[0].lifecycle
     assert lifecycle is not None
     assert lifecycle.pre_stop is not None
-    return specs.probe_check(made, made.spec.containers[0], lifecycle.pre_stop, "10.88.0.5")
+    return specs.probe_check(made.spec.containers[0], lifecycle.pre_stop, "10.88.0.5")
 
 
 WEB = [{"containerPort": 9, "name": "metrics"}, {"containerPort": 8080, "name": "web"}]

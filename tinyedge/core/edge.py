@@ -216,6 +216,8 @@ class Edge:
     def _refer(self, uid: str, uses: set[tuple[str, str]]) -> None:
         for name in self._uses.pop(uid, set()) - uses:
             self._users[name].pop(uid, None)
+            if not self._users[name]:
+                del self._users[name]
         for name in uses:
             self._users.setdefault(name, {})[uid] = None
         if uses:

@@ -80,7 +80,7 @@ def _pre_stop(run: PodRun, desk: Desk, seen: ContainerSeen) -> Check | None:
     container = next((one for one in containers_of(pod) if one.name == seen.name), None) if pod else None
     if pod is None or container is None or not container.lifecycle or not container.lifecycle.pre_stop:
         return None
-    return specs.probe_check(pod, container, container.lifecycle.pre_stop, pod_ip(run, desk))
+    return specs.probe_check(container, container.lifecycle.pre_stop, pod_ip(run, desk))
 
 
 def stops(run: PodRun, desk: Desk) -> list[StopContainer]:

@@ -23,7 +23,7 @@ INITIAL: dict[str, bool | None] = {"startup": None, "liveness": True, "readiness
 ALIGN_MS = 1000
 
 
-def begin(run: PodRun, pod: Pod, container: Container, ip: str, now: int, *, adopted: bool, was_ready: bool) -> None:
+def begin(run: PodRun, container: Container, ip: str, now: int, *, adopted: bool, was_ready: bool) -> None:
     """A container has been seen running. One that was adopted has its initial delay behind it, and if its pod was
     ready when the daemon ended it counts as ready until a probe says otherwise."""
     one = run.of(container.name)
@@ -37,7 +37,7 @@ def begin(run: PodRun, pod: Pod, container: Container, ip: str, now: int, *, ado
         if probe is not None:
             due = now if adopted else now + probe.initial_delay_seconds * 1000
             ok = True if adopted and was_ready else INITIAL[kind]
-            check = specs.probe_check(pod, container, probe, ip)
+            check = specs.probe_check(container, probe, ip)
             one.probes[kind] = ProbeRun(kind, probe, check, due, ok)
     run.probe_ms = min(run.probe_ms, *(probe.due_ms for probe in one.probes.values()), NEVER)
 
@@ -49,7 +49,7 @@ def renew(run: PodRun, pod: Pod, ip: str, now: int) -> None:
         if not one.running_id or run.roles[container.name] is Role.INIT:
             continue
         before = one.probes
-        begin(run, pod, container, ip, now, adopted=False, was_ready=False)
+        begin(run, container, ip, now, adopted=False, was_ready=False)
         for kind, old in before.items():
             if kind in one.probes and one.probes[kind].probe == old.probe:
                 one.probes[kind] = old

@@ -20,6 +20,7 @@ from tinyedge.wire import PodRow, StateRow
 
 NEVER = 1 << 62
 ALIVE = (ContainerState.RUNNING, ContainerState.UNKNOWN)
+BY_ID = ("dead:", "log:", "oldlog:")  # targets of operations that name a container or sandbox, not a role in the pod
 
 CRASH_FIRST_MS, CRASH_CAP_MS = 10_000, 300_000
 CRASH_RESET_MS = 600_000  # of running

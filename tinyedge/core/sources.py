@@ -265,7 +265,7 @@ class Sources:
         self._shadowed.get(name, {}).pop(source, None)
         if isinstance(obj, Pod):
             self._put_pod(obj, source)
-        elif self._tables.put(obj.kind.lower(), obj.key, _object_row(obj, source)):
+        elif self._tables.put(obj.kind.lower(), obj.key, _object_row(self._dated(obj), source)):
             self.changed[name] = None
         return "", ""
 
@@ -317,6 +317,13 @@ class Sources:
         created = old.pod.metadata.creation_timestamp if old else rfc3339(self._desk.wall) or ""
         uid = old.uid if old else stable_uid(self._desk.node.name, meta.namespace, meta.name)
         return structs.replace(pod, metadata=structs.replace(meta, uid=uid, creation_timestamp=created))
+
+    def _dated(self, obj: ConfigMap | Secret) -> ConfigMap | Secret:
+        """The time of creation is when the object was first seen, here too."""
+        row = self._row(identity(obj))
+        known = row.object.metadata.creation_timestamp if isinstance(row, ConfigMapRow | SecretRow) else ""
+        created = known if row else rfc3339(self._desk.wall) or ""
+        return structs.replace(obj, metadata=structs.replace(obj.metadata, creation_timestamp=created))
 
     def _starts_over(self, old: PodRow, pod: Pod) -> bool:
         """What has ended, or may not be restarted in a new sandbox, is replaced as a whole when its spec changes."""

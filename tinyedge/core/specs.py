@@ -344,7 +344,7 @@ def subpaths(  # noqa: PLR0917 - as container_spec
 # --- probes and hooks ----------------------------------------------------------------------------
 
 
-def probe_check(pod: Pod, container: Container, handler: Probe | LifecycleHandler, pod_ip: str) -> Check:
+def probe_check(container: Container, handler: Probe | LifecycleHandler, pod_ip: str) -> Check:
     """What a probe or a hook does. Without an address of its own a pod is reached at the node's loopback."""
     host = pod_ip or "127.0.0.1"
     if handler.exec is not None:

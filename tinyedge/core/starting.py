@@ -202,5 +202,5 @@ def tend(run: PodRun, pod: Pod, desk: Desk, container: Container) -> None:
     hook = post_start(pod, container.name)
     target = f"hook:{container.name}"
     if hook is not None and one.hooked != one.running_id and target not in run.busy:
-        check = specs.probe_check(pod, container, hook, pod_ip(run, desk))
+        check = specs.probe_check(container, hook, pod_ip(run, desk))
         desk.act(run, target, RunHook(desk.number(), run.uid, one.running_id, check))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tinyedge.core import probes
 from tinyedge.core.desk import Desk
-from tinyedge.core.run import ALIVE, CRASH_RESET_MS, ContainerRun, PodRun, Role, containers_of
+from tinyedge.core.run import ALIVE, BY_ID, CRASH_RESET_MS, ContainerRun, PodRun, Role, containers_of
 from tinyedge.model.pod import LifecycleHandler, Pod
 from tinyedge.model.runtime import ContainerSeen, ContainerState, PodSeen, SandboxState
 
@@ -22,6 +22,7 @@ def take(run: PodRun, seen: PodSeen, desk: Desk) -> bool:
     run.settled = run.adopted = True
     run.status = None
     _index(run, seen)
+    _forget_the_gone(run, seen)
     if first and run.pod:
         _look_for_lost(run)
     for name, newest in run.newest.items():
@@ -41,6 +42,14 @@ def _index(run: PodRun, seen: PodSeen) -> None:
             run.newest[one.name] = one
         elif one.name not in run.previous and one.state is ContainerState.EXITED:
             run.previous[one.name] = one
+
+
+def _forget_the_gone(run: PodRun, seen: PodSeen) -> None:
+    """What is remembered by the id of something that is no more would only grow, over the years of a pod."""
+    ids = {one.id for one in seen.sandboxes} | {one.id for one in seen.containers}
+    run.sandboxes_stopped &= ids
+    for target in [one for one in run.retry if one.startswith(BY_ID) and one.partition(":")[2] not in ids]:
+        del run.retry[target]
 
 
 def _age(seen: ContainerSeen) -> tuple[int, bool, int]:
@@ -87,7 +96,7 @@ def _runs(run: PodRun, desk: Desk, one: ContainerRun, newest: ContainerSeen, *, 
     if run.roles.get(one.name) is not Role.INIT:
         ready = run.state.conditions.get("ContainersReady")
         was_ready = adopted and not desk.rebooted and ready is not None and ready.status == "True"
-        probes.begin(run, pod, container, pod_ip(run, desk), desk.now, adopted=adopted, was_ready=was_ready)
+        probes.begin(run, container, pod_ip(run, desk), desk.now, adopted=adopted, was_ready=was_ready)
 
 
 def _ended(run: PodRun, desk: Desk, one: ContainerRun, newest: ContainerSeen, *, first: bool) -> None:

@@ -89,8 +89,8 @@ def _reasons(run: PodRun, desk: Desk) -> list[Json]:
     if run.volumes.trouble:
         found.append(_volumes(run, run.volumes.trouble))
     if run.sandbox_trouble:
-        remedy = "look at the runtime's log and the CNI configuration; it is tried again by itself"
-        found.append(_reason("", "its sandbox can't be made", run.sandbox_trouble.message, "", remedy))
+        message = run.sandbox_trouble.message
+        found.append(_reason("", "its sandbox can't be made", message, "", _sandbox_remedy(message)))
     pod = run.pod
     of_containers = (_container(run, desk, one.name) for one in (containers_of(pod) if pod else ()))
     found.extend(reason for reason in of_containers if reason)
@@ -98,6 +98,13 @@ def _reasons(run: PodRun, desk: Desk) -> list[Json]:
         remedy = "see `tinyedge status` for the store's fault; what runs is kept running"
         found.append(_reason("", "the store can't be written", desk.read_only, "", remedy))
     return found
+
+
+def _sandbox_remedy(message: str) -> str:
+    """Every sandbox holds a container of the runtime's own pause image; a site without a registry must bring it."""
+    if "sandbox image" in message or "pause" in message:
+        return "import the pause image that it names (tinyedge image import FILE); it is tried again by itself"
+    return "look at the runtime's log and the CNI configuration; it is tried again by itself"
 
 
 def _going(run: PodRun) -> Json:

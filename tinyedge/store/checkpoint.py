@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
 import lmdb
@@ -65,45 +66,45 @@ class DiskFull(StoreFull):
     """The file system has no room; the reserve may help."""
 
 
-class Checkpoint:
+class Checkpoint(ABC):
     """What the store needs of a checkpoint; LMDB's is below, tests have one on their own disk."""
 
-    def exists(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def exists(self) -> bool: ...
 
-    def has_backup(self) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def has_backup(self) -> bool: ...
 
+    @abstractmethod
     def tidy(self) -> None:
         """Remove what was being made when the power went."""
-        raise NotImplementedError
 
+    @abstractmethod
     def path(self) -> str:
         """The file to hand to a verifier."""
-        raise NotImplementedError
 
-    def backup_path(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def backup_path(self) -> str: ...
 
+    @abstractmethod
     def create(self, ledger: Ledger) -> None:
         """A new one, whole or not at all (S6). A damaged one in its place is put aside."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, *, backup: bool = False) -> Image:
         """Raises CheckpointDamaged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fold(self, rows: StateRows, ledger: Ledger) -> Ledger:
         """Rows and ledger in one synced transaction (S4). Returns the ledger with its state_bytes set.
         StoreFull: nothing has changed. StoreError: unknown, the next fold goes to a new file (S10)."""
-        raise NotImplementedError
 
-    def back_up(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def back_up(self) -> None: ...
 
+    @abstractmethod
     def restore(self, epoch: int) -> None:
         """Put the backup in the place of a damaged checkpoint, which is kept aside; series count in a new epoch."""
-        raise NotImplementedError
 
 
 class LmdbCheckpoint(Checkpoint):
