@@ -20,7 +20,6 @@ MS_NOEXEC = 8
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 16384
-MS_PRIVATE = 1 << 18
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -34,11 +33,8 @@ IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
-IN_UNMOUNT = 0x2000
 IN_Q_OVERFLOW = 0x4000
-IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x1000000
-IN_DONT_FOLLOW = 0x2000000
 _EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name that follows
 
 _CLOCK_ERROR = 5  # TIME_ERROR of adjtimex(2): nothing disciplines the clock
