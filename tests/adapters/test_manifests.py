@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -13,7 +15,7 @@ import pytest
 import trio
 
 from tinyedge import limits
-from tinyedge.adapters import manifests
+from tinyedge.adapters import linux, manifests
 from tinyedge.adapters.manifests import ManifestFolder, line_of
 from tinyedge.events import FileSeen, FolderSeen
 from tinyedge.model import decode
@@ -370,7 +372,7 @@ async def test_a_pipe_is_not_waited_for(folder: Folder) -> None:
 
 
 @asynccontextmanager
-async def watched(folder: Folder, quiet_s: float = 0.01) -> AsyncIterator[Callable[[], Any]]:
+async def watched(folder: Folder, quiet_s: float = 0.01, rescan_s: float = 3600) -> AsyncIterator[Callable[[], Any]]:
     """Yields a function that waits for the next delivery."""
     send, receive = trio.open_memory_channel[FolderSeen](100)
 
@@ -382,7 +384,7 @@ async def watched(folder: Folder, quiet_s: float = 0.01) -> AsyncIterator[Callab
         with trio.fail_after(60):
             return await receive.receive()
 
-    reader = ManifestFolder(str(folder.path), deliver, decode.read, quiet_s=quiet_s, rescan_s=3600)
+    reader = ManifestFolder(str(folder.path), deliver, decode.read, quiet_s=quiet_s, rescan_s=rescan_s)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(reader.run)
         yield following
@@ -399,6 +401,21 @@ async def test_changes_are_delivered_as_they_happen(folder: Folder) -> None:
             await following()
         (folder.path / "a.yaml").unlink()
         while "a.yaml" in folder.names():
+            await following()
+
+
+async def test_without_inotify_changes_are_found_by_looking(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs of the same user can take all of its inotify descriptors."""
+
+    def none_left(flags: int) -> int:
+        ctypes.set_errno(errno.EMFILE)
+        return -1
+
+    monkeypatch.setattr(linux._libc, "inotify_init1", none_left)
+    async with watched(folder, rescan_s=0.01) as following:
+        await following()
+        folder.good("a.yaml")
+        while "a.yaml" not in folder.names():
             await following()
 
 

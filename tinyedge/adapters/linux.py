@@ -81,10 +81,16 @@ def clock_disciplined() -> bool:
 
 
 class Inotify:
-    """One inotify descriptor. `events` waits without polling; `close` makes it raise trio.ClosedResourceError."""
+    """One inotify descriptor. `events` waits without polling; `close` makes it raise trio.ClosedResourceError.
+
+    A user has 128 of them as a rule, and pods that run as root share the daemon's. Without one nothing can be added,
+    and nothing is ever told: whoever watches also looks from time to time."""
 
     def __init__(self) -> None:
-        self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        try:
+            self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:
+            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # takes no watches and has no events
 
     def add(self, path: str, mask: int) -> int:
         """Watch a file or folder; returns its watch descriptor, the same one for the same inode."""
