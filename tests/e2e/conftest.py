@@ -6,7 +6,10 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.e2e.rig import Node, node_in
+from tests.e2e.rig import Node, node_in, pod, sh
+from tests.fakes.image_archives import busybox_image, docker_archive
+
+UNUSED = "tinyedge.test/unused:1"
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +25,21 @@ def node(shared_node: Node) -> Iterator[Node]:
         shared_node.start()
     yield shared_node
     shared_node.clear()
+
+
+@pytest.fixture(scope="session")
+def calm_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """One for what is done calmly: started by the first tests, so that minutes have passed when others look at it. Any
+    use of the disk counts as much."""
+    with node_in(tmp_path_factory.mktemp("calm"), "images.gc_high_percent=1", "images.gc_low_percent=0") as node:
+        overfull = "dd if=/dev/zero of=/scratch/big bs=1M count=4; exec sleep 100000"
+        mounts = [{"name": "scratch", "mountPath": "/scratch"}]
+        volumes = [{"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}]
+        docker_archive(node.folder / "unused.tar", [busybox_image(UNUSED, files={"unused": b"x"})])
+        node.cli("image", "import", str(node.folder / "unused.tar"))
+        node.add(pod("keeper", sh("exec sleep 100000")))
+        node.add(pod("overfull", sh(overfull, volumeMounts=mounts), volumes=volumes, restartPolicy="OnFailure"))
+        yield node
 
 
 @pytest.hookimpl(wrapper=True)

@@ -30,7 +30,7 @@ from tests.e2e.rig import (
     task,
 )
 
-pytestmark = [pytest.mark.containerd, pytest.mark.slow]
+pytestmark = [pytest.mark.containerd, pytest.mark.slow, pytest.mark.usefixtures("calm_node")]
 
 KILLS = int(os.environ.get("TINYEDGE_E2E_KILLS", "100"))
 SEED = int(os.environ.get("TINYEDGE_E2E_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)

@@ -1,4 +1,4 @@
-"""Images that are pulled, imported, missing and in use; logs that grow. In real containerd."""
+"""Images that are pulled, imported, missing and in use, in real containerd."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.rig import SLEEP, Json, Node, has_ended, pod, sh, statuses, task
+from tests.e2e.rig import Json, Node, has_ended, pod, statuses, task
 from tests.fakes.image_archives import busybox_image, docker_archive, gzipped, oci_archive, zstandard
 from tests.fakes.registry import registry
 
@@ -100,19 +100,3 @@ def test_an_image_that_a_pod_wants_is_pinned_and_one_that_is_removed_is_gone(nod
     assert image_of()["used"] is False
     node.cli("image", "rm", image.name)
     node.wait(lambda: not image_of())
-
-
-# --- logs ------------------------------------------------------------------------------------------
-
-
-def test_a_log_that_grows_is_rotated_and_read_on_without_a_gap(node: Node) -> None:
-    lines = 40_000
-    script = f"i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo line $i of a log that is long; done; {SLEEP}"
-    found = node.run(pod("chatty", sh(script)))
-    folder = node.folder / "logs" / f"default_chatty_{found['metadata']['uid']}" / "main"
-    node.wait(
-        lambda: len(list(folder.iterdir())) > 1 and node.logs("chatty", tailLines="1").startswith(f"line {lines} ")
-    )
-    told = [int(line.split()[1]) for line in node.logs("chatty").splitlines()]
-    assert told == list(range(told[0], lines + 1))
-    assert len(list(folder.iterdir())) <= 3

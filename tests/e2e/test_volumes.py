@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,7 @@ from tests.e2e.rig import (
     SLEEP,
     Json,
     Node,
-    condition,
     configmap,
-    has_ended,
     identities,
     pod,
     secret,
@@ -27,18 +23,6 @@ from tests.e2e.rig import (
 )
 
 pytestmark = pytest.mark.containerd
-
-
-@pytest.fixture(scope="module", autouse=True)
-def too_much(shared_node: Node) -> Iterator[None]:
-    """A pod that overfills its volume runs beside the other tests: volumes are measured calmly."""
-    fill = f"dd if=/dev/zero of=/scratch/big bs=1M count=4; {SLEEP}"
-    volume = {"name": "scratch", "emptyDir": {"sizeLimit": "1Mi"}}
-    found = pod("too-much", sh(fill, **at("/scratch")), restartPolicy="OnFailure", volumes=[volume])
-    path = shared_node.manifests / "too-much.json"
-    path.write_text(json.dumps(found))
-    yield
-    path.unlink()
 
 
 LINKS = "for f in {0}/*; do echo ${{f##*/}} $(stat -L -c '%a %u %g' $f) $(cat $f); done"
@@ -274,10 +258,3 @@ def test_no_mount_is_left_of_a_pod_that_is_gone(node: Node) -> None:
     node.wait_gone("mounted")
     assert uid not in Path("/proc/self/mountinfo").read_text()
     assert not os.path.exists(f"{node.folder}/pods/{uid}")
-
-
-def test_an_empty_dir_over_its_size_limit_evicts_the_pod(node: Node) -> None:
-    found = node.wait_pod("too-much", has_ended, timeout_s=60)
-    assert (found["status"]["phase"], found["status"]["reason"]) == ("Failed", "Evicted")
-    assert "scratch" in found["status"]["message"]
-    assert condition(found, "DisruptionTarget") == "True"
