@@ -18,7 +18,7 @@ from tinyedge import __version__
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import CliError
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 ROOT = Path(__file__).parent.parent
 SLEEPER = """\
 apiVersion: v1

@@ -19,7 +19,7 @@ from tinyedge.model.runtime import ContainerSeen, ContainerSpec, ContainerState,
 NODE = "edge-1"
 # Another containerd than the installed one: TINYEDGE_CONTAINERD=/opt/containerd-2/bin/containerd
 BINARY = os.environ.get("TINYEDGE_CONTAINERD", "containerd")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

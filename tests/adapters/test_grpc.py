@@ -39,7 +39,7 @@ class Text:
 async def _peers(folder: Path, handler: Handler) -> AsyncIterator[tuple[Channel, GrpcServer]]:
     """Anything that takes longer than a few seconds here hangs."""
     path = str(folder / "grpc.sock")
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with grpc_server(path, handler) as server, open_loop() as loop:
             channel = Channel(loop, path, metadata=(("who", "us"),))
             try:

@@ -38,7 +38,7 @@ from tinyedge.model.runtime import (
 
 __all__ = ["rig"]
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 FOR_EVER = "while true; do sleep 1; done"
 OBEYS = "trap 'exit 3' TERM; echo ready; while true; do sleep 1 & wait; done"
 IGNORES = "trap '' TERM; echo ready; while true; do sleep 1; done"

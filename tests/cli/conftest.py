@@ -57,7 +57,7 @@ class Server:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: trio.run(self._serve))
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
 
     async def _main(self, api: LocalApi, path: str) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -74,7 +74,7 @@ class Server:
     def stop(self) -> None:
         if self._thread.is_alive():
             self._token.run_sync_soon(self._scope.cancel)
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 

@@ -61,7 +61,7 @@ def run(cli: Cli, *words: str, stdin: bytes | None = None) -> subprocess.Complet
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -137,7 +137,7 @@ def test_a_terminal_is_raw_resized_and_given_back(cli: Cli, acted: Acted) -> Non
     while termios.tcgetattr(theirs)[3] & termios.ICANON:  # until it is raw, Ctrl-C would be ours
         assert program.poll() is None
     os.write(ours, b"\x03q")
-    out, err = program.communicate(timeout=20)
+    out, err = program.communicate(timeout=60)
     assert (program.returncode, out, err) == (3, b"bye", b"")
     assert seen[0] == b"\x03q"
     assert set(json.loads(seen[4])) == {"Width", "Height"}
@@ -209,7 +209,7 @@ def test_a_connection_is_carried_both_ways(cli: Cli, acted: Acted) -> None:
         answer = b""
         while data := near.recv(100):
             answer += data
-    worker.join(10)
+    worker.join(60)
     assert answer == b"answer to GET"
     assert cli.backend.urls_asked == [("port-forward", "default", "web", "80")]
 

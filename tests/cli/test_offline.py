@@ -247,7 +247,7 @@ def test_output_that_nobody_reads_to_the_end_is_no_error(cli: Cli) -> None:
     assert program.stdout.readline() == b"x" * 1000 + b"\n"
     program.stdout.close()
     assert program.stderr
-    assert (program.stderr.read(), program.wait(20)) == (b"", 141)
+    assert (program.stderr.read(), program.wait(60)) == (b"", 141)
     program.stderr.close()
 
 

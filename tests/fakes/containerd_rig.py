@@ -23,7 +23,7 @@ from tests.fakes.image_archives import BUSYBOX, PAUSE, busybox_image, docker_arc
 from tinyedge.adapters.grpc import Channel, GrpcError, open_loop
 from tinyedge.protocol import cri_pb2 as pb
 
-START_S = 30.0
+START_S = 60.0
 CGROUPS = Path("/sys/fs/cgroup")
 
 CONFIG = """\

@@ -94,7 +94,7 @@ class StreamingServer:
             self._errors.append(error)
 
     def close(self) -> None:
-        self._thread.join(15)
+        self._thread.join(60)
         self._listener.close()
         assert not self._thread.is_alive()
         if self._errors:

@@ -27,7 +27,7 @@ class Gate(Store):
 
     def commit(self, writes: Sequence[Write], wall_ms: int) -> int:
         self.entered.set()
-        assert self.pass_one.acquire(timeout=10)
+        assert self.pass_one.acquire(timeout=60)
         return super().commit(writes, wall_ms)
 
     def gate(self) -> None:
