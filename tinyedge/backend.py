@@ -195,10 +195,11 @@ class DaemonBackend:
         seen = self._life.machine
         if seen is None:
             return {"node": {}, "pods": []}
-        names = {pod["metadata"]["uid"]: pod["metadata"] for pod in self.pods()}
+        names = {pod["metadata"]["uid"]: pod for pod in self.pods()}
         pods: dict[str, Json] = {}
         for used in seen.usage:
-            if meta := names.get(used.uid):
+            if (known := names.get(used.uid)) and "running" in _state(known, used.container):
+                meta = known["metadata"]
                 pod = pods.setdefault(used.uid, {"metadata": _named(meta), "containers": []})
                 pod["containers"].append({"name": used.container, "usage": self._amounts(used)})
         total_ns = sum(self._life.rates.values())
@@ -292,6 +293,8 @@ class DaemonBackend:
 
     def logs(self, namespace: str, name: str, container: str, options: LogOptions) -> AsyncGenerator[bytes, None]:
         attempts = self._container(namespace, name, container, running=False)
+        if options.previous and "waiting" in _state(self.pod(namespace, name) or {"status": {}}, container):
+            options = msgspec.structs.replace(options, previous=False, follow=False)  # the last run is the previous one
 
         def over() -> bool:
             pod = self.pod(namespace, name)
@@ -369,6 +372,15 @@ class DaemonBackend:
 def _unreadable(table: str, key: str, why: str) -> Json:
     what = f"the stored {table} {key} can't be used"
     return {"kind": "row-unreadable", "what": what, "why": why, "remedy": "change its manifest, or apply it again"}
+
+
+def _state(pod: Json, container: str) -> Json:
+    """`state` of a container's status; empty for one that the pod does not have."""
+    status = pod["status"]
+    for one in (*status.get("containerStatuses", ()), *status.get("initContainerStatuses", ())):
+        if one["name"] == container:
+            return dict(one["state"])
+    return {}
 
 
 def _named(meta: Json) -> Json:

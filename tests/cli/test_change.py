@@ -151,6 +151,18 @@ def test_images_are_listed_pulled_imported_and_removed(cli: Cli, tmp_path: Path)
     assert json.loads(cli("image", "pull", "x", "-o", "json").out) == {"items": [{"image": "x", "id": "sha256:feed"}]}
 
 
+def test_image_actions_are_also_known_by_their_long_names(cli: Cli) -> None:
+    assert cli("image", "list").out == cli("image", "ls").out != ""
+    assert (
+        cli("image", "remove", "docker.io/library/busybox:1.36").out == "image docker.io/library/busybox:1.36 removed\n"
+    )
+
+
+def test_a_pull_that_fails_without_a_remedy_of_its_own_points_at_the_import(cli: Cli) -> None:
+    cli.backend.image_error = PeerError("ErrImagePull", "no such host")
+    assert "tinyedge image import FILE" in cli("image", "pull", "busybox").err
+
+
 def test_a_pull_that_fails_half_way_is_an_error(cli: Cli) -> None:
     cli.backend.image_error = PeerError("can't pull busybox", "no route to host", "import it from a file")
     ran = cli("image", "pull", "busybox")

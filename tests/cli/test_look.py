@@ -103,7 +103,7 @@ def test_headers_can_be_left_out(cli: Cli) -> None:
 
 
 def test_a_watch_prints_changes_until_the_node_ends(cli: Cli) -> None:
-    lists = iter([[pod()], [pod(phase="Failed", containerStatuses=[])], []])
+    lists = iter([[pod()], [pod()], [pod(phase="Failed", containerStatuses=[])], []])
     cli.backend.pods = lambda: next(lists, [])  # type: ignore[method-assign]
     timer = threading.Thread(target=_touch_then_stop, args=(cli,))
     timer.start()
@@ -118,6 +118,16 @@ def test_a_watch_prints_changes_until_the_node_ends(cli: Cli) -> None:
     ]
     assert ran.code == 3
     assert "ended the connection" in ran.err
+
+
+def test_a_watch_begins_with_columns_that_fit_what_is_there(cli: Cli) -> None:
+    waiting = container_status(state={"waiting": {"reason": "CreateContainerConfigError"}}, ready=False)
+    cli.backend.pod_list.append(pod("db", phase="Pending", containerStatuses=[waiting]))
+    timer = threading.Thread(target=_touch_then_stop, args=(cli,))
+    timer.start()
+    shown = cli("get", "pods", "--watch").out.split("\n")[:3]
+    timer.join()
+    assert shown[0].index("RESTARTS") == shown[1].index(" 0 ") + 1 == shown[2].index(" 0 ") + 1
 
 
 def _touch_then_stop(cli: Cli) -> None:
@@ -220,6 +230,14 @@ def test_top_shows_pods_containers_and_the_node(cli: Cli) -> None:
     assert lines(cli("top", "pods", "-A", "--containers").out)[1] == "default     web   web    12m          4Mi"
     assert lines(cli("top", "node").out)[1] == "gate-7   150m         8%       600Mi           60%"
     assert json.loads(cli("top", "pods", "-o", "json").out)["kind"] == "PodMetricsList"
+
+
+def test_top_of_one_pod_shows_it_alone_and_says_when_there_is_no_such_pod(cli: Cli) -> None:
+    assert lines(cli("top", "pod", "web").out)[1:] == ["web    12m          4Mi"]
+    assert (ran := cli("top", "pod", "nope")).code == 1
+    assert 'pods "nope" not found' in ran.err
+    cli.backend.pod_list.append(pod("idle"))
+    assert "tinyedge why idle" in cli("top", "po", "idle").err
 
 
 REASON: dict[str, Any] = {

@@ -56,6 +56,22 @@ def test_every_command_has_help(cli: Cli, command: object) -> None:
     assert cli("help", name).out == ran.out
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("get",), "error: get: something is missing of: KIND\n  → tinyedge get [options] KIND [NAMES ...]"),
+        (("port-forward", "web"), "something is missing of: POD PORTS"),
+        (("get", "pods", "-o", "frob"), "error: get: --output: invalid choice: 'frob'"),
+        (("completion", "ksh"), "error: completion: SHELL: invalid choice: 'ksh'"),
+    ],
+)
+def test_wrong_usage_is_told_like_other_errors(cli: Cli, words: tuple[str, ...], says: str) -> None:
+    ran = cli(*words)
+    assert (ran.code, ran.out) == (2, "")
+    assert says in ran.err
+    assert f"tinyedge {words[0]} --help tells more" in ran.err
+
+
 def test_a_mistyped_command_or_option_is_helped(cli: Cli) -> None:
     ran = cli("gett", "pods")
     assert (ran.code, ran.err) == (2, "error: there is no command 'gett'\n  → did you mean get?\n")

@@ -54,6 +54,18 @@ def test_an_unchanged_folder_writes_nothing() -> None:
     assert rig.writes == writes
 
 
+def test_a_config_map_has_the_age_of_its_first_version() -> None:
+    rig = booted()
+    rig.folder(file("a.yaml", "1", config(a="1")))
+    created = rig.edge.view.configmaps()[0]["metadata"]["creationTimestamp"]
+    assert created
+    rig.advance(100)
+    rig.folder(file("a.yaml", "2", config(a="2")))
+    rig.boot("crash")
+    (told,) = rig.edge.view.configmaps()
+    assert (told["data"], told["metadata"]["creationTimestamp"]) == ({"a": "2"}, created)
+
+
 def test_the_uid_of_a_manifest_is_the_same_on_every_day() -> None:
     first, second = booted(), booted()
     for rig in (first, second):

@@ -222,3 +222,13 @@ def test_a_row_that_cannot_be_read_stays_as_it_is() -> None:
         ("from the future", "key"),
     }
     assert {table: rows for table, rows in tables.durable().items() if rows} == stored
+
+
+def test_a_site_without_a_registry_is_told_to_bring_the_pause_image() -> None:
+    rig = Rig()
+    rig.boot()
+    rig.apply(pod("web"))
+    rig.fail(ev.RunSandbox, "CreatePodSandboxError", 'failed to get sandbox image "registry.k8s.io/pause:3.8"')
+    told = rig.edge.view.why("default", "web")
+    assert told is not None
+    assert "import the pause image" in told["reasons"][0]["remedy"]

@@ -23,13 +23,15 @@ class Option(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """`nargs` as argparse has it; `complete` names what the shell may offer: kinds, pods, files."""
+    """`nargs` as argparse has it; `complete` names what the shell may offer: kinds, pods, files. `aliases` are
+    understood, and offered nowhere."""
 
     name: str
     help: str
     nargs: str = ""
     complete: str = ""
     choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
 
 class Command(NamedTuple):
@@ -117,7 +119,10 @@ COMMANDS: tuple[Command, ...] = (
         "top",
         LOOK,
         "show the use of CPU and memory by pods or the node",
-        (Argument("kind", "pods or node", "?", "", ("pods", "pod", "node", "nodes")),),
+        (
+            Argument("kind", "pods or node", "?", "", ("pods", "node"), ("pod", "po", "nodes", "no")),
+            Argument("names", "only these pods", "*", "pods"),
+        ),
         (
             NAMESPACE,
             ALL_NAMESPACES,
@@ -206,7 +211,7 @@ COMMANDS: tuple[Command, ...] = (
         ACT,
         "list, pull, import or remove images",
         (
-            Argument("action", "ls, pull, import or rm", "", "", ("ls", "pull", "import", "rm")),
+            Argument("action", "ls, pull, import or rm", "", "", ("ls", "pull", "import", "rm"), ("list", "remove")),
             Argument("images", "images (pull, rm) or archives (import)", "*", "files"),
         ),
         (JSON,),

@@ -122,7 +122,7 @@ def _show(node: _Node) -> None:
     _step(6, "What the node remembers of it: tinyedge blackbox")
     for entry in node.client.get("/v1/blackbox")["items"]:
         fields = " ".join(f"{name}={value}" for name, value in entry.items() if name not in ("time", "kind"))
-        _say(f"   {entry['time'] or 'clock not trusted':<20}  {entry['kind']:<5} {fields}")
+        _say(f"   {entry['time'] or '(clock not set)':<20}  {entry['kind']:<5} {fields}")
 
 
 class _Node:

@@ -10,7 +10,7 @@ from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.kinds import event_time, kind_named, node_status
 from tinyedge.cli.output import as_list, client, namespace, show, structured
 from tinyedge.cli.podtext import pod_line
-from tinyedge.cli.text import NONE, age, now_s, pairs, table
+from tinyedge.cli.text import NONE, UNKNOWN, age, now_s, pairs, table
 
 Json = dict[str, Any]
 Rows = list[tuple[str, str]]
@@ -116,8 +116,8 @@ def _short(annotations: Any) -> dict[str, str]:
     return {key: value for key, value in (annotations or {}).items() if key != hidden}
 
 
-def _when(timestamp: str, now: float) -> str:
-    return f"{timestamp} ({age(timestamp, now)} ago)" if timestamp else NONE
+def _when(timestamp: str, now: float, never: str = NONE) -> str:
+    return f"{timestamp} ({age(timestamp, now)} ago)" if timestamp else never
 
 
 def _container(spec: Json, status: Json, now: float) -> str:
@@ -248,7 +248,7 @@ def node(item: Json, events: Sequence[Json], now: float) -> str:
         ("Name", meta["name"]),
         ("Status", node_status(item)),
         ("Labels", _map(meta.get("labels"))),
-        ("Created", _when(meta.get("creationTimestamp", ""), now)),
+        ("Created", _when(meta.get("creationTimestamp", ""), now, UNKNOWN)),
         ("Addresses", "\n".join(f"{a['type']} {a['address']}" for a in status.get("addresses", ())) or NONE),
         ("Capacity", ", ".join(f"{name} {amount}" for name, amount in (status.get("capacity") or {}).items()) or NONE),
         ("Allocatable", ", ".join(f"{n} {amount}" for n, amount in (status.get("allocatable") or {}).items()) or NONE),

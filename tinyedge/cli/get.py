@@ -117,9 +117,17 @@ def _say_nothing_found(args: argparse.Namespace, kinds: Sequence[Kind]) -> None:
     show(f"No resources found in {where} namespace.{hint}", file=sys.stderr)
 
 
+def _widths(args: argparse.Namespace, api: Client, kind: Kind, names: Sequence[str], selector: Selector) -> list[int]:
+    """Of the columns, as what is there now needs them."""
+    items = api.get(_path(kind, namespace(args)))["items"]
+    shown = [one for one in items if selector.matches(one) and (not names or one["metadata"]["name"] in names)]
+    header, rows = _cells(args, kind, shown, several=False)
+    return [max(6, *(len(line[n]) + 3 for line in (header, *rows))) for n in range(len(header))]
+
+
 def _watch(args: argparse.Namespace, api: Client, kind: Kind, names: Sequence[str], selector: Selector) -> int:
     """One line for each change; ends when the daemon does, or by Ctrl-C. Columns are as wide as they have been."""
-    widths: list[int] = []
+    widths = _widths(args, api, kind, names, selector) if args.output in (None, "wide") else []
     first = not args.no_headers and args.output in (None, "wide")
     for change in api.lines("GET", _path(kind, namespace(args)), [("watch", "1")]):
         item = change["object"]
@@ -136,10 +144,7 @@ def _watch(args: argparse.Namespace, api: Client, kind: Kind, names: Sequence[st
             rows[0][header.index("STATUS")] = "Deleted"
         lines = [header, rows[0]] if first else rows
         first = False
-        widths = [
-            max(old, *(len(line[n]) + 3 for line in lines))
-            for n, old in enumerate(widths or [6 if n else 20 for n in range(len(header))])
-        ]
+        widths = [max(old, *(len(line[n]) + 3 for line in lines)) for n, old in enumerate(widths)]
         for line in lines:
             show("".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     return 0

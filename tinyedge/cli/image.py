@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from tinyedge.cli.client import Client
-from tinyedge.cli.errors import EXIT_USAGE, CliError
+from tinyedge.cli.errors import EXIT_FAILED, EXIT_USAGE, CliError
 from tinyedge.cli.kinds import kind_named
 from tinyedge.cli.output import client, show, structured
 from tinyedge.cli.text import now_s, size, table
@@ -18,6 +19,7 @@ Json = dict[str, Any]
 
 def run(args: argparse.Namespace) -> int:
     api = client(args)
+    args.action = {"list": "ls", "remove": "rm"}.get(args.action, args.action)
     if args.action == "ls":
         return _list(api, args)
     if not args.images:
@@ -67,17 +69,30 @@ def _brought(api: Client, args: argparse.Namespace, word: str) -> Json:
         if not os.path.exists(path):
             raise CliError(f"can't import {word}", "there is no such file", "is the medium mounted?")
         lines = api.lines("POST", "/v1/images/import", [("path", path)])
-    last: Json = {}
     at_terminal = sys.stderr.isatty() and not args.output
-    for line in lines:
-        if "done" in line and at_terminal:
-            print(f"\r{word}: {_progress(line)}\x1b[K", end="", file=sys.stderr, flush=True)
-        last = line
-    if at_terminal:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    try:
+        last = _last(lines, word, at_terminal=at_terminal)
+    except CliError as error:
+        if importing or error.remedy or error.code != EXIT_FAILED:
+            raise
+        remedy = "check the name and the network; without a registry: tinyedge image import FILE"
+        raise CliError(error.what, error.why, remedy, reason=error.reason) from None
     if not args.output:
         show(f"{word}: imported {', '.join(last.get('names') or ['nothing'])}" if importing else f"{word}: pulled")
     return {"image": word, **{key: value for key, value in last.items() if key in ("id", "names")}}
+
+
+def _last(lines: Iterator[Json], word: str, *, at_terminal: bool) -> Json:
+    """What the daemon says at the end; its progress is shown as it comes."""
+    last: Json = {}
+    try:
+        for last in lines:
+            if "done" in last and at_terminal:
+                print(f"\r{word}: {_progress(last)}\x1b[K", end="", file=sys.stderr, flush=True)
+    finally:
+        if at_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    return last
 
 
 def _progress(line: Json) -> str:

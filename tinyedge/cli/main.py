@@ -10,10 +10,12 @@ import argparse
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from typing import NoReturn
 
 from tinyedge.cli.commands import BY_NAME, COMMANDS, GLOBAL, NAMESPACE, Argument, Command, Option
 from tinyedge.cli.errors import EXIT_FAILED, EXIT_USAGE, CliError
@@ -109,8 +111,22 @@ def _suggestion(name: str) -> str:
     return f"did you mean {near[0]}?" if near else "tinyedge --help lists them"
 
 
+class Parser(argparse.ArgumentParser):
+    """Wrong usage is told like every other error."""
+
+    command: Command
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (?:\S+/)?(\S+): invalid choice", r"\1: invalid choice", message)
+        if message.startswith("the following arguments are required"):
+            missing = [one.name.upper() for one in self.command.arguments if one.nargs in ("", "+")]
+            message = f"something is missing of: {' '.join(missing)}"
+        remedy = f"{usage(self.command)}; tinyedge {self.command.name} --help tells more"
+        raise CliError(f"{self.command.name}: {message}", "", remedy, code=EXIT_USAGE)
+
+
 def parser(command: Command) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"tinyedge {command.name}",
         description=command.help[0].upper() + command.help[1:] + ".",
         epilog="\n".join(["examples:", *(f"  {line}" for line in command.examples)]) if command.examples else None,
@@ -118,6 +134,7 @@ def parser(command: Command) -> argparse.ArgumentParser:
         usage=usage(command),
         allow_abbrev=False,
     )
+    made.command = command
     for argument in command.arguments:
         _add_argument(made, argument)
     for option in (*command.options, *GLOBAL):
@@ -139,7 +156,7 @@ def _add_argument(made: argparse.ArgumentParser, argument: Argument) -> None:
         metavar=argument.name.upper(),
         help=argument.help,
         nargs=argument.nargs or None,
-        choices=argument.choices or None,
+        choices=(*argument.choices, *argument.aliases) or None,
     )
 
 

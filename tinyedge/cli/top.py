@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tinyedge.cli.errors import CliError
 from tinyedge.cli.output import client, namespace, show, structured
 from tinyedge.cli.text import quantity, table
 
@@ -14,10 +15,12 @@ Line = tuple[list[str], float, float]  # names, cores, bytes
 
 def run(args: argparse.Namespace) -> int:
     usage = client(args).get("/v1/usage")
-    if (args.kind or "pods").startswith("node"):
+    if (args.kind or "pods").startswith("no"):
         return _node(args, usage)
     within = namespace(args)
     pods = [p for p in usage.get("pods", ()) if not within or p["metadata"].get("namespace") == within]
+    if args.names:
+        pods = [_used(args, pods, name) for name in args.names]
     if args.output:
         show(structured({"apiVersion": "metrics.k8s.io/v1beta1", "kind": "PodMetricsList", "items": pods}, args.output))
         return 0
@@ -31,6 +34,14 @@ def run(args: argparse.Namespace) -> int:
     names = [*([] if within else ["NAMESPACE"]), *(["POD", "NAME"] if args.containers else ["NAME"])]
     show(table([*names, "CPU(cores)", "MEMORY(bytes)"], [[*line[0], cores(line[1]), mib(line[2])] for line in lines]))
     return 0
+
+
+def _used(args: argparse.Namespace, pods: list[Json], name: str) -> Json:
+    for pod in pods:
+        if pod["metadata"]["name"] == name:
+            return pod
+    client(args).get(f"/v1/namespaces/{args.namespace or 'default'}/pods/{name}")  # says so when there is none
+    raise CliError(f"no use of {name} is measured", "it does not run yet, or not since long", f"tinyedge why {name}")
 
 
 def _lines(args: argparse.Namespace, pod: Json) -> list[Line]:
