@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -229,6 +230,26 @@ def test_it_does_not_start_beside_a_kubelet_on_the_same_runtime(tmp_path: Path) 
     assert f"the kubelet (process {kubelet.pid}) uses the same container runtime" in said
     assert "→ stop and disable it" in said
     assert not (tmp_path / "store").exists()  # nothing was touched
+
+
+def test_a_watch_is_told_of_what_changes_without_anything_being_done(node: Node) -> None:
+    probe = {"exec": {"command": ["sh", "-c", f"until test -e {node.folder}/go; do sleep 0.05; done"]}}
+    timing = {"periodSeconds": 3600, "timeoutSeconds": 3600}
+    main = {"name": "main", "image": "host", "command": ["sleep", "1000"], "readinessProbe": probe | timing}
+    metadata = {"name": "sleeper"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [main]}}
+    (node.manifests / "sleeper.json").write_text(json.dumps(pod))
+    node.start()
+    until(node.running_since)
+    ready = []
+    for piece in node.client.stream("GET", "/v1/pods", (("watch", "1"),), wait_s=WAIT_S):
+        [condition] = [one for one in json.loads(piece)["object"]["status"]["conditions"] if one["type"] == "Ready"]
+        ready.append(condition["status"])
+        (node.folder / "go").touch()
+        if ready[-1] == "True":
+            break
+    assert ready[0] == "False"
+    node.stop()
 
 
 BREAKS = "tests.fakes.daemon_that_breaks"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tinyedge import config
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = sorted(
@@ -127,6 +130,23 @@ def test_no_command_line_goes_through_a_shell() -> None:
         and node.value.value
     ]
     assert not users, "argv lists only"
+
+
+def test_every_key_of_the_configuration_is_read_by_something() -> None:
+    readers = "\n".join(path.read_text() for path in PRODUCT if _name(path) != "tinyedge/config.py")
+    unread = [key for key, _, _ in config.described() if not re.search(rf"\b{re.escape(key)}\b", readers)]
+    assert not unread, "a key that changes nothing is a lie"
+
+
+def test_every_limit_is_kept_by_something() -> None:
+    names = [
+        node.targets[0].id
+        for node in ast.parse((ROOT / "tinyedge/limits.py").read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    ]
+    keepers = "\n".join(path.read_text() for path in PRODUCT if _name(path) != "tinyedge/limits.py")
+    unused = [name for name in names if not re.search(rf"\b{name}\b", keepers)]
+    assert not unused, "a limit that nobody looks at limits nothing"
 
 
 def test_every_module_says_what_it_is_for() -> None:

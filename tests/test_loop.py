@@ -135,6 +135,19 @@ async def test_without_a_store_effects_leave_at_once(nursery: trio.Nursery) -> N
     assert left == [note("write-a")]
 
 
+async def test_a_step_is_told_of_when_nothing_leaves_with_it(nursery: trio.Nursery) -> None:
+    """What the core shows may have changed all the same."""
+    told: list[int] = []
+    edge = Edge()
+    loop = Loop(edge, None, list[Effect]().append, tick, lambda: told.append(len(edge.batches)))
+    nursery.start_soon(loop.run, event("first"))
+    await trio.testing.wait_all_tasks_blocked()
+    await loop.post(tick())
+    await trio.testing.wait_all_tasks_blocked()
+    assert edge.batches == [["first"], []]
+    assert told == [1, 2]
+
+
 async def test_every_beat_of_an_idle_loop_is_answered(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:

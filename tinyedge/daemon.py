@@ -273,7 +273,7 @@ def _open_runtime(config: Config, facts: ev.NodeFacts) -> AbstractAsyncContextMa
         return process.open_runtime(config.runtime.endpoint, facts.name)
     from tinyedge.adapters import cri  # noqa: PLC0415
 
-    return cri.open_runtime(config.runtime.endpoint, facts.name)
+    return cri.open_runtime(config.runtime.endpoint, facts.name, relist_s=config.runtime.relist_s)
 
 
 class _Parts(Struct):
@@ -327,7 +327,7 @@ class _Daemon:
         self._notifier = parts.notifier
         self._gate = parts.gate
         self._nursery = nursery
-        self._loop = Loop(edge, parts.committer, self._carry_out, self._tick)
+        self._loop = Loop(edge, parts.committer, self._carry_out, self._tick, self._decided)
         self._executor = _executor(parts, nursery, self._hear)
         self._backend = DaemonBackend(
             config=config,
@@ -404,8 +404,10 @@ class _Daemon:
 
     # --- effects -----------------------------------------------------------------------------------
 
-    def _carry_out(self, effect: ev.Effect) -> None:
+    def _decided(self) -> None:
         self._backend.touch()
+
+    def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
             case ev.Note(level, key, fields):
                 self._log.note(level, key, fields)

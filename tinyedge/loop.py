@@ -33,15 +33,22 @@ class Commits(Protocol):
 
 
 class Loop:
-    """`commits` None is the read-only daemon: no promise is made, so none is kept; effects leave at once."""
+    """`commits` None is the read-only daemon: no promise is made, so none is kept; effects leave at once. `decided` is
+    called after each step that saw anything, for much that can be seen of the core changes without an effect."""
 
     def __init__(
-        self, edge: Decides, commits: Commits | None, carry_out: Callable[[Effect], object], tick: Callable[[], Tick]
+        self,
+        edge: Decides,
+        commits: Commits | None,
+        carry_out: Callable[[Effect], object],
+        tick: Callable[[], Tick],
+        decided: Callable[[], object] = lambda: None,
     ) -> None:
         self._edge = edge
         self._commits = commits
         self._carry_out = carry_out
         self._tick = tick
+        self._decided = decided
         self._send, self._inbox = trio.open_memory_channel[Event](INBOX_EVENTS_MAX)
         self._leaving: deque[tuple[int, tuple[Effect, ...]]] = deque()
         self._ticket = 0
@@ -86,6 +93,8 @@ class Loop:
         self.steps += 1
         self.events += len(events)
         self._notify()
+        if events:
+            self._decided()
         if step.writes and self._commits is not None:
             self._ticket = self._commits.submit(step.writes)
         if step.effects or step.writes:

@@ -47,16 +47,19 @@ SANDBOX_S = 240.0  # with its network
 EXEC_MARGIN_S = 10.0
 KILLED = 128 + 9  # exit code of what SIGKILL ended
 OOM_S = 0.5  # a container that was just killed is asked about again for this long, before anybody is told
+RELIST_S = 5.0  # between listings of a runtime that tells of no changes
 SETTLE_S = 5.0  # after an end is first seen, the runtime may still learn why (OOM) this long
 
 M = TypeVar("M", bound=Message)
 
 
 @asynccontextmanager
-async def open_runtime(endpoint: str, node: str, *, ctr: str = "ctr") -> AsyncIterator[CriRuntime]:
+async def open_runtime(
+    endpoint: str, node: str, *, ctr: str = "ctr", relist_s: float = RELIST_S
+) -> AsyncIterator[CriRuntime]:
     """The runtime at `endpoint` (`unix:///run/containerd/containerd.sock`, or the bare path). Does not connect yet."""
     async with open_loop() as loop:
-        runtime = CriRuntime(loop, endpoint, node, ctr=ctr)
+        runtime = CriRuntime(loop, endpoint, node, ctr=ctr, relist_s=relist_s)
         try:
             yield runtime
         finally:
@@ -67,7 +70,14 @@ class CriRuntime:
     """`adapters.runtime.Runtime` over CRI. `node` is the name in our label; `ctr` the program that imports images."""
 
     def __init__(
-        self, loop: Loop, endpoint: str, node: str, *, ctr: str = "ctr", relist_s: float = 2.0, resync_s: float = 60.0
+        self,
+        loop: Loop,
+        endpoint: str,
+        node: str,
+        *,
+        ctr: str = "ctr",
+        relist_s: float = RELIST_S,
+        resync_s: float = 60.0,
     ) -> None:
         self._socket = endpoint.removeprefix("unix://")
         # The metadata is for containerd's own services; CRI has no use for it.
