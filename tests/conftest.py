@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import pytest
 
 NO_SKIP = os.environ.get("TINYEDGE_NO_SKIP") == "1"
 
-MISSING = {
+MISSING: dict[str, Callable[[], str]] = {
     "root": lambda: "needs root" if os.geteuid() else "",
     "containerd": lambda: _programs("containerd", "runc", "ctr") or ("needs root" if os.geteuid() else ""),
     "strace": lambda: _programs("strace"),
