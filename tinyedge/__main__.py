@@ -25,6 +25,10 @@ def _dispatch(words: list[str]) -> int:
 
         manifest_child.main()
         return 0
+    if words[:1] == ["verify-checkpoint"] and len(words) == 2:
+        from tinyedge.store import verify
+
+        return verify.main(words[1])
     if words[:1] == ["run"]:
         from tinyedge.cli.run import quick
 

@@ -262,8 +262,10 @@ def test_a_checker_that_can_not_do_its_work_says_nothing_about_the_file() -> Non
         child_verifier(["/no/such/program"])("x")
 
 
-@pytest.mark.parametrize("argv", [["-m", "lmdb", "verify", "-s"], ["-m", "tinyedge.store.verify"]])
-def test_both_checkers_tell_a_sound_file_from_junk(tmp_path: Path, argv: list[str]) -> None:
+@pytest.mark.parametrize(
+    "argv", [["-m", "lmdb", "verify", "-s"], ["-m", "tinyedge.store.verify"], ["-m", "tinyedge", "verify-checkpoint"]]
+)
+def test_every_checker_tells_a_sound_file_from_junk(tmp_path: Path, argv: list[str]) -> None:
     found = LmdbCheckpoint(str(tmp_path), 4 * MIB, Disk())
     found.create(new_ledger(7))
     verify = child_verifier([sys.executable, *argv])

@@ -1,7 +1,8 @@
 """Is this LMDB file sound? Asked in a child process, since a flipped bit can kill whoever reads it (S11).
 
-Run as `python -m tinyedge.store.verify FILE` it reads every row through the engine: the check for 32-bit machines,
-whose files LMDB's own structural checker does not take.
+Run as `python -m tinyedge.store.verify FILE`, or as `tinyedge verify-checkpoint FILE` where it is one binary, it reads
+every row through the engine: the check for 32-bit machines, whose files LMDB's own structural checker does not take,
+and for a frozen program, which can't run that as a module.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _SAYS_SO = "verify:"  # what a checker prints when it ran and found the file wan
 
 def default_verifier() -> Verifier:
     """The checker for this machine, run by this interpreter."""
+    if getattr(sys, "frozen", False):
+        return child_verifier([sys.executable, "verify-checkpoint"])
     if sys.maxsize > 2**32:
         return child_verifier([sys.executable, "-m", "lmdb", "verify", "-s"])
     return child_verifier([sys.executable, "-m", "tinyedge.store.verify"])
