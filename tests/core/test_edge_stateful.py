@@ -209,6 +209,7 @@ class Node(RuleBasedStateMachine):
             return
         fresh, self.looked_at = self.rig.machine.starts[self.looked_at :], len(self.rig.machine.starts)
         by_uid = {self.rig.uid(key.partition("/")[2]): key for key in self.rig.tables.get("pod", {})}
+        self.started_once = {version for version in self.started_once if version[0] in by_uid}  # deleted: another pod
         for uid, name, _ in fresh:
             row = self.rig.row(by_uid[uid].partition("/")[2]) if uid in by_uid else None
             if row and row.pod.spec.restart_policy == "Never" and name in {c.name for c in row.pod.spec.containers}:
