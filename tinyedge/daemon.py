@@ -426,6 +426,8 @@ class _Daemon:
         async for record in self._to_record:
             wall_ms = self._clock.trusted_wall_ms()
             fields = dict[str, Value](record.fields)
+            if "id" in fields and any(entry.fields == fields for entry in self._box.entries()):
+                continue  # an end that an earlier life has told of already
             await trio.to_thread.run_sync(self._box.record, record.kind, fields, wall_ms, self._facts.boot_id)
 
     # --- the machine -------------------------------------------------------------------------------

@@ -55,6 +55,9 @@ _RETRYABLE = frozenset(
 )
 
 
+_AWAY = "the other program is away or hangs: see tinyedge status, and for the runtime systemctl status containerd"
+
+
 class Message(Protocol):
     """What protobuf's generated classes offer."""
 
@@ -73,7 +76,8 @@ class GrpcError(PeerError):
 
     def __init__(self, path: str, status: Status, why: str) -> None:
         method = path.rpartition("/")[2]
-        super().__init__(f"call {method} failed", f"{why} [{status.name}]", retryable=status in _RETRYABLE)
+        remedy = _AWAY if status is Status.UNAVAILABLE else ""
+        super().__init__(f"call {method} failed", f"{why} [{status.name}]", remedy, retryable=status in _RETRYABLE)
         self.status = status
         self.detail = why
 
@@ -83,6 +87,7 @@ class NoAnswer(GrpcError):
 
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__(path, Status.DEADLINE_EXCEEDED, f"no answer within {timeout_s:g} s")
+        self.remedy = _AWAY
 
 
 @asynccontextmanager

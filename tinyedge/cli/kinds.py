@@ -96,7 +96,10 @@ def event_time(event: Json) -> str:
 
 
 def _image_row(image: Json, now: float) -> tuple[str, ...]:
-    name, tag = split_image((image.get("names") or [NONE])[0])
+    names = image.get("names") or [NONE]
+    others = [name for name in names[1:] if "@" not in name]
+    name, tag = split_image(names[0])
+    tag = ", ".join([tag, *others])
     digest = image.get("id", "").removeprefix("sha256:")[:13]
     used, pinned = ("yes" if image.get(word) else "no" for word in ("used", "pinned"))
     return name, tag, digest, size(image.get("bytes", 0)), used, pinned

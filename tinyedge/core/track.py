@@ -119,7 +119,7 @@ def _ended(run: PodRun, desk: Desk, one: ContainerRun, newest: ContainerSeen, *,
         reason=reason,
     )
     kind = "oom" if reason == "OOMKilled" else "exit"
-    desk.record(kind, pod=run.key, container=one.name, exit_code=newest.exit_code, reason=reason)
+    desk.record(kind, pod=run.key, container=one.name, exit_code=newest.exit_code, reason=reason, id=newest.id[:12])
 
 
 def _promise_what_is_seen(run: PodRun, desk: Desk) -> None:
