@@ -309,6 +309,26 @@ async def test_following_goes_on_when_the_file_that_it_reads_is_compressed_away(
         await follower.until(said(0, 1, 2))
 
 
+async def test_a_log_that_is_rotated_while_it_is_about_to_be_opened_is_not_left_out(
+    log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor has its name by then."""
+    append(log, numbered(1))
+    waiting = ["20261123-100002", "20261123-100001"]
+    opened = reading._open_at
+
+    def rotated_before(place: reading._Place, path: str) -> reading._Source | None:
+        if waiting and path == str(log):
+            log.rename(f"{log}.{waiting.pop()}")
+            append(log, numbered(3 - len(waiting)))
+        return opened(place, path)
+
+    monkeypatch.setattr(reading, "_open_at", rotated_before)
+    async with following(log) as follower:
+        await follower.until(said(1, 2, 3))
+    assert not waiting
+
+
 async def test_following_goes_on_with_the_next_attempt(log: Path) -> None:
     append(log, numbered(0) + raw("torn")[:-3])
     async with following(log) as follower:

@@ -355,14 +355,15 @@ def _open_all(folder: str, attempt: int) -> list[_Source]:
     opening has another name by then, and all are listed again."""
     for _ in range(_LISTINGS_MAX):
         sources: list[_Source] = []
-        for place, path in _files(folder):
-            if place.attempt == attempt:
-                source = _open_at(place, path)
-                if source is None:
-                    break
-                sources.append(source)
+        listed = [(place, path) for place, path in _files(folder) if place.attempt == attempt]
+        for place, path in listed:
+            source = _open_at(place, path)
+            if source is None:
+                break
+            sources.append(source)
         else:
-            return sources
+            if {place for place, _ in _files(folder) if place.attempt == attempt} <= {place for place, _ in listed}:
+                return sources
         for source in sources:
             source.close()
     return []
@@ -394,7 +395,11 @@ def _later(source: _Source) -> _Source | None:
         if later is None:
             return None
         if opened := _open_at(*later):
-            return opened
+            # A new live file may have taken the name of the one that was listed, which then stands before it.
+            now = next((place for place, _ in _files(folder) if place > here), None)
+            if source.place()[1] == here and now == later[0]:
+                return opened
+            opened.close()
     return None
 
 
