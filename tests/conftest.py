@@ -6,7 +6,13 @@ import os
 import shutil
 from collections.abc import Callable, Generator
 
+import hypothesis
 import pytest
+
+# The same examples every time, so that a red run means a change; HYPOTHESIS_PROFILE=random looks further.
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("random", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 NO_SKIP = os.environ.get("TINYEDGE_NO_SKIP") == "1"
 
