@@ -171,6 +171,23 @@ def test_what_was_applied_is_not_taken_by_a_file() -> None:
     assert rig.edge.view.configmaps()[0]["data"] == {"a": "file"}
 
 
+def test_a_file_takes_over_the_pod_that_was_applied_before_it_when_that_is_deleted() -> None:
+    rig = booted()
+    rig.apply(pod("web", container(image="app:api")))
+    rig.settle()
+    rig.folder(file("a.yaml", "1", pod("web", container(image="app:file"))))
+    rig.settle()
+    assert rig.running()["main"].image == "app:api"
+    rig.delete("web")
+    rig.settle()
+    rig.advance(60)
+    assert rig.running()["main"].image == "app:file"
+    assert rig.edge.view.status()["manifests"][0]["problems"] == []
+    rig.folder()
+    rig.settle()
+    assert rig.tables["pod"] == {}
+
+
 def test_an_object_that_is_too_large_is_refused_with_the_reason() -> None:
     rig = booted()
     assert str(OBJECT_BYTES_MAX) in rig.apply(config(a="x" * (OBJECT_BYTES_MAX + 1))).error

@@ -221,8 +221,10 @@ class Sources:
             return f"{name} is declared by {owner.removeprefix('file:')}: remove it there", ""
         if kind == "Pod":
             self._end_pod(key, grace_s)
+            self._hand_on(name)
         else:
             self._release(name, owner)
+        self._flush("", "")
         return "", f"{name} deleted"
 
     def _declared(self, owner: str, name: str) -> bool:
@@ -362,9 +364,25 @@ class Sources:
         else:
             self._tables.delete(kind.lower(), key)
             self.changed[name] = None
+        self._hand_on(name)
+
+    def _hand_on(self, name: str) -> None:
+        """What nobody owns any more goes to the next that declares it."""
         others = self._shadowed.pop(name, {})
         for other in sorted(others, key=lambda one: (one == API, one)):
-            self._put(others[other], other)
+            refusal, _ = self._put(others[other], other)
+            if not refusal:
+                self._owns(name, other)
+
+    def _owns(self, name: str, source: str) -> None:
+        """A file has got the object that it had to leave to another so far."""
+        for folder, files in self._files.items():
+            for path, row in files.items():
+                if source_of(folder, path) == source and name in row.shadowed:
+                    problems = [one for one in row.problems if one.field != name]
+                    shadowed = [one for one in row.shadowed if one != name]
+                    digest = "" if problems or shadowed else self._told.get((folder, path), "")
+                    files[path] = FileRow(digest, [*row.keys, name], shadowed, problems)
 
     def _end_pod(self, key: str, grace_s: int | None) -> None:
         row = self._tables.pods[key]
