@@ -42,7 +42,8 @@ def test_the_node_the_store_and_the_pods_are_measured(backend: FakeBackend) -> N
     assert found["tinyedge_ready"] == 1
     assert found['tinyedge_boot_info{reason="power"}'] == 1
     assert found['tinyedge_runtime_up{kind="containerd",version="1.6.20"}'] == 1
-    assert found["tinyedge_store_commits_total"] == 12
+    assert (found["tinyedge_store_journal_bytes"], found["tinyedge_store_series_bytes"]) == (8388608, 100)
+    assert found["tinyedge_store_full"] == 0
     assert found["tinyedge_machine_memory_available_bytes"] == 400 * 2**20
     assert found['tinyedge_pods{phase="Running"}'] == 1
     assert found['tinyedge_pods{phase="Failed"}'] == 0

@@ -3,7 +3,8 @@
 tinyedge_build_info{version}               1
 tinyedge_ready, tinyedge_uptime_seconds, tinyedge_clock_trusted, tinyedge_boot_info{reason}
 tinyedge_runtime_up{kind,version}
-tinyedge_store_read_only, tinyedge_store_state_bytes, tinyedge_store_state_bytes_max, tinyedge_store_<counter>_total
+tinyedge_store_read_only, tinyedge_store_full, tinyedge_store_<what>_bytes, tinyedge_store_state_bytes_max
+tinyedge_<counter of the wiring>_total
 tinyedge_pressure{resource}, tinyedge_machine_<what>_bytes
 tinyedge_manifest_problems{folder}
 tinyedge_pods{phase}, tinyedge_pod_ready{namespace,pod}
@@ -90,12 +91,11 @@ def of_status(status: Json) -> list[Family]:
             version=runtime.get("version", ""),
         ),
         gauge("tinyedge_store_read_only", "Whether promises are refused.", store.get("state") == "read-only"),
+        gauge("tinyedge_store_full", "Whether the store has no room for new promises.", store.get("state") == "full"),
+        gauge("tinyedge_store_journal_bytes", "Files of the journal.", store.get("journalBytes", 0)),
+        gauge("tinyedge_store_series_bytes", "Readings and events that nobody has taken.", store.get("seriesBytes", 0)),
         gauge("tinyedge_store_state_bytes", "State that is kept.", store.get("stateBytes", 0)),
         gauge("tinyedge_store_state_bytes_max", "Room for state.", store.get("stateBytesMax", 0)),
-    ]
-    families += [
-        counter(f"tinyedge_store_{_snake(name)}_total", "Counted since the daemon was started.", value)
-        for name, value in store.get("counters", {}).items()
     ]
     families.append(
         Family(
