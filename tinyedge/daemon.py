@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from tinyedge import __version__, wire
 from tinyedge import events as ev
-from tinyedge.adapters import host, kubelets, logs, manifests, probes
+from tinyedge.adapters import host, kubelets, linux, logs, manifests, probes
 from tinyedge.adapters.executor import Executor
 from tinyedge.adapters.local_api import LocalApi
 from tinyedge.adapters.runtime import Runtime
@@ -491,6 +491,7 @@ class _Daemon:
     async def _outlast_boot(self) -> None:
         await trio.sleep(BOOT_S)
         await trio.to_thread.run_sync(self._gate.clear)
+        linux.give_back_memory()
 
     async def _try_to_write_again(self) -> None:
         """Read-only is not for ever: once the disk takes writes, start again."""

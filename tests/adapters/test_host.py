@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyedge.adapters import host
+from tinyedge.adapters import host, linux
 from tinyedge.adapters.host import BUILT_S, Notifier, WallClock
 from tinyedge.events import NodeFacts
 from tinyedge.model.runtime import Dns
@@ -318,3 +318,16 @@ def test_behind_a_resolver_on_the_loopback_stands_the_one_that_it_asks(root: Pat
     (root / "run/systemd/resolve").mkdir(parents=True)
     (root / "run/systemd/resolve/resolv.conf").write_text("nameserver 192.168.1.1\nsearch .\n")
     assert host.dns(str(root)) == Dns(("192.168.1.1",))
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_that_is_free_goes_back_to_the_kernel() -> None:
+    held = [bytearray(60_000) for _ in range(1000)]
+    del held[:-1]  # the last one keeps the heap from shrinking by itself
+    before = resident_bytes()
+    linux.give_back_memory()
+    assert resident_bytes() < before - 30_000_000
+    assert len(held) == 1

@@ -1,4 +1,4 @@
-"""System calls that Python lacks: mount, umount2, inotify, adjtimex. The only module that knows ctypes.
+"""Calls that Python lacks: mount, umount2, inotify, adjtimex, malloc_trim. The only module that knows ctypes.
 
 ctypes costs nothing here: trio has loaded it already. Calls release the interpreter's lock and raise OSError.
 """
@@ -78,6 +78,12 @@ def clock_disciplined() -> bool:
     setting of the time by hand, until then."""
     state: int = _libc.adjtimex(bytes(_TIMEX_BYTES))  # modes 0: only asks
     return 0 <= state < _CLOCK_ERROR
+
+
+def give_back_memory() -> None:
+    """Let the kernel have what the heap holds and nobody uses: after a boot more than a megabyte."""
+    with suppress(AttributeError):  # only glibc keeps it
+        _libc.malloc_trim(0)
 
 
 class Inotify:
