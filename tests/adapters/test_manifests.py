@@ -318,7 +318,7 @@ async def test_a_missing_folder_is_a_problem_and_what_was_known_is_kept(folder: 
     await reader.look()
     folder.path.rename(folder.path.parent / "away")
     await reader.look()
-    assert folder.delivered[-1].problem.endswith("No such file or directory")
+    assert folder.delivered[-1].problem.endswith(": No such file or directory; what it declared goes on as it is")
     (folder.path.parent / "away").rename(folder.path)
     await reader.look()
     assert folder.names() == {"a.yaml": None}

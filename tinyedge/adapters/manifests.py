@@ -148,7 +148,7 @@ class ManifestFolder:
         try:
             found = await trio.to_thread.run_sync(_list, self._folder)
         except _Unusable as why:
-            seen = FolderSeen(self._folder, "", (), str(why))
+            seen = FolderSeen(self._folder, "", (), f"{why}; what it declared goes on as it is")
         else:
             identity, entries = found
             seen = FolderSeen(self._folder, identity, await self._files(entries, touched))
