@@ -212,7 +212,7 @@ def _scalar(text: str, default: object) -> object:
 def _refuse_unknown(raw: dict[str, object]) -> None:
     for section, table in raw.items():
         if section not in SECTIONS:
-            raise BadInput("a section", section, "one of " + _nearest(section, list(SECTIONS)))
+            raise BadInput("section", section, "one of " + _nearest(section, list(SECTIONS)))
         if not isinstance(table, dict):
             raise BadInput(section, table, "a section (a TOML table)")
         known = SECTIONS[section].__struct_fields__
