@@ -314,7 +314,7 @@ def test_a_second_daemon_on_a_store_refuses_with_the_pid_of_the_first(node: Node
 
 def test_a_store_that_can_not_be_made_is_told_in_words(tmp_path: Path) -> None:
     said = refused(tmp_path, "store.path=/proc/none/store")
-    assert said == "error: can't make /proc/none: No such file or directory\n  → correct store.path\n"
+    assert said == "error: can't make /proc/none: No such file or directory\n  → run it as root, or correct store.path\n"
 
 
 def test_a_store_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:

@@ -220,7 +220,8 @@ def _open_store(config: Config, clock: _Clock, reason: str) -> tuple[Store, str]
             return Store.open(path, options=options, wall_ms=clock.trusted_wall_ms), ""
         except OSError as error:
             folder = os.path.dirname(path)
-            refused = StoreError(f"can't make {folder}", error.strerror or str(error), "run it as root, or correct store.path")
+            remedy = "run it as root, or correct store.path"
+            refused = StoreError(f"can't make {folder}", error.strerror or str(error), remedy)
         except StoreLocked:
             raise
         except StoreError as error:

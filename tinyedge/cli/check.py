@@ -231,7 +231,7 @@ def pod_network(machine: Machine, config: Config) -> Iterator[Finding]:
             WARNING,
             "pod network",
             f"no network for pods is set up in {folder}: only pods with hostNetwork can start",
-            "apt install containernetworking-plugins, and put the bridge of docs/containerd.md there (10-bridge.conflist)",
+            "apt install containernetworking-plugins, and put the bridge of docs/containerd.md there",
         )
     elif machine.text("/proc/sys/net/ipv4/ip_forward") == "0":
         yield Finding(
