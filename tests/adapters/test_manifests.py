@@ -546,3 +546,10 @@ def test_a_field_has_the_line_of_what_is_nearest_to_it(field: str, line: int) ->
     assert line_of({"a": {"b": {"c": 1}}, "list": [5, {"x": 1}], "abc": 1}, [1, 2, 3, 4, 5, 6, 7, 8, 9], field) == line
     assert line_of(value, lines, "a.b.c") == 99  # the longest key that fits
     assert line_of(value, [], "a") == 0
+
+
+def test_a_depth_that_the_decoder_takes_can_not_break_the_search_for_a_line() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    assert line_of({"status": deep, "x": 1}, [], "x") == 0

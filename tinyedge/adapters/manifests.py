@@ -406,7 +406,7 @@ def line_of(value: Any, lines: Sequence[int], field: str) -> int:
     """The line of `field` (`spec.containers[0].image`) in a document, or of what is nearest above it; 0 without
     lines. `lines` are in the order of a walk through `value`."""
     at = 0
-    while field:
+    while field and lines:
         children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
         offset = at + 1
         best = None

@@ -112,7 +112,7 @@ async def _compress(path: str) -> None:
             os.close(sink)
     finally:
         os.close(source)
-    os.unlink(path)
+    await trio.to_thread.run_sync(os.unlink, path)  # many blocks to free, on a slow card
 
 
 def _pack(packer: zlib._Compress, source: int, sink: int) -> bool:
