@@ -29,7 +29,7 @@ def test_a_key_of_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     ("override", "field", "expected"),
     [
         ("node.nam=x", "node.nam", "name, "),
-        ("nod.name=x", "a section", "node, "),
+        ("nod.name=x", "section", "node, "),
         ("store.series_mb=many", "store.series_mb", "`int`"),
         ("store.series_mb=1", "store.series_mb", ">= 8"),
         ("runtime.kind=docker", "runtime.kind", "'containerd' or 'process'"),
