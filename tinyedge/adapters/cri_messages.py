@@ -226,7 +226,7 @@ def container_seen(container: pb.Container, status: pb.ContainerStatus) -> Conta
         sandbox_id=container.pod_sandbox_id,
         name=container.metadata.name,
         attempt=container.metadata.attempt,
-        state=_container_state(status),
+        state=_CONTAINER_STATES.get(status.state, ContainerState.UNKNOWN),
         created_ms=_ms(container.created_at),
         started_ms=_ms(status.started_at),
         finished_ms=_ms(status.finished_at and max(status.finished_at, status.started_at)),
@@ -238,14 +238,6 @@ def container_seen(container: pb.Container, status: pb.ContainerStatus) -> Conta
         spec_hash=container.annotations.get(HASH_ANNOTATION, ""),
         log_path=status.log_path,
     )
-
-
-def _container_state(status: pb.ContainerStatus) -> ContainerState:
-    """What could not be started never ran. It is left behind when we are killed while containerd starts a container:
-    it gives up with its caller, and calls that an end."""
-    if status.state == pb.CONTAINER_EXITED and status.reason == "StartError":
-        return ContainerState.CREATED
-    return _CONTAINER_STATES.get(status.state, ContainerState.UNKNOWN)
 
 
 def image_seen(image: pb.Image) -> ImageSeen:
