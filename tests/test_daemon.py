@@ -120,8 +120,13 @@ class Node:
         for manifest in self.manifests.iterdir():
             manifest.unlink()
         self.start()
-        until(lambda: self.status()["runtime"]["state"] == "up" and not self.client.get("/v1/pods")["items"])
+        until(lambda: self.status()["runtime"]["state"] == "up" and not self.left())
         self.stop()
+
+    def left(self) -> list[str]:
+        """What the runtime still has of pods."""
+        folder = self.folder / "processes" / "gate"
+        return [path.name for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
 
 
 def refused(folder: Path, *settings: str) -> str:
@@ -268,6 +273,7 @@ def test_a_stored_pod_that_breaks_the_daemon_twice_at_boot_is_set_aside(node: No
     node.start(module=BREAKS, BREAKS_ON="default/sleeper")
     assert until(lambda: node.running_since("other")) == before["other"]
     assert node.running_since("sleeper") is None  # it is not looked after
+    assert len(node.left()) == 2  # nor ended
     store = node.status()["store"]
     assert (store["state"], store["faults"][-1]["what"]) == ("repaired", "the stored pod default/sleeper can't be used")
     assert "it broke the daemon twice in a row" in store["message"]
@@ -286,6 +292,9 @@ def test_a_stored_pod_that_breaks_the_daemon_twice_at_boot_is_set_aside(node: No
     (node.manifests / "sleeper.yaml").write_text(SLEEPER + "# changed\n")
     assert until(lambda: node.running_since("sleeper")) == before["sleeper"]
     assert node.status()["store"]["state"] == "ok"
+    node.stop()
+    node.start()
+    assert until(lambda: node.running_since("sleeper")) == before["sleeper"]  # and it is not held against it
 
 
 def test_a_manifest_that_breaks_the_daemon_before_it_is_stored_is_held_back(node: Node) -> None:
@@ -314,7 +323,9 @@ def test_a_second_daemon_on_a_store_refuses_with_the_pid_of_the_first(node: Node
 
 def test_a_store_that_can_not_be_made_is_told_in_words(tmp_path: Path) -> None:
     said = refused(tmp_path, "store.path=/proc/none/store")
-    assert said == "error: can't make /proc/none: No such file or directory\n  → run it as root, or correct store.path\n"
+    assert (
+        said == "error: can't make /proc/none: No such file or directory\n  → run it as root, or correct store.path\n"
+    )
 
 
 def test_a_store_of_a_newer_version_is_refused_by_name(tmp_path: Path) -> None:

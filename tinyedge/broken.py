@@ -47,6 +47,7 @@ def set_aside(suspects: Suspects, tables: Stored, store: Store | None, log: Log,
     tables["pod"][pod] = wire.set_aside(row)
     if store is not None:
         store.commit([Put("pod", pod, tables["pod"][pod])], store.wall_ms())
+        suspects.clear()
     log.note("error", "pod.set_aside", {"pod": pod, "why": WHY, "remedy": REMEDY})
     box.record("aside", {"pod": pod, "why": WHY}, store.wall_ms() if store else 0, "")
 

@@ -465,6 +465,34 @@ def test_a_pod_whose_row_cannot_be_read_is_left_alone() -> None:
     assert any(note.key == "store.unreadable" for note in rig.notes)
 
 
+def test_a_pod_whose_row_cannot_be_read_goes_when_it_is_deleted() -> None:
+    rig = Rig()
+    rig.start(pod("web"), pod("other"))
+    rig.tables["pod"]["default/web"] = b"\xff\xff"
+    rig.boot("crash")
+    rig.settle()
+    assert rig.edge.view.unreadable()
+    rig.delete("web")
+    rig.settle()
+    assert rig.machine.uids() == {rig.uid("other")}
+    assert (list(rig.tables["pod"]), list(rig.tables["podstate"])) == (["default/other"], [rig.uid("other")])
+    assert rig.edge.view.unreadable() == []
+
+
+def test_a_pod_whose_row_cannot_be_read_is_adopted_when_it_is_applied_again() -> None:
+    rig = Rig()
+    rig.start(pod("web"))
+    before = rig.machine.running()
+    rig.tables["pod"]["default/web"] = b"\xff\xff"
+    rig.boot("crash")
+    rig.settle()
+    rig.apply(pod("web"))
+    rig.settle()
+    assert rig.machine.running() == before
+    assert rig.status()["phase"] == "Running"
+    assert rig.edge.view.unreadable() == []
+
+
 def test_restart_replaces_the_containers_where_they_stand() -> None:
     rig = Rig()
     rig.start(pod("web", container("a"), container("b")))

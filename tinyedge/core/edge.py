@@ -103,8 +103,12 @@ class Edge:
         while self._backlog and desk.tables.pending_bytes <= sources.BUDGET_BYTES:
             event = self._backlog.popleft()
             self._about.pod = ""
+            unreadable = len(desk.tables.unreadable)
             self._take[type(event)](event)
             self._note_changes()
+            if len(desk.tables.unreadable) < unreadable:  # what had to be left alone may be unwanted after all
+                for run in self._runs.values():
+                    self._touch(run)
         wake = self._plan()
         self._about.pod = ""
         return Step(desk.tables.take_writes(), desk.take_effects(), desk.now if self._backlog else wake)

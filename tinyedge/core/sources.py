@@ -215,7 +215,7 @@ class Sources:
         name = f"{kind} {key}"
         row = self._row(name)
         if row is None:
-            return f"{name} not found", ""
+            return ("", f"{name} deleted") if self._forget(name) else (f"{name} not found", "")
         owner = self._owner(name) or API  # a pod that is going already may be hurried
         if owner != API and self._declared(owner, name):
             return f"{name} is declared by {owner.removeprefix('file:')}: remove it there", ""
@@ -356,6 +356,8 @@ class Sources:
     def _release(self, name: str, source: str) -> None:
         """`source` does not declare an object any more: it goes, or the next that declares it takes over."""
         self._shadowed.get(name, {}).pop(source, None)
+        if self._row(name) is None:
+            self._forget(name)
         if self._owner(name) != source:
             return
         kind, _, key = name.partition(" ")
@@ -365,6 +367,15 @@ class Sources:
             self._tables.delete(kind.lower(), key)
             self.changed[name] = None
         self._hand_on(name)
+
+    def _forget(self, name: str) -> bool:
+        """Delete an object whose row can't be read; True when there was one."""
+        kind, _, key = name.partition(" ")
+        if not self._tables.forget(kind.lower(), key):
+            return False
+        if kind == "Pod":
+            self._tables.delete("podstate", stable_uid(self._desk.node.name, *key.split("/", 1)))
+        return True
 
     def _hand_on(self, name: str) -> None:
         """What nobody owns any more goes to the next that declares it."""

@@ -20,7 +20,8 @@ _OBJECTS = ("pod", "configmap", "secret")
 
 
 class Tables:
-    """Rows by table and key. `unreadable` names what did not decode: (table, key, why); it stays on disk as it is."""
+    """Rows by table and key. `unreadable` names what did not decode: (table, key, why); it stays on disk as it is
+    until something takes its place or it is forgotten."""
 
     def __init__(self, stored: Stored) -> None:
         self.pods: dict[str, PodRow] = {}
@@ -70,7 +71,7 @@ class Tables:
         if old == row:
             return False
         value = wire.encode(row)
-        raw = self._raw.get(table, {}).pop(key, None)
+        raw = self._take_raw(table, key)
         self._before.setdefault((table, key), raw if old is None else old)
         self.rows[table][key] = row
         self._weigh(table, key, len(value))
@@ -85,6 +86,21 @@ class Tables:
         self._weigh(table, key, 0)
         self._write(Delete(table, key), 0)
         return True
+
+    def forget(self, table: str, key: str) -> bool:
+        """Delete a row that can't be read; True when there was one."""
+        raw = self._take_raw(table, key)
+        if raw is None:
+            return False
+        self._before.setdefault((table, key), raw)
+        self._write(Delete(table, key), 0)
+        return True
+
+    def _take_raw(self, table: str, key: str) -> bytes | None:
+        raw = self._raw.get(table, {}).pop(key, None)
+        if raw is not None:
+            self.unreadable = [row for row in self.unreadable if row[:2] != (table, key)]
+        return raw
 
     def _write(self, write: Put | Delete, size: int) -> None:
         self.pending_bytes += size

@@ -137,9 +137,8 @@ class View:
         return found
 
     def unreadable(self) -> list[tuple[str, str, str]]:
-        """(table, key, why) of the stored rows that can't be read and that nothing has replaced since."""
-        tables = self._desk.tables
-        return [(table, key, why) for table, key, why in tables.unreadable if key not in tables.rows.get(table, ())]
+        """(table, key, why) of the stored rows that can't be read."""
+        return list(self._desk.tables.unreadable)
 
     def secret_values(self) -> Iterator[bytes]:
         for row in self._desk.tables.secrets.values():

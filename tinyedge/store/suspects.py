@@ -44,6 +44,7 @@ class Suspects:
             write_file(self._disk, self._path, f"{self.times} {pod} {digest}".encode())
 
     def clear(self) -> None:
-        """This life has outlasted its boot."""
+        """This life has outlasted its boot, or what is to be done about the pod has been done."""
+        self.pod, self.digest, self.times = "", "", 0
         with suppress(OSError):
             remove_file(self._disk, self._path)
