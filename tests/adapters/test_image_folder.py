@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 
 from tinyedge.adapters import image_folder
 from tinyedge.errors import PeerError
@@ -71,14 +70,32 @@ async def test_an_archive_that_is_there_or_appears_is_imported(
 
 async def test_what_was_imported_is_not_imported_again_by_the_next_life(site: Site, tmp_path: Path) -> None:
     (tmp_path / "app.tar").write_bytes(b"good")
-    for _ in range(2):
+    for life in (1, 2):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(site.watch, tmp_path)
-            await site.until(1)
-            await trio.testing.wait_all_tasks_blocked(0.05)
+            if life == 2:
+                (tmp_path / "later.tar").write_bytes(b"good")
+            await site.until(life)
             nursery.cancel_scope.cancel()
-    assert site.loaded == ["app.tar"]
-    assert site.refreshed == 1
+    assert site.loaded == ["app.tar", "later.tar"]
+
+
+async def test_an_archive_that_is_still_being_copied_is_waited_for(
+    site: Site, tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    sizes = iter(("1 0", "2 0", "3 0"))
+    monkeypatch.setattr(image_folder, "QUIET_S", 0.01)
+
+    def growing(folder: str) -> list[tuple[str, str, str]]:
+        looks.append(next(sizes, "3 0"))
+        return [] if site.loaded else [(str(tmp_path / "app.tar"), looks[-1], "")]
+
+    (tmp_path / "app.tar").write_bytes(b"good")
+    monkeypatch.setattr(image_folder, "_new", growing)
+    nursery.start_soon(site.watch, tmp_path)
+    await site.until(1)
+    assert looks[:4] == ["1 0", "2 0", "3 0", "3 0"]
 
 
 async def test_a_bad_archive_is_told_of_once_and_tried_again_when_it_changes(

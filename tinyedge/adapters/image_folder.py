@@ -1,6 +1,7 @@
 """A watched folder of image archives, for sites without a registry: what appears in it is imported once.
 
-An archive is looked at when it has been closed or moved into place, and at the start. What was imported is remembered
+An archive is looked at when it has been closed or moved into place, and at the start, and taken once two looks find it
+the same. What was imported is remembered
 beside the archive (`.NAME.imported`, with its size and time), so that a reboot does not write every image again. A bad
 archive is reported once, and tried again when it changes. A folder or archive that others may write is refused: an
 image can take the name of any other.
@@ -31,6 +32,7 @@ Import = Callable[[str], Awaitable[list[str]]]
 async def watch(folder: str, load: Import, imported: Callable[[], Awaitable[None]], note: Note) -> None:
     """Runs until it is cancelled. `imported` is called after each archive that brought something."""
     told: dict[str, str] = {}  # path → what is wrong with it, or the mark with which it could not be imported
+    before: dict[str, str] = {}  # path → its mark at the last look
 
     def tell(path: str, why: str, mark: str = "") -> None:
         if told.get(path) != (mark or why):
@@ -41,9 +43,14 @@ async def watch(folder: str, load: Import, imported: Callable[[], Awaitable[None
         while True:
             with suppress(OSError):  # a folder that is not there yet is looked for again
                 inotify.add(folder, _CHANGED)
-            for path, mark, problem in await trio.to_thread.run_sync(_new, folder):
+            found = await trio.to_thread.run_sync(_new, folder)
+            told = {path: words for path, words in told.items() if path in {each[0] for each in found}}
+            settled = True
+            for path, mark, problem in found:
                 if problem:
                     tell(path, problem)
+                elif before.get(path) != mark:
+                    settled = False  # it may still be growing: a copy is not made at once
                 elif told.get(path) != mark:
                     try:
                         names = await load(path)
@@ -53,7 +60,8 @@ async def watch(folder: str, load: Import, imported: Callable[[], Awaitable[None
                     note("info", "image.imported", {"file": path, "images": ", ".join(names)})
                     await trio.to_thread.run_sync(_remember, path, mark)
                     await imported()
-            with trio.move_on_after(RESCAN_S):
+            before = {path: mark for path, mark, _ in found}
+            with trio.move_on_after(RESCAN_S if settled else QUIET_S):
                 await inotify.events()
                 await trio.sleep(QUIET_S)
 
