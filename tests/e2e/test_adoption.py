@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -76,12 +75,17 @@ class Gardener:
         self.wanted: dict[str, dict[str, int]] = {}  # pod → container → version
         self.changes: dict[str, int] = {}
         self.word = ""
+        self.tasks: set[str] = set()
+        self.runs = node.folder / "runs"
+        self.runs.mkdir()
 
     def step(self) -> None:
         name = f"busy-{self.dice.randrange(6)}"
-        move = self.dice.choice(["one", "one", "all", "remove", "word"])
+        move = self.dice.choice(["one", "one", "all", "remove", "word", "task"])
         if move == "word":
             self.change_word()
+        elif move == "task":
+            self.give_task()
         elif name not in self.wanted:
             self.version += 1
             self.wanted[name] = {"a": self.version, "b": self.version}
@@ -103,6 +107,14 @@ class Gardener:
             for one, version in self.wanted[name].items()
         ]
         self.node.add(pod(name, *containers))
+
+    def give_task(self) -> None:
+        """Something that is to be done once."""
+        self.version += 1
+        name = f"task-{self.version}"
+        self.tasks.add(name)
+        main = sh(f"echo ran >> /runs/{name}", volumeMounts=[{"name": "runs", "mountPath": "/runs"}])
+        self.node.add(task(name, main, volumes=[{"name": "runs", "hostPath": {"path": str(self.runs)}}]))
 
     def change_word(self) -> None:
         self.version += 1
@@ -127,19 +139,14 @@ def plant_calm_pods(node: Node) -> dict[str, dict[str, tuple[str, int]]]:
     return {name: identities(node.wait_pod(name)) for name in CALM}
 
 
-def test_a_hundred_kills_of_the_daemon_among_changes_leave_exactly_what_is_wanted(node: Node, tmp_path: Path) -> None:
+def test_a_hundred_kills_of_the_daemon_among_changes_leave_exactly_what_is_wanted(node: Node) -> None:
     print(f"seed {SEED}: TINYEDGE_E2E_SEED={SEED} plays it again, as far as the machine's own time allows")
     gardener = Gardener(node, dice := random.Random(SEED))
     gardener.change_word()
     calm = plant_calm_pods(node)
-    runs = tmp_path / "runs"
-    once = {"name": "runs", "hostPath": {"path": str(tmp_path)}}
-    node.add(
-        task(
-            "once", sh("echo ran >> /runs/runs", volumeMounts=[{"name": "runs", "mountPath": "/runs"}]), volumes=[once]
-        )
-    )
-    node.wait_pod("once", has_ended)
+    gardener.give_task()
+    (once,) = gardener.tasks
+    node.wait_pod(once, has_ended)
     node.kill()
     for life in range(KILLS):
         gardener.step()
@@ -152,27 +159,48 @@ def test_a_hundred_kills_of_the_daemon_among_changes_leave_exactly_what_is_wante
         node.kill()
     node.start()
     wanted = {**{name: calm[name].keys() for name in CALM}, **gardener.wanted}
-    pods = node.wait(lambda: settled(node, gardener, {*CALM, "once"}), timeout_s=60)
+    pods = node.wait(lambda: settled(node, gardener), timeout_s=60)
     assert {name: identities(pods[name]) for name in CALM} == calm
-    assert runs.read_text() == "ran\n", "what has ended never runs again"
-    assert pods["once"]["status"]["phase"] == "Succeeded"
+    for name in gardener.tasks:
+        ran = (gardener.runs / name).read_text().count("ran") if (gardener.runs / name).exists() else 0
+        assert ran == 1 or (ran == 0 and start_was_cut(pods[name])), f"{name} ran {ran} times"
     running = [(name, one) for name, containers in wanted.items() for one in containers if one != "init"]
-    assert running_containers(node) == sorted([*running, *((name, "") for name in wanted)])
+    assert_running(node, [*running, *((name, "") for name in wanted)])
+    log = node.log.read_text()
     for name, versions in gardener.wanted.items():
-        counts = {one: status["restartCount"] for one, status in statuses(pods[name]).items()}
-        assert all(count <= gardener.changes[name] for count in counts.values()), (name, counts)
+        for one, status in statuses(pods[name]).items():
+            cut = log.count(f"pod=default/{name} container={one} exit_code=128 reason=StartError")
+            assert status["restartCount"] <= gardener.changes[name] + cut, (name, one)
         seen = {one: int(node.exec(name, "sh", "-c", "echo $VERSION", container=one)) for one in versions}
         assert seen == versions
     node.wait(lambda: node.exec("calm-volumes", "cat", "/conf/word") == gardener.word)
     folders = {path.name for path in (node.folder / "pods").iterdir()}
-    uids = {pods[name]["metadata"]["uid"] for name in (*wanted, "once")}
+    uids = {pods[name]["metadata"]["uid"] for name in (*wanted, *gardener.tasks)}
     assert folders <= uids, "nothing is left of what is gone"
 
 
-def settled(node: Node, gardener: Gardener, others: set[str]) -> dict[str, Json] | None:
+def assert_running(node: Node, wanted: list[tuple[str, str]]) -> None:
+    """Exactly these, each once. A shim that is slow to answer is left out of containerd's list for that time."""
+    seen: list[tuple[str, str]] = []
+
+    def look() -> bool:
+        seen[:] = running_containers(node)
+        return seen == sorted(wanted)
+
+    node.wait(look, told=lambda: f"{seen} run")
+
+
+def start_was_cut(found: Json) -> bool:
+    """The daemon was killed while containerd was starting the container: nobody can know whether it ran, so what is to
+    run once has failed."""
+    ended = statuses(found)["main"]["state"].get("terminated", {})
+    return bool(found["status"]["phase"] == "Failed" and ended.get("reason") == "StartError")
+
+
+def settled(node: Node, gardener: Gardener) -> dict[str, Json] | None:
     """All pods, once exactly these are there, of the last version, and each is ready or has ended."""
     pods = node.pods()
-    if pods.keys() != gardener.wanted.keys() | others:
+    if pods.keys() != {*CALM, *gardener.wanted, *gardener.tasks}:
         return None
     versions = {name: versions_of(pods[name]) for name in gardener.wanted}
     calm = all(is_ready(one) or has_ended(one) for one in pods.values())
@@ -208,7 +236,7 @@ def test_containers_go_on_while_containerd_is_away_and_are_adopted_when_it_is_ba
     node.wait_pod("comes")
     node.wait_gone("goes")
     assert identities(node.wait_pod("goes-on")) == before
-    assert running_containers(node) == [("comes", ""), ("comes", "main"), ("goes-on", ""), ("goes-on", "main")]
+    assert_running(node, [("comes", ""), ("comes", "main"), ("goes-on", ""), ("goes-on", "main")])
 
 
 def test_a_container_that_ends_while_containerd_is_away_is_started_again(node: Node) -> None:
@@ -276,9 +304,7 @@ def test_after_a_power_cut_everything_is_back_without_a_network(node: Node) -> N
     assert node.exec("on-disk", "cat", "/keep/runs").split() == ["run", "run"]
     assert node.exec("in-memory", "cat", "/keep/runs").split() == ["run"]
     assert node.exec("mounts", "cat", "/conf/word", "/login/key") == "kepthidden"
-    assert running_containers(node) == sorted(
-        [*((name, "") for name in lasting), *((name, "main") for name in lasting), ("plain", "other")]
-    )
+    assert_running(node, [*((name, one) for name in lasting for one in ("", "main")), ("plain", "other")])
     assert "power cut" in node.cli("status")
     assert any(one["kind"] == "boot" and one["reason"] == "power" for one in node.api("v1/blackbox")["items"])
 
@@ -299,5 +325,5 @@ def test_a_second_power_cut_while_everything_comes_back_loses_nothing(node: Node
     node.start()
     found = [node.wait_pod(name) for name in names]
     assert all(1 <= statuses(one)["main"]["restartCount"] <= 3 for one in found)
-    assert max(statuses(one)["main"]["restartCount"] for one in found) == 3
-    assert running_containers(node) == sorted([*((name, "") for name in names), *((name, "main") for name in names)])
+    assert max(statuses(one)["main"]["restartCount"] for one in found) >= 2
+    assert_running(node, [(name, one) for name in names for one in ("", "main")])

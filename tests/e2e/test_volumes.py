@@ -48,7 +48,7 @@ def test_an_empty_dir_is_shared_by_containers_and_outlives_their_restart(node: N
     reader = sh(SLEEP, "reader", **at("/shared"))
     node.add(pod("empty", writer, reader, volumes=[{"name": "shared", "emptyDir": {}}]))
     node.wait_pod("empty", lambda one: statuses(one)["writer"]["restartCount"] == 1)
-    assert node.exec("empty", "cat", "/shared/notes", container="reader").split() == ["run", "run"]
+    node.wait(lambda: node.exec("empty", "cat", "/shared/notes", container="reader").split() == ["run", "run"])
 
 
 def test_an_empty_dir_in_memory_is_a_tmpfs_of_its_size(node: Node) -> None:
