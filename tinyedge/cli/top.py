@@ -41,7 +41,9 @@ def _used(args: argparse.Namespace, pods: list[Json], name: str) -> Json:
         if pod["metadata"]["name"] == name:
             return pod
     client(args).get(f"/v1/namespaces/{args.namespace or 'default'}/pods/{name}")  # says so when there is none
-    raise CliError(f"no use of {name} is measured", "it does not run, or has only just begun to", f"tinyedge why {name}")
+    raise CliError(
+        f"no use of {name} is measured", "it does not run, or has only just begun to", f"tinyedge why {name}"
+    )
 
 
 def _lines(args: argparse.Namespace, pod: Json) -> list[Line]:
