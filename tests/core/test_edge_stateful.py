@@ -256,7 +256,7 @@ class Node(RuleBasedStateMachine):
         done = {
             seen.name
             for owner, seen in rig.machine.containers.values()
-            if owner == uid and seen.state == "exited" and seen.exit_code == 0 and one.spec.restart_policy != "Always"
+            if owner == uid and seen.state == "exited" and _stays(mine.spec.restart_policy, seen.exit_code)
         }
         assert {c.name for c in lasting} - running.keys() <= done
         for seen in running.values():
@@ -264,6 +264,11 @@ class Node(RuleBasedStateMachine):
             assert seen.spec_hash == specs.container_hash(mine, right)
         boxes = [box for spec, box in rig.machine.sandboxes.values() if spec.uid == uid and box.state == "ready"]
         assert [box.spec_hash for box in boxes] == [sandbox_hash(mine)]
+
+
+def _stays(restart_policy: str, exit_code: int) -> bool:
+    """Whether a container that has ended so is not started again."""
+    return restart_policy == "Never" or (restart_policy == "OnFailure" and exit_code == 0)
 
 
 Node.TestCase.settings = settings(
