@@ -1,5 +1,6 @@
 # make demo   the main job on embedded defaults: no root, no cluster, no containerd
 # make test   all tests that this machine can run; what it can't is skipped with its reason
+# make e2e    real containerd, as root: pods, kills, power cuts, full disks; five minutes
 PYTHON ?= python3
 SEEDS ?= 500
 SEED ?=
@@ -26,7 +27,7 @@ demo: .venv/.run
 	@.venv/bin/tinyedge demo
 
 test: .venv/.dev
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q --ignore=tests/e2e
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

@@ -73,6 +73,8 @@ class Disk:
 
 @pytest.fixture(scope="module")
 def disk_and_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Disk, Node]]:
+    if missing := [name for name in ("mkfs.ext4", "e2fsck", "losetup") if not shutil.which(name)]:
+        pytest.skip(f"needs {', '.join(missing)} (apt-get install e2fsprogs util-linux)")
     folder = tmp_path_factory.mktemp("disk")
     disk = Disk(folder)
     with node_in(folder) as node:
