@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -143,12 +143,12 @@ class Node:
         self.launch(*settings)
         self.wait(lambda: self.api("healthz"))
 
-    def launch(self, *settings: str) -> None:
+    def launch(self, *settings: str, flags: Sequence[str] = ()) -> None:
         program = "tests.e2e.other_boot" if self.boots else "tinyedge"
         options = [word for setting in (*self.settings, *settings) for word in ("--set", setting)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", program, "run", "--config", str(self.config), *options],
+                [sys.executable, "-m", program, "run", "--config", str(self.config), *flags, *options],
                 cwd=ROOT,
                 env={**os.environ, other_boot.VARIABLE: f"boot-{self.boots}"},
                 stdin=subprocess.DEVNULL,

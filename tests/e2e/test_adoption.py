@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -209,6 +210,45 @@ def settled(node: Node, gardener: Gardener) -> dict[str, Json] | None:
 
 def versions_of(found: Json) -> dict[str, int]:
     return {one["name"]: int(one["env"][0]["value"]) for one in found["spec"]["containers"]}
+
+
+def test_a_clean_stop_leaves_containers_running(node: Node) -> None:
+    before = identities(node.run(pod("stays", sh(SLEEP))))
+    pid = container_pid(node, "stays")
+    assert node.stop() == 0
+    assert os.path.exists(f"/proc/{pid}")
+    node.start()
+    assert identities(node.wait_pod("stays")) == before
+    assert "clean stop" in node.cli("status")
+
+
+def test_a_stop_with_stop_pods_ends_them_and_the_next_start_brings_them_back(node: Node) -> None:
+    node.run(pod("stops", sh("trap 'exit 3' TERM; sleep 100000 & wait"), terminationGracePeriodSeconds=10))
+    node.kill()
+    node.launch(flags=["--stop-pods"])
+    node.wait_pod("stops")
+    assert node.stop() == 0
+    assert running_containers(node) == []
+    node.start()
+    main = statuses(node.wait_pod("stops"))["main"]
+    assert (main["restartCount"], main["lastState"]["terminated"]["exitCode"]) == (1, 3)
+
+
+def test_a_second_daemon_on_the_same_store_refuses_and_names_the_first(node: Node) -> None:
+    told = node.cli("run", "--config", str(node.config), check=False)
+    assert str(node.running.pid) in told
+    assert node.api("healthz")
+
+
+def test_a_pod_whose_sandbox_dies_is_made_anew(node: Node) -> None:
+    found = node.run(pod("boxless", sh(SLEEP)))
+    parent = int(Path(f"/proc/{container_pid(node, 'boxless')}/stat").read_text().rpartition(")")[2].split()[1])
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), 9)
+    again = node.wait_pod("boxless", lambda one: is_ready(one) and identities(one) != identities(found))
+    assert statuses(again)["main"]["restartCount"] == 1
+    assert_running(node, [("boxless", ""), ("boxless", "main")])
 
 
 # --- containerd ----------------------------------------------------------------------------------

@@ -271,3 +271,32 @@ def test_a_change_of_the_sandbox_makes_the_pod_anew(node: Node) -> None:
     found = node.wait_pod("renamed", lambda one: identities(one)["main"][1] == 1 and is_running(one, "main"))
     assert identities(found)["main"][0] != before["main"][0]
     node.wait(lambda: "other" in node.logs("renamed"))
+
+
+# --- what is told ---------------------------------------------------------------------------------
+
+
+def test_describe_tells_everything_about_a_pod_but_a_secrets_value(node: Node) -> None:
+    env = [
+        {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "described", "key": "password"}}},
+        {"name": "PLAIN", "value": "shown"},
+    ]
+    mounts = [{"name": "login", "mountPath": "/login"}]
+    volumes = [{"name": "login", "secret": {"secretName": "described"}}]
+    limits = {"limits": {"memory": "64Mi"}}
+    main = sh(SLEEP, env=env, volumeMounts=mounts, resources=limits, livenessProbe={"exec": {"command": ["true"]}})
+    found = node.run(secret("described", password="hunter2"), pod("described", main, volumes=volumes))
+    told = node.cli("describe", "pod", "described")
+    for words in (found["status"]["podIP"], BUSYBOX, "64Mi", "/login", "shown", "Started", "described", "Running"):
+        assert words in told
+    everything = told + node.cli("get", "pod", "described", "-o", "yaml") + node.cli("get", "secrets", "-o", "json")
+    assert "hunter2" not in everything
+
+
+def test_attach_passes_input_to_the_process_that_runs(node: Node) -> None:
+    script = "read line; echo heard $line > /dev/termination-log"
+    node.add(task("listens", sh(script, stdin=True, stdinOnce=True)))
+    node.wait_pod("listens", lambda one: is_running(one, "main"))
+    node.cli("attach", "-i", "listens", stdin="hello\n", check=False)
+    found = node.wait_pod("listens", has_ended)
+    assert statuses(found)["main"]["state"]["terminated"]["message"] == "heard hello\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -121,6 +122,16 @@ def test_security_contexts_hold_in_the_kernel(node: Node) -> None:
     assert seen["user"]["Uid"].split() == ["1234"] * 4
     assert seen["user"]["Gid"].split() == ["2345"] * 4
     assert int(seen["user"]["CapEff"], 16) == 0
+
+
+def test_a_seccomp_profile_of_the_node_forbids_what_it_names(node: Node) -> None:
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
+    profile = node.folder / "seccomp" / "no-folders.json"
+    profile.parent.mkdir(exist_ok=True)
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    context = {"seccompProfile": {"type": "Localhost", "localhostProfile": profile.name}}
+    script = "mkdir /tmp/new 2>/dev/null && echo made || echo forbidden; touch /tmp/file && echo written"
+    assert node.output(task("profile", sh(script, securityContext=context))).split() == ["forbidden", "written"]
 
 
 def test_a_read_only_root_is_read_only_but_for_its_volumes(node: Node) -> None:

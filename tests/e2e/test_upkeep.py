@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.conftest import UNUSED
-from tests.e2e.rig import SLEEP, Node, condition, has_ended, is_ready, pod, running_containers, sh, statuses
+from tests.e2e.rig import SLEEP, Node, condition, has_ended, identities, is_ready, pod, running_containers, sh, statuses
 from tests.fakes.image_archives import BUSYBOX
 
 pytestmark = [pytest.mark.containerd, pytest.mark.slow]
@@ -39,6 +39,31 @@ def test_of_dead_containers_the_newest_two_are_kept(node: Node) -> None:
         ("restarting", ""),
         ("restarting", "main"),
     ]
+
+
+def test_under_pressure_pods_are_evicted_and_held_back_by_priority_and_come_back_after_it(node: Node) -> None:
+    critical = identities(node.run(pod("critical", sh(SLEEP), priorityClassName="system-node-critical")))
+    node.run(pod("dispensable", sh(SLEEP)))
+    node.kill()
+    node.start("pressure.memory_available_mb=100000000", "pressure.transition_s=1")
+    found = node.wait_pod("dispensable", has_ended)
+    assert (found["status"]["phase"], found["status"]["reason"]) == ("Failed", "Evicted")
+    node.add(pod("newcomer", sh(SLEEP)))
+    node.wait_pod("newcomer", lambda one: "held back" in one["status"].get("message", ""))
+    assert "short of resources" in node.cli("why", "newcomer")
+    assert "memory" in pressure_of(node)
+    assert identities(node.wait_pod("critical")) == critical
+    node.kill()
+    node.start("pressure.transition_s=1")
+    node.wait_pod("newcomer")
+    node.wait_pod("dispensable")
+    assert pressure_of(node) == set()
+    assert identities(node.wait_pod("critical")) == critical
+    node.kill()
+
+
+def pressure_of(node: Node) -> set[str]:
+    return {name for name, short in node.api("v1/status")["pressure"].items() if short}
 
 
 def test_an_empty_dir_over_its_size_limit_evicts_the_pod(calm_node: Node) -> None:
