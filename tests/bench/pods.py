@@ -1,10 +1,11 @@
 """Bench of pods: `python -m tests.bench.pods` prints one JSON object per line. Needs root and containerd.
 
 A private containerd, the real daemon, static manifests. What is timed is beside its floor, measured in the same run: a
-bare script that makes the same CRI calls (RunPodSandbox, CreateContainer, StartContainer, with the specs that the
-daemon would send) over one open channel, one, four or twenty pods at a time; the best of the three. Both run in turns
-and the medians are compared, since the machine is noisy. `apply` is from the request to the API until all run;
-`restart` is from the start of the daemon's process until all run again, everything that ran before having been killed.
+bare script that makes the same CRI calls (RunPodSandbox, CreateContainer, StartContainer, before them for a restart
+StopPodSandbox of the dead sandbox, with the specs that the daemon would send) over one open channel, one, four or
+twenty pods at a time; the best of the three. Both run in turns and the medians are compared, since the machine is noisy.
+`apply` is from the request to the API until all run; `restart` is from the start of the daemon's process until all run
+again, everything that ran before having been killed.
 """
 
 from __future__ import annotations
@@ -100,35 +101,52 @@ class Floor:
             "floor", "boot", pods_dir=str(scratch / "floor-pods"), logs_dir=str(scratch / "floor-logs")
         )
         self._sandboxes: list[str] = []
+        self._newest: dict[str, str] = {}  # pod → its sandbox
 
     async def run(self, count: int, at_once: int, turn: str) -> float:
         """Seconds from the first call until all run."""
+        took = await self._start_all(count, at_once, turn, {})
+        await self._clear()
+        return took
+
+    async def restart(self, count: int, at_once: int, turn: str, kill: Callable[[], None]) -> float:
+        """Seconds from the first call until all run again: each dead sandbox is stopped before its successor is made,
+        since it holds an address and host ports."""
+        await self._start_all(count, 20, turn, {})
+        await trio.to_thread.run_sync(kill)
+        took = await self._start_all(count, at_once, turn, dict(self._newest))
+        await self._clear()
+        return took
+
+    async def _start_all(self, count: int, at_once: int, turn: str, dead: dict[str, str]) -> float:
         pods = [self._pod(f"{turn}-{n}") for n in range(count)]
         limiter = trio.CapacityLimiter(at_once)
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
             for pod in pods:
-                nursery.start_soon(self._start, pod, limiter)
-        took = time.monotonic() - began
-        await self._clear()
-        return took
+                nursery.start_soon(self._start, pod, limiter, dead.get(pod.metadata.name, ""))
+        return time.monotonic() - began
 
     def _pod(self, name: str) -> Pod:
         pod = decode_object({**manifest(name), "metadata": {"name": name, "uid": f"uid-{name}"}})
         require(isinstance(pod, Pod), "the manifest is a pod")
         return pod  # type: ignore[return-value]
 
-    async def _start(self, pod: Pod, limiter: trio.CapacityLimiter) -> None:
+    async def _start(self, pod: Pod, limiter: trio.CapacityLimiter, dead: str) -> None:
         async with limiter:
-            spec = specs.sandbox_spec(pod, self._node, 0)
+            if dead:
+                await self._call("StopPodSandbox", pb.PodSandboxId(pod_sandbox_id=dead), pb.Empty)
+            attempt = int(bool(dead))
+            spec = specs.sandbox_spec(pod, self._node, attempt)
             os.makedirs(os.path.join(spec.log_directory, "main"), exist_ok=True)
             request = pb.RunPodSandboxRequest(config=sandbox_config(spec, "floor"))
             made = await self._call("RunPodSandbox", request, pb.PodSandboxId)
             self._sandboxes.append(made.pod_sandbox_id)
+            self._newest[pod.metadata.name] = made.pod_sandbox_id
             main = pod.spec.containers[0]
-            container = specs.container_spec(pod, main, 0, self._node, NoRefs())
+            container = specs.container_spec(pod, main, attempt, self._node, NoRefs())
             require(isinstance(container, ContainerSpec), "the container is ready to be made")
-            write_files(specs.host_files(pod, main, 0, self._node, ""), "")
+            write_files(specs.host_files(pod, main, attempt, self._node, ""), "")
             config = container_config(container, spec, "floor", user=None, username="")  # type: ignore[arg-type]
             create = pb.CreateContainerRequest(
                 pod_sandbox_id=made.pod_sandbox_id, config=config, sandbox_config=sandbox_config(spec, "floor")
@@ -140,7 +158,7 @@ class Floor:
         async with trio.open_nursery() as nursery:
             for sandbox_id in self._sandboxes:
                 nursery.start_soon(self._remove, sandbox_id)
-        self._sandboxes = []
+        self._sandboxes, self._newest = [], {}
 
     async def _remove(self, sandbox_id: str) -> None:
         await self._call("StopPodSandbox", pb.PodSandboxId(pod_sandbox_id=sandbox_id), pb.Empty)
@@ -150,15 +168,20 @@ class Floor:
         return await self._channel.unary(f"/runtime.v1.RuntimeService/{method}", request, response, timeout_s=WAIT_S)
 
 
-def floor(rig: ContainerdRig, scratch: Path, count: int, turn: str) -> dict[int, float]:
-    """At a time → seconds."""
+def floor(
+    rig: ContainerdRig, scratch: Path, count: int, turn: str, kill: Callable[[], None] | None = None
+) -> dict[int, float]:
+    """At a time → seconds, to start pods; with `kill`, to start them again after it."""
 
     async def measure() -> dict[int, float]:
         async with open_loop() as loop:
             channel = Channel(loop, str(rig.socket))
             try:
                 bare = Floor(channel, scratch)
-                return {n: await bare.run(count, n, f"{turn}-{n}") for n in (1, 4, 20) if n <= count}
+                widths = [n for n in (1, 4, 20) if n <= count]
+                if kill is None:
+                    return {n: await bare.run(count, n, f"{turn}-{n}") for n in widths}
+                return {n: await bare.restart(count, n, f"{turn}-{n}", kill) for n in widths}
             finally:
                 channel.close()
 
@@ -252,9 +275,8 @@ def _runs(pod: dict[str, Any]) -> bool:
     return bool(statuses) and all("running" in status["state"] for status in statuses)
 
 
-def kill_containers(rig: ContainerdRig, daemon: Daemon) -> None:
-    """The daemon and everything that it runs, at once; containerd stays and sees them dead."""
-    daemon.stop(signal.SIGKILL)
+def kill_containers(rig: ContainerdRig) -> None:
+    """Everything that runs in containerd; it stays and sees them dead."""
     for name in rig.run_ctr("tasks", "ls", "-q").split():
         rig.run_ctr("tasks", "kill", "-s", "SIGKILL", name)
     deadline = time.monotonic() + WAIT_S
@@ -304,8 +326,9 @@ def apply(rig: ContainerdRig, scratch: Path, daemon: Daemon, turns: int) -> None
 def restart(rig: ContainerdRig, scratch: Path, daemon: Daemon, turns: int) -> None:
     ours, floors = [], []
     for turn in range(turns):
-        floors.append(min(floor(rig, scratch, PODS, f"r{turn}").values()))
-        kill_containers(rig, daemon)
+        daemon.stop(signal.SIGKILL)
+        kill_containers(rig)
+        floors.append(min(floor(rig, scratch, PODS, f"r{turn}", lambda: kill_containers(rig)).values()))
         began = time.monotonic()
         daemon.start()
         daemon.until(lambda: daemon.client.get("/healthz") is not None, "the API answers")

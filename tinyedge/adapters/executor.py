@@ -197,7 +197,7 @@ class Executor:
         self._up = False
         self._acts: dict[type, tuple[Callable[[Any], Awaitable[str]], trio.CapacityLimiter | None]] = {
             ev.RunSandbox: (self._run_sandbox, self._starting),
-            ev.StopSandbox: (self._stop_sandbox, self._stopping),
+            ev.StopSandbox: (self._stop_sandbox, self._starting),  # its containers have ended: it is short
             ev.RemoveSandbox: (self._remove_sandbox, self._stopping),
             ev.StartContainer: (self._start_container, self._starting),
             ev.StopContainer: (self._stop_container, self._stopping),
