@@ -3,7 +3,7 @@
 A private containerd, the real daemon, static manifests. What is timed is beside its floor, measured in the same run: a
 bare script that makes the same CRI calls (RunPodSandbox, CreateContainer, StartContainer, before them for a restart
 StopPodSandbox of the dead sandbox, with the specs that the daemon would send) over one open channel, one, four or
-twenty pods at a time; the best of the three. Both run in turns and the medians are compared, since the machine is noisy.
+twenty pods at a time; the best of the three. Both run in turns and the medians are compared, since machines are noisy.
 `apply` is from the request to the API until all run; `restart` is from the start of the daemon's process until all run
 again, everything that ran before having been killed.
 """
