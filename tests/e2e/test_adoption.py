@@ -33,7 +33,7 @@ from tests.e2e.rig import (
 pytestmark = [pytest.mark.containerd, pytest.mark.slow, pytest.mark.usefixtures("calm_node")]
 
 KILLS = int(os.environ.get("TINYEDGE_E2E_KILLS", "100"))
-SEED = int(os.environ.get("TINYEDGE_E2E_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+SEED = int(os.environ.get("TINYEDGE_E2E_SEED", "20261123"))
 LIFE_S_MAX = 1.6  # long enough for some lives to finish what they began
 KEEP: Json = {"name": "keep", "emptyDir": {}}
 AT_KEEP: Json = {"volumeMounts": [{"name": "keep", "mountPath": "/keep"}]}
