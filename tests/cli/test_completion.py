@@ -71,7 +71,7 @@ def test_every_command_and_option_is_offered(cli: Cli, shell: str) -> None:
 def test_the_shell_itself_finds_no_mistake(shell: str, tmp_path: Path) -> None:
     if not shutil.which(shell):
         script = getattr(completion, shell)()
-        assert script.count("'") % 2 == 0  # the least that can be said without the shell
+        assert script.replace("\\'", "").count("'") % 2 == 0  # the least that can be said without the shell
         return
     path = tmp_path / f"tinyedge.{shell}"
     path.write_text(getattr(completion, shell)())

@@ -1,0 +1,21 @@
+"""Every limit of the gateway in one file, its unit last in its name, with the relations between them required below."""
+
+from __future__ import annotations
+
+from tinyedge.errors import require
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# Kubernetes.
+KUBE_OBJECT_BYTES_MAX = 4 * MIB  # of one answer that is no list; etcd takes 1.5 MiB
+KUBE_LIST_ITEMS = 500  # of one page
+KUBE_PAGE_BYTES_MAX = 64 * MIB
+KUBE_WATCH_LINE_BYTES_MAX = 4 * MIB
+
+# Edges.
+EDGE_HEAD_BYTES_MAX = 16 * KIB  # of a request before the link is open
+EDGE_JOIN_BYTES_MAX = 64 * KIB
+EDGE_HANDSHAKE_S_MAX = 30
+
+require(KUBE_OBJECT_BYTES_MAX <= KUBE_PAGE_BYTES_MAX, "a page holds an object")
