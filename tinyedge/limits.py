@@ -63,6 +63,10 @@ GRPC_WINDOW_BYTES = 256 * KIB  # what a peer may send ahead of us
 EXEC_OUTPUT_BYTES_MAX = 64 * KIB
 STREAM_MESSAGE_BYTES_MAX = 1 * MIB  # of exec, attach and port-forward in the process runtime
 IMPORT_OUTPUT_BYTES_MAX = 64 * KIB  # what the program that imports an image archive may print
+DIAL_PROXY_HEAD_BYTES_MAX = 16 * KIB
+JOIN_TOKEN_CHARS_MAX = 8 * KIB
+JOIN_ANSWER_BYTES_MAX = 128 * KIB  # a certificate and the CAs
+IDENTITY_FILE_BYTES_MAX = 256 * KIB
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")
