@@ -18,4 +18,14 @@ EDGE_HEAD_BYTES_MAX = 16 * KIB  # of a request before the link is open
 EDGE_JOIN_BYTES_MAX = 64 * KIB
 EDGE_HANDSHAKE_S_MAX = 30
 
+# Identity.
+IDENTITY_STATE_BYTES_MAX = 900 * KIB  # of the state in its Secret, which may hold 1 MiB: some 8,000 nodes
+IDENTITY_REVOKED_MAX = 1000  # refusals that can be explained; none is forgotten by dropping one
+IDENTITY_TRIES_MAX = 20  # at one change of the state when others change it too
+TOKEN_TTL_S_MAX = 90 * 86400
+JOIN_LABELS_MAX = 64
+JOIN_TAINTS_MAX = 32
+CSR_BYTES_MAX = 8 * KIB
+CA_BYTES_MAX = 64 * KIB  # of all PEM text of the CAs
+
 require(KUBE_OBJECT_BYTES_MAX <= KUBE_PAGE_BYTES_MAX, "a page holds an object")
