@@ -13,7 +13,6 @@ Times are Unix seconds; time and chance come in as arguments. Refusals say what 
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from collections.abc import Mapping
@@ -62,6 +61,8 @@ class Policy(Struct, frozen=True):
     grace_s: int = GRACE_S
 
 
+Why = Literal["Revoked", "Replaced", "Deleted", "Left"]
+
 # --- state -------------------------------------------------------------------------------------------
 
 
@@ -87,7 +88,7 @@ class Revoked(Struct, frozen=True, omit_defaults=True):
     """A line that is no more good. It need not be known, since nothing is bound to it; it explains the refusal."""
 
     name: str
-    why: Literal["Revoked", "Replaced", "Deleted", "Left"]
+    why: Why
     at_s: int
     until_s: int
 
@@ -195,6 +196,15 @@ _NEW_TOKEN = "make a new one (tinyedge-gateway token create)"  # noqa: S105 - wo
 # --- joining -----------------------------------------------------------------------------------------
 
 
+class Asked(Struct, frozen=True):
+    """Who wants to join: `name` may be empty where the token names a node, `key` is a digest (hex) of the public key in
+    its request."""
+
+    name: str
+    machine: str
+    key: str
+
+
 class Admitted(Struct, frozen=True):
     """A join that is allowed once `state` is stored. `rebound`: the name was bound before, so a session under it ends.
     `line`: the first half (8 bytes, hex) of its certificates' serial numbers. `again`: nothing has changed, only the
@@ -207,12 +217,10 @@ class Admitted(Struct, frozen=True):
     again: bool = False
 
 
-def may_join(
-    state: State, claims: Claims, name: str, machine: str, key: str, line: str, now_s: int, policy: Policy
-) -> Admitted:
-    """Whether a machine may have a certificate under this name. `key` is a digest (hex) of the public key in its
-    request, `line` 8 random bytes (hex) for a new line. Raises Refused."""
-    name = _name(claims, name)
+def may_join(state: State, claims: Claims, asked: Asked, *, line: str, now_s: int, policy: Policy) -> Admitted:
+    """Whether a machine may have a certificate under this name. `line` is 8 random bytes (hex) for a new line.
+    Raises Refused."""
+    name, machine, key = _name(claims, asked.name), asked.machine, asked.key
     if not _MACHINE.fullmatch(machine):
         raise Refused("BadRequest", "the machine's digest is not one", "", "update tinyedge on the node")
     bound = state.bindings.get(name)
@@ -225,7 +233,7 @@ def may_join(
     if bound is not None:
         if name not in state.replace:
             _may_rebind(claims, bound, name, machine)
-        state = _revoke_line(state, bound, name, "Replaced", now_s, policy)
+        state = _void(state, name, "Replaced", now_s, policy)
     state = changed(
         state,
         used={**state.used, claims.id: Used(claims.expires_s, name, key)},
@@ -289,30 +297,41 @@ class Verdict(Struct, frozen=True):
 def may_connect(state: State, facts: CertFacts, machine: str, now_s: int, policy: Policy) -> Verdict:
     """Whether the holder of a certificate may be its node, now. To be asked again of live sessions when the state has
     changed."""
-    name, line = facts.name, facts.serial[: 2 * joining.LINE_BYTES]
-    again = "make a new token and join again"
-    if not valid_name(name):
-        return Verdict("refused", "Unknown", f"the certificate names no node; {again}")
-    bound = state.bindings.get(name)
-    if bound is None or bound.line != line:
-        known = state.revoked.get(line)
-        if known is not None:
-            return Verdict("refused", known.why, f"{_SINCE[known.why].format(name=name)}; {again}")
-        if bound is not None:
-            return Verdict("refused", "Replaced", f"the name {name} was given to another join since; {again}")
-        return Verdict("refused", "Unknown", f"the gateway knows no node {name}; {again}")
+    if not valid_name(facts.name):
+        return Verdict("refused", "Unknown", f"the certificate names no node; {_AGAIN}")
+    bound = state.bindings.get(facts.name)
+    if bound is None or bound.line != _line(facts):
+        return _not_bound(state, facts)
     if bound.revoked_s:
-        return Verdict("refused", "Revoked", f"the node {name} was revoked")
+        return Verdict("refused", "Revoked", f"the node {facts.name} was revoked")
     if bound.machine != machine:
-        words = f"this is not the machine that joined as {name}: is it a copy of its storage, or other hardware?"
-        return Verdict("refused", "Twin", f"{words} tinyedge-gateway node replace {name}, then join again")
+        words = f"this is not the machine that joined as {facts.name}: is it a copy of its storage, or other hardware?"
+        return Verdict("refused", "Twin", f"{words} tinyedge-gateway node replace {facts.name}, then join again")
+    return _in_time(facts, now_s, policy)
+
+
+def _line(facts: CertFacts) -> str:
+    return facts.serial[: 2 * joining.LINE_BYTES]
+
+
+def _not_bound(state: State, facts: CertFacts) -> Verdict:
+    known = state.revoked.get(_line(facts))
+    if known is not None:
+        return Verdict("refused", known.why, f"{_SINCE[known.why].format(name=facts.name)}; {_AGAIN}")
+    if facts.name in state.bindings:
+        return Verdict("refused", "Replaced", f"{_SINCE['Replaced'].format(name=facts.name)}; {_AGAIN}")
+    return Verdict("refused", "Unknown", f"the gateway knows no node {facts.name}; {_AGAIN}")
+
+
+def _in_time(facts: CertFacts, now_s: int, policy: Policy) -> Verdict:
     if now_s <= facts.not_after_s:
         return Verdict("ok")
     if now_s <= facts.not_after_s + policy.grace_s:
         return Verdict("renew")
-    return Verdict("refused", "Expired", f"the certificate of {name} ended too long ago; {again}")
+    return Verdict("refused", "Expired", f"the certificate of {facts.name} ended too long ago; {_AGAIN}")
 
 
+_AGAIN = "make a new token and join again"
 _SINCE = {
     "Revoked": "the node {name} was revoked",
     "Replaced": "the name {name} was given to another join since",
@@ -347,17 +366,18 @@ def replace(state: State, name: str, now_s: int) -> State:
 
 def delete(state: State, name: str, now_s: int, policy: Policy) -> State:
     """The node is no more: its certificates are void and its name is free."""
-    return _forget(state, _bound(state, name), name, "Deleted", now_s, policy)
+    _bound(state, name)
+    return _free(_void(state, name, "Deleted", now_s, policy), name)
 
 
 def leave(state: State, facts: CertFacts, now_s: int, policy: Policy) -> State:
     """The node goes, of itself. It can end only what its own certificate stands for."""
     bound = state.bindings.get(facts.name)
-    if bound is None or bound.line != facts.serial[: 2 * joining.LINE_BYTES]:
+    if bound is None or bound.line != _line(facts):
         return state
     if bound.revoked_s:
         raise Refused("Revoked", f"the node {facts.name} was revoked")
-    return _forget(state, bound, facts.name, "Left", now_s, policy)
+    return _free(_void(state, facts.name, "Left", now_s, policy), facts.name)
 
 
 def _bound(state: State, name: str) -> Binding:
@@ -367,10 +387,7 @@ def _bound(state: State, name: str) -> Binding:
     return bound
 
 
-def _forget(
-    state: State, bound: Binding, name: str, why: Literal["Deleted", "Left"], now_s: int, policy: Policy
-) -> State:
-    state = _revoke_line(state, bound, name, "Revoked" if bound.revoked_s else why, now_s, policy)
+def _free(state: State, name: str) -> State:
     return changed(
         state,
         bindings={other: binding for other, binding in state.bindings.items() if other != name},
@@ -378,15 +395,9 @@ def _forget(
     )
 
 
-def _revoke_line(
-    state: State,
-    bound: Binding,
-    name: str,
-    why: Literal["Revoked", "Replaced", "Deleted", "Left"],
-    now_s: int,
-    policy: Policy,
-) -> State:
-    """Its last certificate can't have been signed later than now."""
+def _void(state: State, name: str, why: Why, now_s: int, policy: Policy) -> State:
+    """The line of the name is no more good. Its last certificate can't have been signed later than now."""
+    bound = state.bindings[name]
     entry = Revoked(name, "Revoked" if bound.revoked_s else why, now_s, now_s + policy.life_s + policy.grace_s)
     return changed(state, revoked={**state.revoked, bound.line: entry})
 
