@@ -38,7 +38,7 @@ _PATTERN = re.compile(r"[a-z0-9.*?-]{1,63}")
 _MACHINE = re.compile(r"[0-9a-f]{0,64}")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 # What a kubelet may say of itself under Kubernetes' own domains (NodeRestriction), but for what the gateway sets.
-_LABELS_ALLOWED = frozenset(("node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type"))
+_LABELS_ALLOWED = frozenset(("beta.kubernetes.io/instance-type",))
 _PREFIXES_ALLOWED = ("node.kubernetes.io", "topology.kubernetes.io", "kubelet.kubernetes.io")
 _DOMAINS = ("kubernetes.io", "k8s.io", "tinyedge.io")
 
