@@ -67,6 +67,8 @@ DIAL_PROXY_HEAD_BYTES_MAX = 16 * KIB
 JOIN_TOKEN_CHARS_MAX = 8 * KIB
 JOIN_ANSWER_BYTES_MAX = 128 * KIB  # a certificate and the CAs
 IDENTITY_FILE_BYTES_MAX = 256 * KIB
+KEY_PEM_BYTES_MAX = 16 * KIB
+KEY_CHILD_S_MAX = 120  # to make a key, on the slowest board
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")

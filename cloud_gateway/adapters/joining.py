@@ -18,7 +18,7 @@ from cloud_gateway.core import authority
 from cloud_gateway.core.authority import Admitted, Asked, CertFacts, Policy, Refused, State, Verdict
 from tinyedge.errors import BadInput
 from tinyedge.protocol import joining
-from tinyedge.protocol.joining import Claims, JoinAnswer, JoinRequest, RenewRequest, Taint
+from tinyedge.protocol.joining import Claims, JoinAnswer, JoinRequest, LeaveRequest, RenewRequest, Taint
 
 Foreign = Callable[[str], Awaitable[bool]]
 """Whether the cluster has a Node of this name that is not an edge node: nobody may join as it."""
@@ -136,8 +136,16 @@ class Joining:
         chain = self._store.ca.sign_node(key, facts.name, line, self._now(), self.policy.life_s)
         return JoinAnswer(facts.name, chain, self._store.ca.trusted)
 
-    async def leave(self, facts: CertFacts) -> None:
-        """The node goes: its certificate is void. The Node and what it ran are the caller's to delete."""
+    async def leave(self, facts: CertFacts, body: bytes) -> None:
+        """POST /v1/leave with the node's certificate: that is void from now on. The live session (Bye `Left`), the Node
+        and its pods are the caller's to end. Raises Refused, also to a copy of the node."""
+        try:
+            machine = joining.decode(body, LeaveRequest, "the request").machine
+        except BadInput as error:
+            raise Refused("BadRequest", error.what, error.why, "update tinyedge on the node") from None
+        verdict = await self.connect(facts, machine)
+        if verdict.kind == "refused" and verdict.reason != "Expired":
+            raise Refused(verdict.reason, f"{facts.name} can't leave", verdict.message)
         await self._store.update(lambda state: (authority.leave(state, facts, self._now(), self.policy), None))
 
     async def revoke(self, name: str) -> None:

@@ -4,6 +4,9 @@
     GET /v1/ca       over TLS that checks nothing ──▶  the CAs, PEM; the token says which fingerprint one must have
     POST /v1/join    over TLS under that CA       ──▶  JoinRequest → JoinAnswer, or an error {what, why, remedy, reason}
     later, on the link: Ask("renew", RenewRequest) ─▶  JoinAnswer
+    POST /v1/leave   with its certificate         ──▶  LeaveRequest → {}
+
+Bodies are JSON. A refusal has a status of 4xx; with 5xx the same may work later.
 
 A token is `te1.` and base64url of msgpack and an HMAC. The edge can't check the HMAC: only the gateway's CA key can.
 """
@@ -28,6 +31,7 @@ _T = TypeVar("_T")
 SERVER_NAME = "tinyedge-gateway"  # the name that every gateway's certificate is for
 CA_PATH = "/v1/ca"
 JOIN_PATH = "/v1/join"
+LEAVE_PATH = "/v1/leave"
 LINK_PATH = "/v1/link"
 RENEW = "renew"  # Ask.what
 
@@ -73,6 +77,10 @@ class JoinRequest(Struct, frozen=True):
 
 class RenewRequest(Struct, frozen=True):
     csr: str
+
+
+class LeaveRequest(Struct, frozen=True):
+    machine: str
 
 
 class JoinAnswer(Struct, frozen=True):
