@@ -19,7 +19,7 @@ EDGE_JOIN_BYTES_MAX = 64 * KIB
 EDGE_HANDSHAKE_S_MAX = 30
 
 # Identity.
-IDENTITY_STATE_BYTES_MAX = 900 * KIB  # of the state in its Secret, which may hold 1 MiB: some 8,000 nodes
+IDENTITY_STATE_BYTES_MAX = 900 * KIB  # of the state in its Secret, which may hold 1 MiB: 3,000 nodes or more
 IDENTITY_REVOKED_MAX = 1000  # refusals that can be explained; none is forgotten by dropping one
 IDENTITY_TRIES_MAX = 20  # at one change of the state when others change it too
 TOKEN_TTL_S_MAX = 90 * 86400

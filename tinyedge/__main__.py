@@ -25,6 +25,11 @@ def _dispatch(words: list[str]) -> int:
 
         manifest_child.main()
         return 0
+    if words == ["make-key"]:
+        from tinyedge.adapters import key_child
+
+        key_child.main()
+        return 0
     if words[:1] == ["verify-checkpoint"] and len(words) == 2:
         from tinyedge.store import verify
 
