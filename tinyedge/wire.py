@@ -7,6 +7,9 @@
     secret     namespace/name    SecretRow
     folder     folder            FolderRow     what each manifest file declared, so that its removal is noticed
     node       self              NodeRow       boot id and conditions
+    gone       uid               GoneRow       a deleted pod of which nothing is left, until the cloud knows
+    refused    kind key          RefusedRow    what the cloud sent and this node can't keep
+    token      uid digest        TokenRow      of a service account, for one pod
 
 Equal rows are equal bytes. Times are wall-clock ms. Each row begins with a byte that says how it is written: a field
 may be added with a default; any other change is a new version, and `decode` then reads the old one too. A row that does
@@ -22,6 +25,8 @@ from msgspec import Struct, field
 
 from tinyedge.model.pod import ConfigMap, Pod, Secret
 
+CLOUD = "cloud"  # the source of what a gateway has sent
+
 
 class Deletion(Struct, frozen=True, omit_defaults=True):
     """A pod that is going: `grace_s` is what its containers get, `since_ms` when that was decided."""
@@ -35,11 +40,14 @@ class Successor(Struct, frozen=True, omit_defaults=True):
 
     source: str
     pod: Pod
+    revision: bytes = b""
 
 
 class PodRow(Struct, frozen=True, omit_defaults=True):
-    """`source` is `file:FOLDER/PATH` or `api`. `generation` grows with each change of the spec, `incarnation` with each
-    time the pod starts over under its uid, as a controller would make a new pod."""
+    """`source` is `file:FOLDER/PATH`, `api` or `cloud`. `generation` grows with each change of the spec, `incarnation`
+    with each time the pod starts over under its uid, as a controller would make a new pod. Of a pod from the cloud:
+    `revision` is the one it came with, `released` that the cloud has no such pod any more and waits for no word of its
+    end."""
 
     uid: str
     source: str
@@ -48,16 +56,20 @@ class PodRow(Struct, frozen=True, omit_defaults=True):
     incarnation: int = 0
     deletion: Deletion | None = None
     successor: Successor | None = None
+    revision: bytes = b""
+    released: bool = False
 
 
 class ConfigMapRow(Struct, frozen=True, omit_defaults=True):
     source: str
     object: ConfigMap
+    revision: bytes = b""
 
 
 class SecretRow(Struct, frozen=True, omit_defaults=True):
     source: str
     object: Secret
+    revision: bytes = b""
 
 
 class Transition(Struct, frozen=True, omit_defaults=True):
@@ -122,7 +134,36 @@ class NodeRow(Struct, frozen=True, omit_defaults=True):
     created_ms: int = 0
 
 
-Row = PodRow | StateRow | ConfigMapRow | SecretRow | FolderRow | NodeRow
+class GoneRow(Struct, frozen=True, omit_defaults=True):
+    """`pod` is its namespace/name. The row goes when the cloud says that it has dropped the pod."""
+
+    pod: str
+    revision: bytes = b""
+
+
+class RefusedRow(Struct, frozen=True, omit_defaults=True):
+    """`software` is the version that refused it; another one may take it. `name` is a pod's namespace/name, empty when
+    that is not known."""
+
+    revision: bytes
+    reason: str
+    message: str
+    name: str = ""
+    software: str = ""
+
+
+class TokenRow(Struct, frozen=True, omit_defaults=True):
+    """`issued_ms` is 0 when the clock was not trusted then."""
+
+    token: str
+    expires_ms: int
+    issued_ms: int = 0
+
+    def __repr__(self) -> str:
+        return f"TokenRow(expires_ms={self.expires_ms}, issued_ms={self.issued_ms})"
+
+
+Row = PodRow | StateRow | ConfigMapRow | SecretRow | FolderRow | NodeRow | GoneRow | RefusedRow | TokenRow
 
 ROWS: dict[str, type[Struct]] = {
     "pod": PodRow,
@@ -131,6 +172,9 @@ ROWS: dict[str, type[Struct]] = {
     "secret": SecretRow,
     "folder": FolderRow,
     "node": NodeRow,
+    "gone": GoneRow,
+    "refused": RefusedRow,
+    "token": TokenRow,
 }
 _DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")

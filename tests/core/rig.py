@@ -161,6 +161,8 @@ class Rig:
         self.notes: list[ev.Note] = []
         self.records: list[ev.Record] = []
         self.answers: dict[int, ev.Answer] = {}
+        self.sent: list[Any] = []  # effects for the link
+        self.series: dict[str, list[bytes]] = {}
         self.writes = 0
         self.last = ev.Step((), ())
         self.wake = 0
@@ -176,10 +178,13 @@ class Rig:
         self.wake = step.wake_ms
         for write in step.writes:
             self.writes += 1
-            rows = self.tables.setdefault(write.table, {})  # type: ignore[union-attr]
+            if isinstance(write, ev.Append | ev.Trim):
+                self.series_written(write)
+                continue
+            rows = self.tables.setdefault(write.table, {})
             if isinstance(write, ev.Put):
                 rows[write.key] = write.value
-            elif isinstance(write, ev.Delete):
+            else:
                 rows.pop(write.key, None)
         self.check()
         for effect in step.effects:
@@ -189,9 +194,18 @@ class Rig:
                 self.records.append(effect)
             elif isinstance(effect, ev.Answer):
                 self.answers[effect.request] = effect
+            elif isinstance(effect, ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken):
+                self.sent.append(effect)
             else:
                 self.pending.append(effect)
         return step
+
+    def series_written(self, write: ev.Append | ev.Trim) -> None:
+        items = self.series.setdefault(write.series, [])
+        if isinstance(write, ev.Append):
+            items.append(write.item)
+        else:
+            del items[: write.through]
 
     def check(self) -> None:
         """What is on disk is what the core believes to be there, and what it is made of again."""

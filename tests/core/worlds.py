@@ -8,7 +8,7 @@ from tests.model.pods import pod
 from tinyedge.core.env import Around
 from tinyedge.events import NodeFacts
 from tinyedge.model import decode
-from tinyedge.model.pod import ConfigMap, Pod, Secret
+from tinyedge.model.pod import ConfigMap, Pod, Secret, ServiceAccountTokenProjection
 
 UID = "8a6e0804-2bd0-4672-b79d-d97027f9071a"
 NODE = NodeFacts(
@@ -31,12 +31,19 @@ class Held:
         found = [decode.decode_object(one) for one in objects]
         self.config_maps = {one.key: one for one in found if isinstance(one, ConfigMap)}
         self.secrets = {one.key: one for one in found if isinstance(one, Secret)}
+        self.tokens: dict[str, str] | None = None  # audience → token, of a pod from the cloud
 
     def configmap(self, key: str) -> ConfigMap | None:
         return self.config_maps.get(key)
 
     def secret(self, key: str) -> Secret | None:
         return self.secrets.get(key)
+
+    def from_cloud(self, pod: Pod) -> bool:
+        return self.tokens is not None
+
+    def token(self, pod: Pod, wanted: ServiceAccountTokenProjection) -> str | None:
+        return (self.tokens or {}).get(wanted.audience)
 
 
 NOTHING = Held()

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from tinyedge.core.ring import Ring
+from tinyedge.core.ring import Occurrence, Ring
 from tinyedge.core.run import NEVER, RETRY_CAP_MS, RETRY_FIRST_MS, Backoff, PodRun
 from tinyedge.core.tables import Tables
 from tinyedge.events import Effect, NodeFacts, Note, Record
@@ -45,6 +45,7 @@ class Desk:
         self.away: dict[str, int] = {}  # registry → until when it is not asked for what is here, in monotonic ms
         self.starting = 0  # sandboxes and containers being started, over all pods
         self.gone: list[PodRun] = []  # pods of which nothing is left; the edge forgets them
+        self.happened: list[Occurrence] = []  # events of this step
         self._effects: list[Effect] = []
         self._number = 0
 
@@ -93,7 +94,11 @@ class Desk:
         if container:
             group = "containers" if run.roles.get(container, "main") == "main" else "initContainers"
             field = f"spec.{group}{{{container}}}"
-        self.ring.add(run.about, field, (kind, reason, message), self.wall)
+        self.happened.append(self.ring.add(run.about, field, (kind, reason, message), self.wall))
+
+    def node_event(self, kind: str, reason: str, message: str) -> None:
+        about = ("Node", "", self.node.name, self.node.name)
+        self.happened.append(self.ring.add(about, "", (kind, reason, message), self.wall))
 
     def note(self, level: str, key: str, /, **fields: str | int | bool) -> None:
         self._effects.append(Note(level, key, fields))

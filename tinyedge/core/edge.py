@@ -5,6 +5,7 @@ nothing else. It reads no clock and never awaits.
 
     events ─▶ taken in one by one: they change tables, snapshots, probe results; what they touch becomes dirty
            ─▶ dirty pods, and those whose time has come, are planned (core/pods.py)
+           ─▶ what the cloud is to be told of them is compared with what it was told (core/outbox.py)
            ─▶ Step(writes, effects, wake_ms)
 """
 
@@ -17,35 +18,50 @@ from typing import Any
 from msgspec import Struct, structs
 
 from tinyedge.core import answers, pods, probes, sources, track
+from tinyedge.core.chronicle import Chronicle
+from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
+from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import Policy, Pressure
 from tinyedge.core.run import NEVER, PodRun, containers_of, look
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import phase
 from tinyedge.core.tables import Stored, Tables
+from tinyedge.core.tokens import Tokens
 from tinyedge.core.view import View
 from tinyedge.events import (
     Answer,
     Apply,
     Booted,
+    CloudDelete,
+    CloudHave,
+    CloudPut,
+    CloudSynced,
     DeleteObject,
     Event,
     FolderSeen,
     ImagesSeen,
+    Joined,
+    Linked,
     MachineSeen,
     OpDone,
     ProbeDone,
     PullProgress,
+    ReportRefused,
+    ReportTaken,
     Requested,
     RestartPod,
     RunSandbox,
     RuntimeDown,
     RuntimeListed,
     RuntimeUp,
+    SeriesTaken,
     StartContainer,
     Step,
     StoreFault,
     Tick,
+    TokenGiven,
+    Unlinked,
 )
 from tinyedge.model.image import find_image
 from tinyedge.model.runtime import PodSeen
@@ -70,7 +86,12 @@ class Edge:
         self._backlog: deque[Event] = deque()
         self._waiting: dict[str, FolderSeen] = {}  # folders that changed while the store can't be written
         self._pressure = Pressure(policy, self._desk, self._runs, self._touch)
-        self._view = View(self._desk, self._runs, self._sources, self._pressure)
+        self._cloud = Cloud(self._desk, self._sources)
+        self._tokens = Tokens(self._desk)
+        self._outbox = Outbox(self._desk, self._runs, self._cloud)
+        self._chronicle = Chronicle(self._desk, self._runs)
+        cloud = (self._cloud, self._outbox, self._tokens)
+        self._view = View(self._desk, self._runs, self._sources, self._pressure, cloud)
         for row in self._desk.tables.pods.values():
             self._follow(row)
         self._take: dict[type[Any], Callable[[Any], None]] = {
@@ -87,6 +108,17 @@ class Edge:
             ImagesSeen: self._images_seen,
             MachineSeen: self._pressure.machine_seen,
             StoreFault: self._store_fault,
+            Joined: self._joined,
+            Linked: self._linked,
+            Unlinked: self._unlinked,
+            CloudPut: self._cloud.put,
+            CloudDelete: self._cloud_delete,
+            CloudSynced: self._cloud.synced_now,
+            CloudHave: self._outbox.have,
+            ReportTaken: self._outbox.taken,
+            ReportRefused: self._outbox.refused,
+            SeriesTaken: self._series_taken,
+            TokenGiven: self._token_given,
         }
 
     # --- what others see -------------------------------------------------------------------------
@@ -109,9 +141,13 @@ class Edge:
             if len(desk.tables.unreadable) < unreadable:  # what had to be left alone may be unwanted after all
                 for run in self._runs.values():
                     self._touch(run)
-        wake = self._plan()
+        self._plan()
         self._about.pod = ""
-        return Step(desk.tables.take_writes(), desk.take_effects(), desk.now if self._backlog else wake)
+        self._tokens.ask()
+        self._outbox.flush()
+        self._chronicle.flush(self._cloud.node)
+        wake = desk.now if self._backlog else self._wake()
+        return Step(desk.tables.take_writes(), desk.take_effects(), wake)
 
     def _tick(self, event: Tick) -> None:
         desk = self._desk
@@ -119,9 +155,12 @@ class Edge:
             for run in self._runs.values():
                 if run.pod and run.pod.spec.active_deadline_seconds is not None:
                     self._touch(run)
+        if event.wall_trusted != desk.trusted:
+            self._tokens.clock_set()
         desk.now, desk.wall, desk.trusted = event.mono_ms, event.wall_ms, event.wall_trusted
         if event.store_full != desk.full:
             desk.full = event.store_full
+            self._sources.freed = True
             desk.note("error" if desk.full else "info", "store.room", full=desk.full)
             self._look_at_folders_again()
 
@@ -143,23 +182,34 @@ class Edge:
     def _touch(self, run: PodRun) -> None:
         self._dirty[run.uid] = None
 
-    def _plan(self) -> int:
-        """Plan what is dirty or due; the monotonic time of the next thing to do, 0 for never."""
+    def _plan(self) -> None:
+        """Plan what is dirty or due."""
         desk = self._desk
         for uid, run in self._runs.items():
             if run.wake_ms <= desk.now:
                 self._dirty[uid] = None
+        self._retry()
         while self._dirty:
             dirty, self._dirty = self._dirty, {}
             for uid in dirty:
                 self._plan_one(uid)
             self._bury()
+            self._retry()
         for run in self._runs.values():
             if run.probe_ms <= desk.now and run.settled and desk.runtime:
                 self._about.pod = run.key
                 probes.run_due(run, desk)
-        wakes = [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > desk.now]
-        earliest = min(wakes, default=NEVER)
+
+    def _retry(self) -> None:
+        """What the cloud wants here and had to wait may have its place now."""
+        self._cloud.retry()
+        self._note_changes()
+
+    def _wake(self) -> int:
+        """The monotonic time of the next thing to do, 0 for never."""
+        wakes = [self._tokens.wake_ms, self._outbox.wake_ms, self._chronicle.wake_ms]
+        wakes += [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > self._desk.now]
+        earliest = min(wakes)
         return 0 if earliest >= NEVER else earliest
 
     def _plan_one(self, uid: str) -> None:
@@ -167,6 +217,7 @@ class Edge:
         if run is None:
             return
         self._about.pod = run.key
+        self._outbox.touch(uid)
         run.wake_ms = NEVER
         run.probe_ms = self._desk.now  # which probes run may change
         if run.row or not self._desk.tables.unreadable:  # a pod whose row can't be read is not an unwanted one
@@ -181,8 +232,12 @@ class Edge:
             if run.row is None:
                 continue
             self._desk.note("info", "pod.removed", pod=run.key)
+            self._tokens.forget(run.uid)
+            self._chronicle.forget(run.uid)
+            self._outbox.touch(run.uid)
             if self._sources.gone(run.key):
-                self._follow(self._desk.tables.pods[run.key], seen=run.seen)
+                row = self._desk.tables.pods[run.key]
+                self._follow(row, seen=run.seen if row.uid == run.uid else self._seen_of(row.uid))
         self._desk.gone.clear()
 
     # --- wanted ----------------------------------------------------------------------------------
@@ -198,6 +253,7 @@ class Edge:
         run.since_ms = self._desk.wall
         self._runs[row.uid] = run
         self._refer(row.uid, sources.references(row.pod))
+        self._tokens.follow(run)
         if state is None and self._desk.node.boot_id:
             self._let_in(run)
         if seen is not None:
@@ -245,8 +301,7 @@ class Edge:
         row = self._desk.tables.pods[key]
         run = self._runs.get(row.uid)
         if run is None or run.row is None:
-            known = run.seen if run and run.settled else None
-            self._follow(row, seen=known if run else self._nothing_seen(row.uid))
+            self._follow(row, seen=self._seen_of(row.uid))
             self._desk.note("info", "pod.wanted", pod=key, source=row.source)
             return
         before = run.row.deletion
@@ -255,10 +310,15 @@ class Edge:
             run.hurry, run.stop_since_ms = True, self._desk.now
         probes.renew(run, row.pod, track.pod_ip(run, self._desk), self._desk.now)
         self._refer(row.uid, sources.references(row.pod))
+        self._tokens.follow(run)
         self._touch(run)
 
-    def _nothing_seen(self, uid: str) -> PodSeen | None:
-        """A new pod: the runtime has told of all that it has, so it has nothing of this one."""
+    def _seen_of(self, uid: str) -> PodSeen | None:
+        """What the runtime has of a pod that was not wanted so far: once it has told of everything, nothing, unless
+        there is something under our label."""
+        run = self._runs.get(uid)
+        if run is not None:
+            return run.seen if run.settled else None
         return PodSeen(uid, "", "") if self._desk.listed else None
 
     def _folder(self, event: FolderSeen) -> None:
@@ -303,6 +363,36 @@ class Edge:
         self._touch(run)
         return "", f"restarting {', '.join(names)} of {key}"
 
+    # --- the cloud -------------------------------------------------------------------------------
+
+    def _joined(self, event: Joined) -> None:
+        if (event.gateway, event.node) != (self._cloud.gateway, self._cloud.node):
+            self._outbox.left()
+        if not self._cloud.joined(event):
+            self._backlog.appendleft(event)
+        self._outbox.touch_all()
+
+    def _linked(self, event: Linked) -> None:
+        self._cloud.linked(event)
+        self._tokens.linked(up=True)
+
+    def _unlinked(self, event: Unlinked) -> None:
+        self._cloud.unlinked(event)
+        if not self._cloud.session:
+            self._tokens.linked(up=False)
+
+    def _cloud_delete(self, event: CloudDelete) -> None:
+        self._cloud.delete(event)
+        self._outbox.touch(event.key)
+
+    def _series_taken(self, event: SeriesTaken) -> None:
+        self._desk.tables.trim(event.series, event.through)
+
+    def _token_given(self, event: TokenGiven) -> None:
+        if run := self._tokens.given(event):
+            run.volumes.stale = True
+            self._touch(run)
+
     # --- seen ------------------------------------------------------------------------------------
 
     def _booted(self, event: Booted) -> None:
@@ -321,6 +411,13 @@ class Edge:
                 self._let_in(run)
             run.base_ms = desk.now
             self._touch(run)
+        self._chronicle.life = event.life
+        self._cloud.booted()
+        self._tokens.booted()
+        self._outbox.booted()
+        if desk.rebooted and before.boot_id:
+            message = f"Node {event.node.name} has been rebooted, boot id: {event.node.boot_id}"
+            desk.node_event("Warning", "Rebooted", message)
 
     def _runtime_up(self, event: RuntimeUp) -> None:
         """The runtime is there (again): what failed while it was away is tried at once."""
@@ -330,6 +427,7 @@ class Edge:
         desk.listed = False
         desk.note("info", "runtime.up", runtime=event.info.name, version=event.info.version)
         self._pressure.runtime_changed(up=True)
+        self._outbox.runtime_up()
         for run in self._runs.values():
             run.settled = False
             run.retry.clear()
@@ -339,6 +437,7 @@ class Edge:
 
     def _runtime_down(self, event: RuntimeDown) -> None:
         desk = self._desk
+        self._outbox.runtime_down()
         if desk.runtime is not None or not desk.runtime_since:
             desk.runtime_since = desk.wall
             desk.note("warning", "runtime.down", reason=event.reason)
@@ -413,6 +512,7 @@ class Edge:
         desk.read_only = (event.message or event.kind) if event.read_only else ""
         desk.tables.set_read_only(event.read_only)
         if not desk.read_only:
+            self._sources.freed = True
             self._look_at_folders_again()
             for run in self._runs.values():
                 self._touch(run)

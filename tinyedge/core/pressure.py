@@ -27,7 +27,7 @@ from tinyedge.core.run import PodRun
 from tinyedge.events import MachineSeen, OpDone, ProbeDone, RotateLog
 from tinyedge.model.pod import Pod
 from tinyedge.model.quantity import units
-from tinyedge.wire import NodeRow, Terminal, Transition
+from tinyedge.wire import CLOUD, NodeRow, Terminal, Transition
 
 MIB = 1024 * 1024
 CRITICAL_PRIORITY = 2_000_000_000
@@ -128,8 +128,10 @@ class Pressure:
             figures = "; ".join(one.figures for one in short if one.condition == kind)
             self._desk.note("warning", "node.pressure", condition=kind, figures=figures)
             self._desk.record("pressure", condition=kind, figures=figures)
+            self._desk.node_event("Warning", f"NodeHas{kind}", f"The node has {kind}: {figures}")
         for kind in sorted(self.active - active):
             self._desk.note("info", "node.pressure_over", condition=kind)
+            self._desk.node_event("Normal", f"NodeHasNo{kind}", f"The node has no {kind} any more")
         self.active = active
         self._keep({kind: kind in active for kind in (MEMORY, DISK, PIDS)})
         for run in self._runs.values():
@@ -168,6 +170,8 @@ class Pressure:
             if not (end and end.final and end.reason == "Evicted" and run.pod and run.row) or run.row.deletion:
                 continue
             if run.pod.spec.restart_policy != "Always" or desk.read_only or run.busy or "volumes" not in run.cleaned:
+                continue
+            if run.row.source == CLOUD:  # whoever made it has made another
                 continue
             if run.ended_ms < 0:
                 run.ended_ms = desk.now

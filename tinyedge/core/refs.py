@@ -6,15 +6,20 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from tinyedge.model.pod import ConfigMap, Secret
+from tinyedge.model.pod import ConfigMap, Pod, Secret, ServiceAccountTokenProjection
 
 
 class Refs(Protocol):
-    """The ConfigMaps and Secrets of this node, by `namespace/name`."""
+    """The ConfigMaps and Secrets of this node, by `namespace/name`; and the tokens of pods from the cloud, None while
+    one has not come."""
 
     def configmap(self, key: str) -> ConfigMap | None: ...
 
     def secret(self, key: str) -> Secret | None: ...
+
+    def from_cloud(self, pod: Pod) -> bool: ...
+
+    def token(self, pod: Pod, wanted: ServiceAccountTokenProjection) -> str | None: ...
 
 
 class Unready(Struct, frozen=True):

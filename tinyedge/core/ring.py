@@ -30,7 +30,7 @@ class Ring:
         self._kept: dict[tuple[str, ...], Occurrence] = {}
         self._number = 0
 
-    def add(self, about: tuple[str, str, str, str], field: str, what: tuple[str, str, str], wall_ms: int) -> None:
+    def add(self, about: tuple[str, str, str, str], field: str, what: tuple[str, str, str], wall_ms: int) -> Occurrence:
         """`about` is (kind, namespace, name, uid), `field` a container or empty, `what` (`Normal` or `Warning`, reason,
         message)."""
         kind, reason, message = what
@@ -45,6 +45,7 @@ class Ring:
             if len(self._kept) >= self._limit:
                 del self._kept[next(iter(self._kept))]
         self._kept[key] = found
+        return found
 
     def occurrences(self, uid: str = "") -> list[Occurrence]:
         """The one that happened last stands last; by order of arrival, never by a clock."""

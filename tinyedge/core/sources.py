@@ -1,7 +1,10 @@
-"""Where wanted objects come from: manifest folders, and requests over the local API.
+"""Where wanted objects come from: manifest folders, requests over the local API, and the cloud.
 
-An object belongs to its source, `file:FOLDER/PATH` or `api`. Of files that declare one object the first in order wins;
-against the other kind of source the owner keeps it. Who loses is told, and takes over when the owner lets go.
+An object belongs to its source, `file:FOLDER/PATH`, `api` or `cloud`. Of files that declare one object the first in
+order wins; against another kind of source the owner keeps it. Who loses is told, and takes over when the owner lets go.
+
+A pod from the cloud has the uid that the API server gave it. One of the same name with another uid is its successor:
+it starts once nothing is left of the one before.
 
 A folder that is missing, unreadable, or not the one that it was, removes nothing.
 """
@@ -11,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from tinyedge import wire
 from tinyedge.core.desk import Desk
@@ -30,11 +33,13 @@ from tinyedge.limits import (
 )
 from tinyedge.model.pod import ConfigMap, Object, Pod, Secret
 from tinyedge.wire import (
+    CLOUD,
     ConfigMapRow,
     Deletion,
     FileProblemRow,
     FileRow,
     FolderRow,
+    GoneRow,
     PodRow,
     SecretRow,
     Successor,
@@ -60,17 +65,30 @@ def source_of(folder: str, path: str) -> str:
     return f"file:{folder}/{path}"
 
 
+class Refusal(Struct, frozen=True):
+    """Why an object can't be kept: one CamelCase word, and a sentence whose subject is the object."""
+
+    reason: str
+    message: str
+
+
+def in_words(owner: str) -> str:
+    return "the cloud" if owner == CLOUD else owner.removeprefix("file:")
+
+
 class Named(Protocol):
     @property
     def name(self) -> str: ...
 
 
 class Sources:
-    """`changed` collects the identities of objects that this step has changed; the edge takes them."""
+    """`changed` collects the identities of objects that this step has changed; the edge takes them. `freed` says that
+    something was let go, so that what had to wait may be taken now."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._tables = desk.tables
+        self.freed = False
         self.changed: dict[str, None] = {}  # in the order of the changes: a set's would differ from life to life
         self.problems: dict[str, str] = {}  # of a folder as a whole
         self._files: dict[str, dict[str, FileRow]] = {
@@ -199,14 +217,14 @@ class Sources:
         for obj in objects:
             owner = self._owner(identity(obj))
             if owner and owner != API and not self._going(obj):
-                return f"{identity(obj)} is declared by {owner.removeprefix('file:')}: change it there", ""
+                return f"{identity(obj)} is declared by {in_words(owner)}: change it there", ""
             if refusal := self._refusal(obj):
-                return refusal, ""
+                return refusal.message, ""
         done = []
         for obj in objects:
-            refusal, _ = self._put(obj, API)
-            if refusal:
-                return refusal, ""
+            refused, _ = self._put(obj, API)
+            if refused:
+                return refused, ""
             done.append(f"{identity(obj)} applied")
         return "", "; ".join(done)
 
@@ -217,8 +235,8 @@ class Sources:
         if row is None:
             return ("", f"{name} deleted") if self._forget(name) else (f"{name} not found", "")
         owner = self._owner(name) or API  # a pod that is going already may be hurried
-        if owner != API and self._declared(owner, name):
-            return f"{name} is declared by {owner.removeprefix('file:')}: remove it there", ""
+        if owner == CLOUD or (owner != API and self._declared(owner, name)):
+            return f"{name} is declared by {in_words(owner)}: remove it there", ""
         if kind == "Pod":
             self._end_pod(key, grace_s)
             self._hand_on(name)
@@ -260,10 +278,10 @@ class Sources:
         if owner and owner != source:
             if not (owner.startswith("file:") and source.startswith("file:") and source < owner):
                 self._shadowed.setdefault(name, {})[source] = obj
-                return f"is declared by {owner.removeprefix('file:')} already, which wins", owner
+                return f"is declared by {in_words(owner)} already, which wins", owner
             self._demote(name, owner, source)
         if refusal := self._refusal(obj):
-            return refusal, ""
+            return refusal.message, ""
         self._shadowed.get(name, {}).pop(source, None)
         if isinstance(obj, Pod):
             self._put_pod(obj, source)
@@ -271,51 +289,64 @@ class Sources:
             self.changed[name] = None
         return "", ""
 
-    def _refusal(self, obj: Object) -> str:
-        """Why an object can't be kept; empty when it can."""
+    def _refusal(self, obj: Object, source: str = "") -> Refusal | None:
+        """Why an object can't be kept; None when it can. An API server has seen to it already that what is immutable
+        is not changed: what differs is another object of that name."""
         size = len(wire.encode(obj))
         if size > OBJECT_BYTES_MAX:
-            return f"is {size} bytes, more than {OBJECT_BYTES_MAX}"
+            return Refusal("TooLarge", f"is {size} bytes, more than {OBJECT_BYTES_MAX}")
         row = self._row(identity(obj))
         if row is None and self._tables.bytes + size > ROOM_BYTES:
-            return f"the store has no room for it: {self._tables.bytes} of {ROOM_BYTES} bytes are used"
-        if isinstance(row, ConfigMapRow | SecretRow) and row.object.immutable:
+            words = f"the store has no room for it: {self._tables.bytes} of {ROOM_BYTES} bytes are used"
+            return Refusal("StoreFull", words)
+        if isinstance(row, ConfigMapRow | SecretRow) and row.object.immutable and source != CLOUD:
             same = structs.replace(row.object, metadata=obj.metadata) == obj
-            return "" if same else "is immutable: delete it first"
-        if isinstance(obj, Pod):
-            return self._pod_refusal(obj, new=row is None)
-        return ""
+            return None if same else Refusal("Immutable", "is immutable: delete it first")
+        return self._pod_refusal(obj, row) if isinstance(obj, Pod) else None
 
-    def _pod_refusal(self, pod: Pod, *, new: bool) -> str:
-        if new and len(self._tables.pods) >= PODS_MAX:
-            return f"this node has {PODS_MAX} pods already, and takes no more"
+    def _pod_refusal(self, pod: Pod, row: PodRow | ConfigMapRow | SecretRow | None) -> Refusal | None:
+        if row is None and len(self._tables.pods) >= PODS_MAX:
+            return Refusal("TooManyPods", f"this node has {PODS_MAX} pods already, and takes no more")
         count = len(pod.spec.containers) + len(pod.spec.init_containers)
         if count > CONTAINERS_PER_POD_MAX:
-            return f"has {count} containers, more than {CONTAINERS_PER_POD_MAX}"
+            return Refusal("Unsupported", f"has {count} containers, more than {CONTAINERS_PER_POD_MAX}")
         wanted, here = pod.spec.node_name, self._desk.node.name
-        return f"is bound to node {wanted}, and this is {here}" if wanted and wanted != here else ""
+        if wanted and wanted != here:
+            return Refusal("WrongNode", f"is bound to node {wanted}, and this is {here}")
+        waits = isinstance(row, PodRow) and (row.deletion or pod.metadata.uid not in ("", row.uid))
+        if row and waits and len(wire.encode(row)) + len(wire.encode(pod)) > VALUE_BYTES_MAX:
+            return Refusal("Busy", "is too large to wait beside the pod that has its name")
+        return None
 
-    def _put_pod(self, pod: Pod, source: str) -> None:
+    def _put_pod(self, pod: Pod, source: str, revision: bytes = b"") -> None:
         old = self._tables.pods.get(pod.key)
-        pod = self._complete(pod, old)
+        if source != CLOUD:
+            pod = self._complete(pod, old)
+        after = Successor(source, pod, revision)
         if old is None:
-            row = PodRow(pod.metadata.uid, source, pod)
+            row = PodRow(pod.metadata.uid, source, pod, revision=revision)
         elif old.deletion:
-            row = structs.replace(old, successor=Successor(source, pod))
+            other = source == CLOUD and pod.metadata.uid != old.uid  # then the API server has dropped the old one
+            row = structs.replace(old, successor=after, released=old.released or other)
+        elif pod.metadata.uid != old.uid:
+            row = structs.replace(old, deletion=self._deletion(old), successor=after, released=True)
         elif old.pod == pod:
-            row = structs.replace(old, source=source)
+            row = structs.replace(old, source=source, revision=revision)
         elif self._starts_over(old, pod):
-            deletion = Deletion(old.pod.spec.termination_grace_period_seconds, self._desk.wall)
-            row = structs.replace(old, deletion=deletion, successor=Successor(source, pod))
+            row = structs.replace(old, deletion=self._deletion(old), successor=after, revision=revision)
         else:
             generation = old.generation + (old.pod.spec != pod.spec)
-            row = structs.replace(old, source=source, pod=pod, generation=generation)
+            row = structs.replace(old, source=source, pod=pod, generation=generation, revision=revision)
         if self._tables.put("pod", pod.key, row):
             self.changed[identity(pod)] = None
+
+    def _deletion(self, row: PodRow) -> Deletion:
+        return row.deletion or Deletion(row.pod.spec.termination_grace_period_seconds, self._desk.wall)
 
     def _complete(self, pod: Pod, old: PodRow | None) -> Pod:
         """The uid is stable by node, namespace and name; the time of creation is when the pod was first seen."""
         meta = pod.metadata
+        old = old if old and old.source != CLOUD else None
         created = old.pod.metadata.creation_timestamp if old else rfc3339(self._desk.wall) or ""
         uid = old.uid if old else stable_uid(self._desk.node.name, meta.namespace, meta.name)
         return structs.replace(pod, metadata=structs.replace(meta, uid=uid, creation_timestamp=created))
@@ -333,7 +364,7 @@ class Sources:
         if old.pod.spec == pod.spec:
             return False
         if state and state.terminal:
-            return True
+            return old.source != CLOUD  # it stays ended: whoever made it makes another
         return pod.spec.restart_policy != "Always" and sandbox_hash(old.pod) != sandbox_hash(pod)
 
     def _demote(self, name: str, owner: str, winner: str) -> None:
@@ -345,7 +376,7 @@ class Sources:
         for folder, files in self._files.items():
             for path, file in files.items():
                 if source_of(folder, path) == owner and name in file.keys:
-                    why = f"is declared by {winner.removeprefix('file:')} already, which wins"
+                    why = f"is declared by {in_words(winner)} already, which wins"
                     files[path] = FileRow(
                         "",
                         [key for key in file.keys if key != name],
@@ -367,6 +398,7 @@ class Sources:
             self._tables.delete(kind.lower(), key)
             self.changed[name] = None
         self._hand_on(name)
+        self.freed = True
 
     def _forget(self, name: str) -> bool:
         """Delete an object whose row can't be read; True when there was one."""
@@ -403,23 +435,78 @@ class Sources:
         since = row.deletion.since_ms if row.deletion else self._desk.wall
         self._tables.put("pod", key, structs.replace(row, deletion=Deletion(grace, since), successor=None))
         self.changed[f"Pod {key}"] = None
+        self.freed = True
 
     def gone(self, key: str) -> bool:
         """Nothing is left of a deleted pod. True when another takes its place."""
         row = self._tables.pods[key]
+        after = row.successor
+        over = after is not None and after.pod.metadata.uid == row.uid
         self._tables.delete("podstate", row.uid)
-        if row.successor is None:
+        if row.source == CLOUD and not row.released and not over:
+            self._tables.put("gone", row.uid, GoneRow(key, row.revision))
+        self.freed = True
+        if after is None:
             self._tables.delete("pod", key)
             return False
-        after = PodRow(
-            row.uid,
-            row.successor.source,
-            row.successor.pod,
-            generation=row.generation + 1,
-            incarnation=row.incarnation + 1,
-        )
-        self._tables.put("pod", key, after)
+        new = PodRow(after.pod.metadata.uid, after.source, after.pod, revision=after.revision)
+        if over:
+            new = structs.replace(new, generation=row.generation + 1, incarnation=row.incarnation + 1)
+        self._tables.put("pod", key, new)
         return True
+
+    # --- the cloud -------------------------------------------------------------------------------
+
+    def from_cloud(self, obj: Object, revision: bytes) -> Refusal | None:
+        """Keep what the cloud wants here, or say why not."""
+        name = identity(obj)
+        owner = self._owner(name)
+        if owner and owner != CLOUD:
+            by = "was applied on the node itself" if owner == API else f"is declared by {in_words(owner)} on the node"
+            return Refusal("Owned", f"{name} {by}, which keeps it")
+        if refusal := self._refusal(obj, CLOUD):
+            return structs.replace(refusal, message=f"{name}: {refusal.message}")
+        if isinstance(obj, Pod):
+            self._put_pod(obj, CLOUD, revision)
+        elif self._tables.put(obj.kind.lower(), obj.key, _object_row(self._dated(obj), CLOUD, revision)):
+            self.changed[name] = None
+        return None
+
+    def end_from_cloud(self, pod: Pod, revision: bytes) -> None:
+        """The API server has begun to delete a pod that is here. A shorter grace than before hurries."""
+        row = self._tables.pods[pod.key]
+        asked = pod.metadata.deletion_grace_period_seconds
+        grace = pod.spec.termination_grace_period_seconds if asked is None else max(asked, 0)
+        deletion = Deletion(grace, row.deletion.since_ms if row.deletion else self._desk.wall)
+        new = structs.replace(row, pod=pod, revision=revision, deletion=deletion, released=False)
+        self._going_from_cloud(row, new)
+
+    def drop_from_cloud(self, key: str) -> None:
+        """The cloud has no such pod any more: it is stopped with the grace that it has, and nobody waits for it."""
+        row = self._tables.pods[key]
+        self._going_from_cloud(row, structs.replace(row, deletion=self._deletion(row), released=True))
+
+    def _going_from_cloud(self, old: PodRow, new: PodRow) -> None:
+        if new.successor and new.successor.pod.metadata.uid == new.uid:
+            new = structs.replace(new, successor=None)
+        if self._tables.put("pod", old.pod.key, new):
+            self.changed[identity(old.pod)] = None
+        self.freed = True
+        self._hand_on(identity(old.pod))
+        self._flush("", "")
+
+    def drop_successor(self, key: str) -> None:
+        """What was to take a pod's place is not wanted any more."""
+        self._tables.put("pod", key, structs.replace(self._tables.pods[key], successor=None))
+        self.changed[f"Pod {key}"] = None
+        self.freed = True
+        self._hand_on(f"Pod {key}")
+        self._flush("", "")
+
+    def release_from_cloud(self, name: str) -> None:
+        """A ConfigMap or Secret that the cloud does not want here any more."""
+        self._release(name, CLOUD)
+        self._flush("", "")
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -442,8 +529,8 @@ def _fitting(files: dict[str, FileRow]) -> dict[str, FileRow]:
     return {path: structs.replace(row, problems=[]) for path, row in files.items()}
 
 
-def _object_row(obj: ConfigMap | Secret, source: str) -> ConfigMapRow | SecretRow:
-    return ConfigMapRow(source, obj) if isinstance(obj, ConfigMap) else SecretRow(source, obj)
+def _object_row(obj: ConfigMap | Secret, source: str, revision: bytes = b"") -> ConfigMapRow | SecretRow:
+    return ConfigMapRow(source, obj, revision) if isinstance(obj, ConfigMap) else SecretRow(source, obj, revision)
 
 
 def references(pod: Pod) -> set[tuple[str, str]]:

@@ -412,7 +412,7 @@ def pod_events(pod: Pod, node: NodeFacts, refs: Refs | None = None) -> tuple[tup
         words = "this node knows no cluster DNS, so Default (the node's own) is used"
         found.append(("MissingClusterDNS", f"dnsPolicy is {pod.spec.dns_policy}, but {words}"))
     for volume in pod.spec.volumes:
-        if of_volumes.holds_token(volume):
+        if of_volumes.holds_token(volume) and not (refs and refs.from_cloud(pod)):
             words = "no cluster has given this node a service account token: its file is empty"
             found.append(("ServiceAccountTokenMissing", f'volume "{volume.name}": {words}'))
     for ref in pod.spec.image_pull_secrets if refs else ():

@@ -11,9 +11,21 @@ from typing import Any
 import msgspec
 
 from tinyedge import wire
-from tinyedge.events import Delete, Put, Write
-from tinyedge.model.pod import ConfigMap, Secret
-from tinyedge.wire import ConfigMapRow, FolderRow, NodeRow, PodRow, SecretRow, StateRow
+from tinyedge.core.digest import digest
+from tinyedge.events import Append, Delete, Put, Trim, Write
+from tinyedge.model.pod import ConfigMap, Pod, Secret, ServiceAccountTokenProjection
+from tinyedge.wire import (
+    CLOUD,
+    ConfigMapRow,
+    FolderRow,
+    GoneRow,
+    NodeRow,
+    PodRow,
+    RefusedRow,
+    SecretRow,
+    StateRow,
+    TokenRow,
+)
 
 Stored = dict[str, dict[str, bytes]]
 _OBJECTS = ("pod", "configmap", "secret")
@@ -30,6 +42,9 @@ class Tables:
         self.secrets: dict[str, SecretRow] = {}
         self.folders: dict[str, FolderRow] = {}
         self.nodes: dict[str, NodeRow] = {}
+        self.gone: dict[str, GoneRow] = {}
+        self.refused: dict[str, RefusedRow] = {}
+        self.tokens: dict[str, TokenRow] = {}
         self.rows: dict[str, dict[str, Any]] = {
             "pod": self.pods,
             "podstate": self.states,
@@ -37,10 +52,14 @@ class Tables:
             "secret": self.secrets,
             "folder": self.folders,
             "node": self.nodes,
+            "gone": self.gone,
+            "refused": self.refused,
+            "token": self.tokens,
         }
         self.unreadable: list[tuple[str, str, str]] = []
         self._raw: Stored = {}  # what can't be read, byte for byte
         self._writes: dict[tuple[str, str], Put | Delete] = {}
+        self._series: list[Append | Trim] = []
         self._sizes: dict[tuple[str, str], int] = {}
         self.bytes = 0  # of all objects, as they are stored
         self.pending_bytes = 0  # of this step's writes
@@ -107,6 +126,13 @@ class Tables:
         self._writes.pop((write.table, write.key), None)
         self._writes[write.table, write.key] = write
 
+    def append(self, series: str, item: bytes) -> None:
+        self.pending_bytes += len(item)
+        self._series.append(Append(series, item))
+
+    def trim(self, series: str, through: int) -> None:
+        self._series.append(Trim(series, through))
+
     def set_read_only(self, read_only: bool) -> None:
         """Changes made while the store can't be written are kept in memory, and written once it can be again."""
         if self.read_only and not read_only:
@@ -116,12 +142,14 @@ class Tables:
         self.read_only = read_only
 
     def take_writes(self) -> tuple[Write, ...]:
-        """What this step has to commit: one write per key, the last one decided."""
+        """What this step has to commit: one write per key, the last one decided; then what goes to series, which is
+        dropped while the store can't be written."""
         writes, self._writes, self.pending_bytes = self._writes, {}, 0
+        series, self._series = self._series, []
         if self.read_only:
             return ()
         self._before.clear()
-        return tuple(writes.values())
+        return (*writes.values(), *series)
 
     def durable(self) -> Stored:
         """What the store holds once every step so far is committed."""
@@ -144,3 +172,15 @@ class Tables:
     def secret(self, key: str) -> Secret | None:
         row = self.secrets.get(key)
         return row.object if row else None
+
+    def from_cloud(self, pod: Pod) -> bool:
+        row = self.pods.get(pod.key)
+        return row is not None and row.source == CLOUD and row.uid == pod.metadata.uid
+
+    def token(self, pod: Pod, wanted: ServiceAccountTokenProjection) -> str | None:
+        row = self.tokens.get(token_key(pod.metadata.uid, wanted))
+        return row.token if row else None
+
+
+def token_key(uid: str, wanted: ServiceAccountTokenProjection) -> str:
+    return f"{uid} {digest(wanted.audience, str(wanted.expiration_seconds))}"

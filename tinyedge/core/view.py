@@ -13,29 +13,41 @@ import msgspec
 
 from tinyedge import __version__, wire
 from tinyedge.core import ending, status, why
+from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
+from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
 from tinyedge.core.ring import Occurrence
 from tinyedge.core.run import PodRun, containers_of
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
+from tinyedge.core.tokens import Tokens
 from tinyedge.core.track import host_ip
 from tinyedge.core.volumes import volume_path
 from tinyedge.events import StopContainer
 from tinyedge.limits import PODS_MAX
 from tinyedge.model.image import normal_reference
 from tinyedge.model.runtime import ContainerState, PodSeen
+from tinyedge.protocol.revision import DOWN, UP
 from tinyedge.wire import NodeRow
 
 Json = dict[str, Any]
 
 
 class View:
-    def __init__(self, desk: Desk, runs: dict[str, PodRun], sources: Sources, pressure: Pressure) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        runs: dict[str, PodRun],
+        sources: Sources,
+        pressure: Pressure,
+        up: tuple[Cloud, Outbox, Tokens],
+    ) -> None:
         self._desk = desk
         self._runs = runs
         self._sources = sources
         self._pressure = pressure
+        self._cloud, self._outbox, self._tokens = cloud
 
     # --- pods ------------------------------------------------------------------------------------
 
@@ -114,6 +126,32 @@ class View:
         found["spec"]["terminationGracePeriodSeconds"] = spec.termination_grace_period_seconds
         return {"apiVersion": "v1", "kind": "Pod", **found, "status": status.pod_status(run, self._desk)}
 
+    # --- the cloud -------------------------------------------------------------------------------
+
+    def outlines(self) -> dict[str, dict[str, bytes]]:
+        """For the link's Hello: of each kind, down and up, key → revision as it is here now. Of the kinds up it is what
+        was last reported: between two links the sender may drop a waiting `Report` whose revision the API server has,
+        as `Welcome.have` tells, or, for a kind that it does not name, as these outlines said."""
+        down = {kind: self._cloud.outline(kind) for kind in DOWN}
+        return down | {kind: self._outbox.outline(kind) for kind in UP}
+
+    def cloud(self) -> Json:
+        """`gateway` and `node` (empty: it belongs to none), `linked`, `synced`, `objects` (known, by kind), `refused`
+        (by this node), `reports` (`pending`, and those `refused` by the cloud), `gone` (deleted pods that wait for the
+        cloud's word), `tokens_waiting`."""
+        cloud = self._cloud
+        return {
+            "gateway": cloud.gateway,
+            "node": cloud.node,
+            "linked": cloud.session > 0,
+            "synced": cloud.synced,
+            "objects": {kind: len(cloud.outline(kind)) for kind in DOWN},
+            "refused": cloud.refusals(),
+            "reports": {"pending": self._outbox.pending(), "refused": self._outbox.refusals()},
+            "gone": len(self._desk.tables.gone),
+            "tokens_waiting": self._tokens.waiting(),
+        }
+
     # --- other objects ---------------------------------------------------------------------------
 
     def configmaps(self) -> list[Json]:
@@ -143,6 +181,8 @@ class View:
     def secret_values(self) -> Iterator[bytes]:
         for row in self._desk.tables.secrets.values():
             yield from row.object.data.values()
+        for token in self._desk.tables.tokens.values():
+            yield token.token.encode()
 
     def events(self) -> list[Json]:
         """core/v1 Events, the one that happened last standing last."""

@@ -22,6 +22,7 @@ from tinyedge.model.pod import (
     Pod,
     ProjectedSource,
     ProjectedVolume,
+    ServiceAccountTokenProjection,
     Volume,
     VolumeMount,
 )
@@ -190,7 +191,7 @@ def _files(pod: Pod, volume: Volume, around: Around) -> Files | Unready:
 def _projected(pod: Pod, volume: Volume, projected: ProjectedVolume, around: Around) -> Files | Unready:
     """The sources one after the other; of two files at one path the later stands."""
     found: dict[str, ProjectedFile] = {}
-    lenient = holds_token(volume)
+    lenient = holds_token(volume) and not around.refs.from_cloud(pod)
     for source in projected.sources:
         files = _of_source(pod, source, projected.default_mode, around, lenient=lenient)
         if isinstance(files, Unready):
@@ -211,8 +212,18 @@ def _of_source(pod: Pod, source: ProjectedSource, mode: int, around: Around, *, 
     if source.downward_api is not None:
         return _downward(pod, source.downward_api.items, mode, around)
     if source.service_account_token is not None:
-        return (ProjectedFile(source.service_account_token.path, b"", mode),)
+        return _of_token(pod, source.service_account_token, mode, around)
     raise InvariantBroken("a source is one thing: checked when the pod was decoded")
+
+
+def _of_token(pod: Pod, wanted: ServiceAccountTokenProjection, mode: int, around: Around) -> Files | Unready:
+    """A pod that no cluster has given to this node gets an empty file; another waits for its first token."""
+    if not around.refs.from_cloud(pod):
+        return (ProjectedFile(wanted.path, b"", mode),)
+    token = around.refs.token(pod, wanted)
+    if token is None:
+        return Unready("FailedMount", "waiting for a token from the cloud")
+    return (ProjectedFile(wanted.path, token.encode(), mode),)
 
 
 def _of_config_map(
