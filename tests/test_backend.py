@@ -64,6 +64,7 @@ class Made:
             numbers=dict,
             mono_ms=lambda: 0,
             wall_ms=lambda: 0,
+            uplink=nothing,
         )
 
     def read(

@@ -15,13 +15,14 @@ from msgspec import Struct
 
 from tinyedge import __version__
 from tinyedge.adapters import metrics
-from tinyedge.adapters.local_api import LogOptions
+from tinyedge.adapters.kubelet_stats import Sample
+from tinyedge.adapters.local_api import JoinBody, LogOptions
 from tinyedge.adapters.runtime import Runtime
 from tinyedge.adapters.watch import Changes
-from tinyedge.config import Config
+from tinyedge.config import Config, proxy_password, shown
 from tinyedge.core.edge import Edge
 from tinyedge.core.status import rfc3339
-from tinyedge.errors import PeerError, TinyEdgeError
+from tinyedge.errors import PeerError, StoreReadOnly, TinyEdgeError
 from tinyedge.events import Answer, Apply, DeleteObject, Event, MachineSeen, Requested, RestartPod
 from tinyedge.limits import STATE_BYTES_MAX
 from tinyedge.model import decode
@@ -41,6 +42,17 @@ class Logs(Protocol):
     ) -> AsyncGenerator[bytes, None]: ...
 
 
+class Uplinked(Protocol):
+    """`uplink.Uplink`."""
+
+    def status(self) -> Json: ...
+
+    async def join(self, asked: JoinBody) -> str: ...
+
+    async def leave(self, *, local: bool) -> str: ...
+
+
+NODE = ("", "")  # stands for the node itself among containers
 KINDS = ("pods", "nodes", "events", "configmaps", "secrets", "images")
 
 
@@ -53,18 +65,19 @@ class Life(Struct):
     read_only: str = ""  # why no promise can be made
     clock_trusted: bool = True
     machine: MachineSeen | None = None
+    machine_wall_ms: int = 0  # when it was looked at, 0 while the clock was not trusted
     cpu: dict[tuple[str, str], tuple[int, int]] = {}  # (uid, container) → mono_ms and CPU counter, last
     rates: dict[tuple[str, str], int] = {}  # (uid, container) → nanoseconds of CPU per second
 
-    def sampled(self, seen: MachineSeen, mono_ms: int) -> None:
-        """Keep a sample of the machine, and make rates of the containers' CPU counters."""
+    def sampled(self, seen: MachineSeen, mono_ms: int, wall_ms: int = 0, node_cpu_ns: int = 0) -> None:
+        """Keep a sample of the machine, and make rates of the containers' CPU counters, and of the node's."""
         before, self.cpu, self.rates = self.cpu, {}, {}
-        for used in seen.usage:
-            key = (used.uid, used.container)
-            self.cpu[key] = (mono_ms, used.cpu_ns)
+        counters = [((used.uid, used.container), used.cpu_ns) for used in seen.usage]
+        for key, cpu_ns in [*counters, (NODE, node_cpu_ns)]:
+            self.cpu[key] = (mono_ms, cpu_ns)
             if key in before and mono_ms > before[key][0]:
-                self.rates[key] = max(0, (used.cpu_ns - before[key][1]) * 1000 // (mono_ms - before[key][0]))
-        self.machine = seen
+                self.rates[key] = max(0, (cpu_ns - before[key][1]) * 1000 // (mono_ms - before[key][0]))
+        self.machine, self.machine_wall_ms = seen, wall_ms
 
 
 class DaemonBackend:
@@ -85,6 +98,7 @@ class DaemonBackend:
         numbers: Callable[[], dict[str, float]],
         mono_ms: Callable[[], int],
         wall_ms: Callable[[], int],
+        uplink: Uplinked,
     ) -> None:
         self._config = config
         self._life = life
@@ -98,6 +112,7 @@ class DaemonBackend:
         self._numbers = numbers
         self._mono_ms = mono_ms
         self._wall_ms = wall_ms
+        self._uplink = uplink
         self._changes = Changes()
         self._waiting: dict[int, tuple[trio.Event, list[Answer]]] = {}
         self._request = 0
@@ -156,7 +171,7 @@ class DaemonBackend:
         }
         return {
             **status,
-            "link": {"state": "none", "message": "no gateway is configured; this node works alone"},
+            "link": self._uplink.status(),
             "store": self._store_status(),
             "machine": self._machine(),
         }
@@ -202,7 +217,7 @@ class DaemonBackend:
                 meta = known["metadata"]
                 pod = pods.setdefault(used.uid, {"metadata": _named(meta), "containers": []})
                 pod["containers"].append({"name": used.container, "usage": self._amounts(used)})
-        total_ns = sum(self._life.rates.values())
+        total_ns = self._life.rates.get(NODE, 0) or sum(self._life.rates.values())
         memory = seen.memory_total_bytes - seen.memory_available_bytes
         node = {"metadata": {"name": self.node()["metadata"]["name"]}, "usage": _amounts(total_ns, memory)}
         return {"node": node, "pods": list(pods.values())}
@@ -210,9 +225,14 @@ class DaemonBackend:
     def _amounts(self, used: PodUsage) -> Json:
         return _amounts(self._life.rates.get((used.uid, used.container), 0), used.memory_bytes)
 
+    def sample(self) -> Sample | None:
+        life = self._life
+        if life.machine is None:
+            return None
+        return Sample(life.machine_wall_ms, life.machine, life.cpu.get(NODE, (0, 0))[1], life.rates)
+
     def config(self) -> Json:
-        found: Json = msgspec.to_builtins(self._config)
-        return found
+        return shown(self._config)
 
     def metrics(self) -> str:
         return metrics.text(self.status(), self.pods(), self.usage(), self._numbers())
@@ -227,7 +247,9 @@ class DaemonBackend:
         return {"ready": all(word == "ok" for word in checks.values()), "checks": checks}
 
     def secret_values(self) -> Iterable[bytes]:
-        return self._edge.view.secret_values()
+        yield from self._edge.view.secret_values()
+        if password := proxy_password(self._config):
+            yield password.encode()
 
     def blackbox(self) -> Sequence[Json]:
         if self._blackbox is None:
@@ -270,6 +292,18 @@ class DaemonBackend:
         self._refusing = why
         for number in self._waiting:
             self.answered(Answer(number, "StoreReadOnly", f"the store can't be written: {why}"))
+
+    # --- the gateway -------------------------------------------------------------------------------
+
+    async def join(self, asked: JoinBody) -> str:
+        if self._refusing or self._life.read_only:
+            raise StoreReadOnly("the store can't be written", self._refusing or self._life.read_only)
+        return await self._uplink.join(asked)
+
+    async def leave(self, *, local: bool) -> str:
+        if self._refusing or self._life.read_only:
+            raise StoreReadOnly("the store can't be written", self._refusing or self._life.read_only)
+        return await self._uplink.leave(local=local)
 
     # --- the runtime's streams ---------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ each key are what docs/configuration.md shows.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,6 +25,8 @@ FILE_BYTES_MAX = 256 * 1024
 WORDS = {
     r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$": "lower-case letters, digits, '-' and '.', such as gate-7",
     r"^/": "an absolute path",
+    r"^(wss://\S+)?$": "wss://HOST:PORT",
+    r"^(http://\S+)?$": "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
 }
 
 Name = Annotated[str, Meta(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)]
@@ -122,6 +125,43 @@ class ApiConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
 
 
+class CloudConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"^(wss://\S+)?$",
+            max_length=2000,
+            description="Address of the gateway, such as `wss://gateway.example:8443`. Empty: the one that was joined.",
+        ),
+    ] = ""
+    proxy: Annotated[
+        str,
+        Meta(
+            pattern=r"^(http://\S+)?$",
+            max_length=2000,
+            description="HTTP proxy on the way to the gateway, as `http://HOST:PORT` or "
+            "`http://USER:PASSWORD@HOST:PORT`. Empty: none.",
+        ),
+    ] = ""
+    heartbeat_s: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=3600,
+            description="How often a link on which nothing happens is tried, in seconds; after two of them without a "
+            "word it is dead.",
+        ),
+    ] = 30
+    stream_kb_s: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Most that logs, exec and port-forward send, in KiB per second. 0: any."),
+    ] = 0
+    telemetry_kb_s: Annotated[
+        int,
+        Meta(ge=0, le=1_000_000, description="Most that queued readings and events send, in KiB per second. 0: any."),
+    ] = 0
+
+
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: Annotated[Literal["human", "json"], Meta(description="Form of the daemon's own log on stderr.")] = "human"
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is shown.")] = (
@@ -138,6 +178,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     pressure: PressureConfig = PressureConfig()
     logs: LogsConfig = LogsConfig()
     api: ApiConfig = ApiConfig()
+    cloud: CloudConfig = CloudConfig()
     log: LogConfig = LogConfig()
 
 
@@ -160,6 +201,19 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     if config.images.gc_low_percent > config.images.gc_high_percent:
         raise BadInput("images.gc_low_percent", config.images.gc_low_percent, "at most images.gc_high_percent")
     return config
+
+
+def shown(config: Config) -> dict[str, dict[str, object]]:
+    """All sections as plain values for people, without the password that a proxy may want."""
+    found: dict[str, dict[str, object]] = msgspec.to_builtins(config)
+    found["cloud"]["proxy"] = re.sub(r"//[^/]*@", "//…@", config.cloud.proxy)
+    return found
+
+
+def proxy_password(config: Config) -> str:
+    """As it is written there; empty for none."""
+    user, at, _ = config.cloud.proxy.removeprefix("http://").rpartition("@")
+    return user.partition(":")[2] if at else ""
 
 
 def _read(path: str, *, required: bool) -> dict[str, object]:

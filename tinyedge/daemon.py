@@ -43,6 +43,7 @@ from tinyedge.store.disk import Disk
 from tinyedge.store.identity import takes_writes
 from tinyedge.store.store import Loaded, Store, StoreOptions
 from tinyedge.store.suspects import Suspects
+from tinyedge.uplink import Known, Uplink, known
 
 READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that has started itself again: why, empty for good
 IMAGES_DIR = "/var/lib/containerd"  # its default root; on the disk of the images unless it is configured away
@@ -115,7 +116,7 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
     """None: told to stop. Else this program is to start again, and the text says why it then is read-only, if it is."""
     again: str | None = None
     notifier = host.Notifier()
-    facts = await trio.to_thread.run_sync(_facts, config)
+    found, facts = await trio.to_thread.run_sync(_facts, config)
     clock = _Clock()
     back = os.environ.pop(READ_ONLY, None)
     store, reason = await trio.to_thread.run_sync(_open_store, config, clock, back or "")
@@ -131,7 +132,7 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
         await trio.to_thread.run_sync(set_aside, suspects, loaded.tables, None if reason else store, log, box)
         edge = Edge(loaded.tables, _policy(config), about)
         async with _open_runtime(config, facts) as runtime:
-            parts = _Parts(config, log, facts, clock, life, store, box, edge, runtime, notifier, gate, None)
+            parts = _Parts(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, None)
             if reason:
                 await _run(parts, stop_pods)
             else:
@@ -199,9 +200,11 @@ class _Clock:
         return self.wall_ms() if self.trusted() else 0
 
 
-def _facts(config: Config) -> ev.NodeFacts:
-    return host.node_facts(
-        name=config.node.name,
+def _facts(config: Config) -> tuple[Known, ev.NodeFacts]:
+    """Who this node is, and what it runs on. The name that a gateway knows it by goes before the host's."""
+    found = known(config)
+    return found, host.node_facts(
+        name=found.identity.node if found.identity else config.node.name,
         pods_dir=config.node.pods_dir,
         logs_dir=config.node.logs_dir,
         cluster_dns=config.node.cluster_dns,
@@ -283,6 +286,7 @@ class _Parts(Struct):
     config: Config
     log: Log
     facts: ev.NodeFacts
+    found: Known
     clock: _Clock
     life: Life
     store: Store
@@ -312,6 +316,20 @@ def _executor(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], A
     )
 
 
+def _uplink(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Awaitable[None]]) -> Uplink:
+    return Uplink(
+        config=parts.config,
+        facts=parts.facts,
+        found=parts.found,
+        view=parts.edge.view,
+        store=parts.store,
+        post=post,
+        clock=parts.clock,
+        note=parts.log.note,
+        tasks=nursery,
+    )
+
+
 class _Daemon:
     """The tasks of one life, joined by hand."""
 
@@ -328,8 +346,9 @@ class _Daemon:
         self._notifier = parts.notifier
         self._gate = parts.gate
         self._nursery = nursery
-        self._loop = Loop(edge, parts.committer, self._carry_out, self._tick, self._decided)
+        self._loop = Loop(edge, parts.committer, self._carry_out, self._tick, self._decided, durable=self._durable)
         self._executor = _executor(parts, nursery, self._hear)
+        self._uplink = _uplink(parts, nursery, self._loop.post)
         self._backend = DaemonBackend(
             config=config,
             life=parts.life,
@@ -343,7 +362,9 @@ class _Daemon:
             numbers=self._numbers,
             mono_ms=clock.mono_ms,
             wall_ms=clock.wall_ms,
+            uplink=self._uplink,
         )
+        self._listed = trio.Event()
         self._volume_usage = VolumeUsage()
         self._records, self._to_record = trio.open_memory_channel[ev.Record](1000)
 
@@ -357,6 +378,7 @@ class _Daemon:
         if self._life.read_only:
             await self._loop.post(ev.StoreFault("read-only", self._life.read_only, read_only=True))
             nursery.start_soon(self._try_to_write_again)
+        await self._uplink.start(self._backend, self._listed)
         booted = ev.Booted(self._facts, self._life.boot_reason, int.from_bytes(os.urandom(8)))
         nursery.start_soon(self._decide, booted)
         nursery.start_soon(self._meet_runtime, [self._watch(folder) for folder in config.manifests.paths])
@@ -402,11 +424,16 @@ class _Daemon:
     async def _hear(self, event: ev.Event) -> None:
         """What the runtime says."""
         await self._loop.post(without_secrets(event, self._edge.view.secret_values))
+        if isinstance(event, ev.RuntimeListed):
+            self._listed.set()
 
     # --- effects -----------------------------------------------------------------------------------
 
     def _decided(self) -> None:
         self._backend.touch()
+
+    def _durable(self) -> None:
+        self._uplink.appended()
 
     def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
@@ -416,6 +443,8 @@ class _Daemon:
                 self._record(effect)
             case ev.Answer():
                 self._backend.answered(effect)
+            case ev.CloudAck() | ev.CloudRefuse() | ev.Report() | ev.RequestToken():
+                self._uplink.carry_out(effect)
             case _:
                 self._executor.carry_out(effect)
 
@@ -439,7 +468,7 @@ class _Daemon:
         pinned: tuple[object, ...] = ()
         while True:
             seen = await self._look()
-            self._life.sampled(seen, self._clock.mono_ms())
+            self._life.sampled(seen, self._clock.mono_ms(), self._clock.trusted_wall_ms(), host.cpu_ns())
             self._life.clock_trusted = self._clock.trusted()
             await self._loop.post(seen)
             status = self._store.status()

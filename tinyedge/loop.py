@@ -34,7 +34,8 @@ class Commits(Protocol):
 
 class Loop:
     """`commits` None is the read-only daemon: no promise is made, so none is kept; effects leave at once. `decided` is
-    called after each step that saw anything, for much that can be seen of the core changes without an effect."""
+    called after each step that saw anything, for much that can be seen of the core changes without an effect, and
+    `durable` when what a step wrote is on disk."""
 
     def __init__(
         self,
@@ -43,12 +44,15 @@ class Loop:
         carry_out: Callable[[Effect], object],
         tick: Callable[[], Tick],
         decided: Callable[[], object] = lambda: None,
+        *,
+        durable: Callable[[], object] = lambda: None,
     ) -> None:
         self._edge = edge
         self._commits = commits
         self._carry_out = carry_out
         self._tick = tick
         self._decided = decided
+        self._durable = durable
         self._send, self._inbox = trio.open_memory_channel[Event](INBOX_EVENTS_MAX)
         self._leaving: deque[tuple[int, tuple[Effect, ...]]] = deque()
         self._ticket = 0
@@ -111,6 +115,7 @@ class Loop:
             ticket, effects = self._leaving[0]
             if self._commits is not None and ticket:
                 await self._commits.wait_durable(ticket)
+                self._durable()
             self._leaving.popleft()
             for effect in effects:
                 self._carry_out(effect)

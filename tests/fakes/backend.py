@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from tinyedge.adapters.local_api import LogOptions
+from tinyedge.adapters.local_api import JoinBody, LogOptions
 from tinyedge.adapters.watch import Changes
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError
 from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
@@ -217,6 +217,7 @@ class FakeBackend:
         self.image_error: TinyEdgeError | None = None
         self.store_error: Exception | None = None
         self.is_ready = True
+        self.joined: list[JoinBody | bool] = []
         self.closed_streams = 0
 
     def say(self, container: str, line: bytes) -> None:
@@ -309,6 +310,16 @@ class FakeBackend:
     async def port_forward_url(self, namespace: str, name: str, ports: Sequence[int]) -> str:
         self.urls_asked.append(("port-forward", namespace, name, *map(str, ports)))
         return self.url
+
+    async def join(self, asked: JoinBody) -> str:
+        if self.image_error:
+            raise self.image_error
+        self.joined.append(asked)
+        return f"gate-7 has joined {asked.url}"
+
+    async def leave(self, *, local: bool) -> str:
+        self.joined.append(local)
+        return "gate-7 has left"
 
     async def import_image(self, path: str) -> AsyncGenerator[Json, None]:
         for line in self._image_lines():

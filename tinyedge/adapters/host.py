@@ -193,6 +193,14 @@ def machine(
     )
 
 
+def cpu_ns(root: str = "") -> int:
+    """CPU time of all processors since the boot of the kernel, in nanoseconds; idle time and waits for disks are not
+    in it."""
+    words = _text(f"{root}/proc/stat").partition("\n")[0].split()[1:]
+    ticks = [int(word) for word in words[:8] if word.isdigit()]
+    return (sum(ticks) - sum(ticks[3:5])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
 def _memory(root: str) -> tuple[int, int]:
     """(available, total) in bytes."""
     found = {}

@@ -5,6 +5,8 @@ tinyedge_ready, tinyedge_uptime_seconds, tinyedge_clock_trusted, tinyedge_boot_i
 tinyedge_runtime_up{kind,version}
 tinyedge_store_read_only, tinyedge_store_full, tinyedge_store_<what>_bytes, tinyedge_store_state_bytes_max
 tinyedge_<counter of the wiring>_total
+tinyedge_link_up, tinyedge_link_certificate_expiry_seconds, tinyedge_link_unacknowledged
+tinyedge_link_bytes_total{direction}, tinyedge_link_reconnects_total
 tinyedge_pressure{resource}, tinyedge_machine_<what>_bytes
 tinyedge_manifest_problems{folder}
 tinyedge_pods{phase}, tinyedge_pod_ready{namespace,pod}
@@ -38,14 +40,15 @@ class Family(Struct, frozen=True):
     samples: Sequence[tuple[Labels, float]]
 
 
-def render(families: Iterable[Family]) -> str:
-    """The exposition format, version 0.0.4."""
+def render(families: Iterable[Family], time_ms: int = 0) -> str:
+    """The exposition format, version 0.0.4; each sample with the time that it was taken at, if that is given."""
+    behind = f" {time_ms}" if time_ms else ""
     lines = []
     for family in families:
         if not family.samples:
             continue
         lines += [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}"]
-        lines += [f"{family.name}{_labels(labels)} {_number(value)}" for labels, value in family.samples]
+        lines += [f"{family.name}{_labels(labels)} {_number(value)}{behind}" for labels, value in family.samples]
     return "\n".join(lines) + "\n"
 
 
@@ -97,6 +100,7 @@ def of_status(status: Json) -> list[Family]:
         gauge("tinyedge_store_state_bytes", "State that is kept.", store.get("stateBytes", 0)),
         gauge("tinyedge_store_state_bytes_max", "Room for state.", store.get("stateBytesMax", 0)),
     ]
+    families += _of_link(status.get("link", {}))
     families.append(
         Family(
             "tinyedge_pressure",
@@ -113,6 +117,24 @@ def of_status(status: Json) -> list[Family]:
     manifests = [({"folder": m.get("folder", "")}, _problems(m)) for m in status.get("manifests", ())]
     families.append(Family("tinyedge_manifest_problems", "gauge", "Manifests that can't be used.", manifests))
     return families
+
+
+def _of_link(link: Json) -> list[Family]:
+    """The link to the gateway; a node that works alone has none."""
+    directions: list[tuple[Labels, float]] = [
+        ({"direction": way}, link.get(f"{way}Bytes", 0)) for way in ("sent", "received")
+    ]
+    return [
+        gauge("tinyedge_link_up", "Whether there is a link to the gateway.", link.get("state") == "up"),
+        Family("tinyedge_link_bytes_total", "counter", "On the wire, TLS and failed attempts included.", directions),
+        counter("tinyedge_link_reconnects_total", "Links that came up again.", link.get("reconnects", 0)),
+        gauge("tinyedge_link_unacknowledged", "Reports and items that wait for an answer.", link.get("waiting", 0)),
+        gauge(
+            "tinyedge_link_certificate_expiry_seconds",
+            "Unix time at which the node's certificate runs out, 0 for none.",
+            link.get("certificateExpiry", 0),
+        ),
+    ]
 
 
 def _problems(folder: Json) -> int:

@@ -25,7 +25,7 @@ from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.logs import containers_of
 from tinyedge.cli.output import client, show
 from tinyedge.cli.program import toml
-from tinyedge.config import Config, load
+from tinyedge.config import Config, load, shown
 from tinyedge.errors import TinyEdgeError
 from tinyedge.redact import REDACTED
 
@@ -213,9 +213,7 @@ def _json(value: Any) -> bytes:
 
 
 def _configuration(config: Config) -> bytes:
-    import msgspec
-
-    return toml(msgspec.to_builtins(config)).encode() + b"\n"
+    return toml(shown(config)).encode() + b"\n"
 
 
 def _read(path: str) -> bytes:

@@ -35,11 +35,9 @@ def _demo_server(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
-    import msgspec
-
     from tinyedge import config
 
-    loaded: dict[str, Any] = msgspec.to_builtins(config.load(args.config, args.set))
+    loaded = config.shown(config.load(args.config, args.set))
     show(structured(loaded, args.output) if args.output else toml(loaded))
     return 0
 

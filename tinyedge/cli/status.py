@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyedge.cli.output import client, show, structured
 from tinyedge.cli.podtext import PodLine, pod_line
-from tinyedge.cli.text import duration, now_s, pairs, size
+from tinyedge.cli.text import UNKNOWN, age, duration, now_s, pairs, size
 from tinyedge.cli.why import in_words
 
 Json = dict[str, Any]
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         show(structured(status, args.output))
         return 0
     now = now_s()
-    show(pairs(list(_overview(status, [pod_line(pod, now) for pod in pods]))))
+    show(pairs(list(_overview(status, [pod_line(pod, now) for pod in pods], now))))
     troubles = list(_troubles(status))
     notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
     for title, found in (
@@ -56,7 +56,7 @@ def _one_line(text: str) -> str:
     return flat if len(flat) <= LINE_CHARS_MAX else flat[: LINE_CHARS_MAX - 1] + "…"
 
 
-def _overview(status: Json, lines: Sequence[PodLine]) -> Iterator[tuple[str, str]]:
+def _overview(status: Json, lines: Sequence[PodLine], now: float) -> Iterator[tuple[str, str]]:
     node = status.get("node", {})
     state = "ready" if node.get("ready") else "NOT READY"
     yield "Node", f"{node.get('name', '')}: {state}" + (f": {node['message']}" if node.get("message") else "")
@@ -68,7 +68,9 @@ def _overview(status: Json, lines: Sequence[PodLine]) -> Iterator[tuple[str, str
     if not node.get("clockTrusted", True):
         yield "Clock", "not trusted (not set since the boot); nothing is expired by it"
     link = status.get("link", {})
-    yield "Link", _with(link.get("message", ""), link.get("state", "none"))
+    yield "Link", _link(link, now)
+    if link.get("certificateExpiry"):
+        yield "Certificate", _certificate(link["certificateExpiry"] - now)
     yield "Runtime", _runtime(status.get("runtime", {}))
     yield "Store", _store(status.get("store", {}))
     yield "Pressure", ", ".join(name for name, short in status.get("pressure", {}).items() if short) or "none"
@@ -80,10 +82,27 @@ def _overview(status: Json, lines: Sequence[PodLine]) -> Iterator[tuple[str, str
     yield "Pods", _counts(lines)
 
 
-def _with(message: str, state: str) -> str:
+def _link(link: Json, now: float) -> str:
+    """State and since when, to whom, why, and what it has cost so far."""
+    state, message = link.get("state", "none"), link.get("message", "")
     if state == "none":
         return message or "none"
-    return f"{state}: {message}" if message else state
+    since = age(link.get("since", ""), now)
+    words = state if state in ("up", "joining", "connecting") else state.upper()
+    words += "" if since == UNKNOWN else f" for {since}"
+    words += f", {link['gateway']}" if link.get("gateway") else ""
+    if state == "up":
+        words += ", in sync" if link.get("synced") else ", comparing"
+    words += f": {message}" if message else ""
+    if link.get("sentBytes") or link.get("receivedBytes"):
+        words += f"; sent {size(link.get('sentBytes', 0))}, received {size(link.get('receivedBytes', 0))}"
+    return words + (f", {link['reconnects']} reconnects" if link.get("reconnects") else "")
+
+
+def _certificate(left_s: float) -> str:
+    if left_s > 0:
+        return f"good for {duration(left_s)}"
+    return f"EXPIRED {duration(-left_s)} ago; a new one is asked for as soon as there is a link"
 
 
 def _runtime(runtime: Json) -> str:

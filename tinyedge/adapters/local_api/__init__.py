@@ -15,6 +15,8 @@
     POST   /v1/apply                             {"items": [manifest, …]}: all of them or none
     POST   /v1/images/pull ?image=   /v1/images/import ?path=      lines of progress
     DELETE /v1/images ?image=
+    POST   /v1/join                              {"url", "token", "name", "labels", "taints"}
+    DELETE /v1/join                              ?local=1: without a word to the gateway
 
 Lists are Kubernetes lists; a watch is JSON lines of {"type", "object"}. An error is {"what", "why", "remedy",
 "reason"}, in the body or, once a stream has begun, in the trailer `tinyedge-error`. `?redact=1` on any GET takes every
@@ -26,7 +28,7 @@ A client that is slow, silent or greedy costs only itself: all waits on it end, 
 
 from __future__ import annotations
 
-from tinyedge.adapters.local_api.backend import Backend, LogOptions
+from tinyedge.adapters.local_api.backend import Backend, JoinBody, LogOptions
 from tinyedge.adapters.local_api.server import LocalApi
 
-__all__ = ["Backend", "LocalApi", "LogOptions"]
+__all__ = ["Backend", "JoinBody", "LocalApi", "LogOptions"]

@@ -9,19 +9,36 @@ from msgspec import Struct
 
 from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
 from tinyedge.model.pod import Object
+from tinyedge.protocol.joining import Taint
 
 Json = dict[str, Any]
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]  # level, key, fields: log.Log.note
 
 
 class LogOptions(Struct, frozen=True):
-    """`tail_lines` and `since_s` None mean: from the beginning."""
+    """`tail_lines`, `since_s` (back from now) and `since_ms` (Unix time) None mean: from the beginning. At most
+    `limit_bytes` are told, if it is given."""
 
     follow: bool = False
     previous: bool = False
     tail_lines: int | None = None
     since_s: int | None = None
     timestamps: bool = False
+    since_ms: int | None = None
+    limit_bytes: int | None = None
+
+
+class JoinBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a person asks for at a join. `name` empty: what the token says, or the node's own."""
+
+    url: str
+    token: str
+    name: str = ""
+    labels: dict[str, str] = {}
+    taints: list[Taint] = []
+
+    def __repr__(self) -> str:
+        return f"JoinBody(url={self.url!r}, name={self.name!r})"
 
 
 class Backend(Protocol):
@@ -60,6 +77,12 @@ class Backend(Protocol):
 
     async def request(self, uid: int, what: Apply | DeleteObject | RestartPod) -> Answer:
         """Returns when the answer is durable."""
+
+    async def join(self, asked: JoinBody) -> str:
+        """Returns words for people when this node belongs to a gateway, durably."""
+
+    async def leave(self, *, local: bool) -> str:
+        """`local`: without a word to the gateway."""
 
     def watch(self, kind: str) -> AsyncGenerator[Json, None]:
         """`{"type": "ADDED" | "MODIFIED" | "DELETED", "object"}`, what there is first. Bounded by itself."""

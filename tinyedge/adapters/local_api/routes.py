@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from tinyedge import __version__
-from tinyedge.adapters.local_api.backend import Backend, Json, LogOptions, Note
+from tinyedge.adapters.local_api.backend import Backend, JoinBody, Json, LogOptions, Note
 from tinyedge.errors import BadInput, PeerError, StoreError, StoreFull, StoreReadOnly, TinyEdgeError
 from tinyedge.events import Apply, DeleteObject, RestartPod
 from tinyedge.redact import Redactor
@@ -326,6 +326,18 @@ class Routes:
             await self.backend.remove_image(image)
             return _json({"message": f"image {image} removed"})
 
+    async def join(self, call: Call) -> Reply:
+        try:
+            asked = msgspec.json.decode(call.body, type=JoinBody)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadInput("the request's body", "(not shown)", f"url and token ({error})") from None
+        with self._logged(call, "join", asked.url.rpartition("@")[2]):
+            return _json({"message": await _of_gateway(self.backend.join(asked))})
+
+    async def leave(self, call: Call) -> Reply:
+        with self._logged(call, "leave", "gateway"):
+            return _json({"message": await _of_gateway(self.backend.leave(local=call.flag("local")))})
+
     def _named(self, call: Call, name: str, expected: str) -> str:
         if not call.text(name):
             raise BadInput(f"?{name}", "", expected)
@@ -333,6 +345,13 @@ class Routes:
 
     def _logged(self, call: Call, verb: str, target: str, **more: str) -> _Logged:
         return _Logged(self.note, verb, {"target": target, "uid": call.caller.uid, "pid": call.caller.pid, **more})
+
+
+async def _of_gateway(work: Awaitable[str]) -> str:
+    try:
+        return await work
+    except PeerError as error:
+        raise ApiError(502, "GatewayError", error.what, error.why, error.remedy) from error
 
 
 class _Logged:
@@ -377,6 +396,8 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "v1/images/pull", Routes.pull),
     ("POST", "v1/images/import", Routes.import_image),
     ("DELETE", "v1/images", Routes.remove_image),
+    ("POST", "v1/join", Routes.join),
+    ("DELETE", "v1/join", Routes.leave),
     ("GET", "v1/*", Routes.list_all),
     ("GET", "v1/namespaces/*/*", Routes.list_in),
     ("GET", "v1/namespaces/*/*/*", Routes.one),

@@ -52,7 +52,7 @@ class LogQuery(Struct, frozen=True):
 
 
 class Options(Protocol):
-    """What is asked for over the local API. `since_s` counts back from now."""
+    """What is asked for. `since_s` counts back from now, `since_ms` is wall-clock time; only one of them is given."""
 
     @property
     def follow(self) -> bool: ...
@@ -64,6 +64,10 @@ class Options(Protocol):
     def since_s(self) -> int | None: ...
     @property
     def timestamps(self) -> bool: ...
+    @property
+    def since_ms(self) -> int | None: ...
+    @property
+    def limit_bytes(self) -> int | None: ...
 
 
 class _Place(Struct, frozen=True, order=True):
@@ -84,12 +88,13 @@ def read(
     is no previous one."""
     if options.previous and len(attempts) < 2:
         raise PeerError(f"container {attempts[0].name} has no previous log", "it has not been restarted")
-    since_ms = None if options.since_s is None else int((wall_s() - options.since_s) * 1000)
+    since_ms = options.since_ms if options.since_s is None else int((wall_s() - options.since_s) * 1000)
     query = LogQuery(
         follow=options.follow and not options.previous,
         tail_lines=options.tail_lines,
         since_ms=since_ms,
         timestamps=options.timestamps,
+        limit_bytes=options.limit_bytes,
     )
     return read_file(attempts[1 if options.previous else 0].log_path, query, over=over)
 
