@@ -41,7 +41,7 @@ class View:
         runs: dict[str, PodRun],
         sources: Sources,
         pressure: Pressure,
-        up: tuple[Cloud, Outbox, Tokens],
+        cloud: tuple[Cloud, Outbox, Tokens],
     ) -> None:
         self._desk = desk
         self._runs = runs
