@@ -79,6 +79,17 @@ IDENTITY_FILE_BYTES_MAX = 256 * KIB
 KEY_PEM_BYTES_MAX = 16 * KIB
 KEY_CHILD_S_MAX = 120  # to make a key, on the slowest board
 
+# The link.
+LINK_OBJECT_BYTES_MAX = 4 * MIB  # body of one object; what the store takes of it is the core's to say
+LINK_MESSAGE_BYTES_MAX = LINK_OBJECT_BYTES_MAX + 64 * KIB  # inflated
+LINK_INFLIGHT_MAX = 256  # objects that are not acknowledged yet
+LINK_INFLIGHT_BYTES_MAX = 4 * MIB
+LINK_ACKS_MAX = 1024  # in one message
+LINK_ASKS_MAX = 64  # questions that are not answered yet
+LINK_STREAMS_MAX = 64
+LINK_STREAM_BYTES_MAX = 256 * KIB  # sent and not passed on yet, each way
+LINK_PIECE_BYTES = 16 * KIB  # of a stream at a time, so that control overtakes
+
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")
 require(VALUE_BYTES_MAX < RECORD_BYTES_MAX, "a value fits in a record")
@@ -86,3 +97,4 @@ require(SERIES_ITEM_BYTES_MAX < RECORD_BYTES_MAX, "a reading fits in a record")
 require(STATE_BYTES_MAX * 4 <= LMDB_MAP_BYTES, "LMDB has room to copy pages and a fold of everything beside it")
 require(OBJECT_BYTES_MAX < VALUE_BYTES_MAX, "an object with its bookkeeping fits in a value")
 require(API_CALLER_CONNECTIONS_MAX < API_CONNECTIONS_MAX, "one caller leaves room for another")
+require(OBJECT_BYTES_MAX <= LINK_OBJECT_BYTES_MAX < LINK_MESSAGE_BYTES_MAX, "an object fits in a message of the link")
