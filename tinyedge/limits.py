@@ -90,6 +90,11 @@ LINK_STREAMS_MAX = 64
 LINK_STREAM_BYTES_MAX = 256 * KIB  # sent and not passed on yet, each way
 LINK_PIECE_BYTES = 16 * KIB  # of a stream at a time, so that control overtakes
 
+CLOUD_ASK_S_MAX = 60  # for the gateway to answer a question
+CLOUD_SERIES_ITEMS_MAX = 256  # in one message
+CLOUD_SERIES_MESSAGE_BYTES = 64 * KIB
+CLOUD_SERIES_WINDOW_BYTES = 256 * KIB  # of one series, sent and not acknowledged
+
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")
 require(VALUE_BYTES_MAX < RECORD_BYTES_MAX, "a value fits in a record")

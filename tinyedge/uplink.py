@@ -19,7 +19,7 @@ from tinyedge import __version__
 from tinyedge import events as ev
 from tinyedge.adapters import identity as machines
 from tinyedge.adapters import join as joins
-from tinyedge.adapters.cloud import Ask, Cloud, Credentials, SeriesStore
+from tinyedge.adapters.cloud import Around, Ask, Cloud, Credentials, SeriesStore, Settings
 from tinyedge.adapters.cloud_streams import Backend, CloudStreams
 from tinyedge.adapters.local_api import JoinBody
 from tinyedge.config import Config
@@ -122,23 +122,20 @@ class Uplink:
         streams = self._streams
         if streams is None:
             return
-        cloud = self._config.cloud
         self._cloud = Cloud(
-            proxy=cloud.proxy,
-            heartbeat_s=cloud.heartbeat_s,
-            stream_bytes_s=cloud.stream_kb_s * 1024,
-            telemetry_bytes_s=cloud.telemetry_kb_s * 1024,
-            software=f"tinyedge/{__version__}",
-            boot_id=self._facts.boot_id,
+            settings=self._settings(),
             credentials=self._credentials,
             renew=self._renew,
-            outlines=self._view.outlines,
-            store=self._store,
-            decode=decode.decode_object,
-            serve=streams.serve,
-            post=self._post,
+            around=Around(
+                outlines=self._view.outlines,
+                store=self._store,
+                decode=decode.decode_object,
+                serve=streams.serve,
+                post=self._post,
+                later=self._later,
+                note=self._note,
+            ),
             trusted_wall_ms=self._clock.trusted_wall_ms,
-            note=self._note,
         )
         self._scope = trio.CancelScope()
         self._tasks.start_soon(self._run, self._cloud, self._scope, seen)
@@ -158,6 +155,20 @@ class Uplink:
                 await cloud.say_bye(reason)
             self._scope.cancel()
             await cloud.ended.wait()
+
+    def _settings(self) -> Settings:
+        cloud = self._config.cloud
+        return Settings(
+            proxy=cloud.proxy,
+            heartbeat_s=cloud.heartbeat_s,
+            stream_bytes_s=cloud.stream_kb_s * 1024,
+            telemetry_bytes_s=cloud.telemetry_kb_s * 1024,
+            software=f"tinyedge/{__version__}",
+            boot_id=self._facts.boot_id,
+        )
+
+    def _later(self, event: ev.Event) -> None:
+        self._tasks.start_soon(self._post, event)
 
     def _url(self, identity: Identity) -> str:
         return self._config.cloud.url or identity.gateway
@@ -190,7 +201,7 @@ class Uplink:
         if self._cloud is not None:
             self._cloud.carry_out(effect)
         elif isinstance(effect, ev.RequestToken):
-            self._tasks.start_soon(self._post, ev.TokenGiven(effect.op, error="this node belongs to no gateway"))
+            self._later(ev.TokenGiven(effect.op, error="this node belongs to no gateway"))
 
     def appended(self) -> None:
         """Something has become durable: there may be new items in a series."""
@@ -305,6 +316,7 @@ class Uplink:
             "message": link.message,
             "gateway": self._url(found),
             "node": found.node,
+            "unwanted": link.unwanted,
             "since": rfc3339(link.since_wall_ms) or "",
             "sentBytes": link.traffic.sent,
             "receivedBytes": link.traffic.received,

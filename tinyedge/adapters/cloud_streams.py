@@ -264,7 +264,7 @@ class CloudStreams:
 
 def _decoded(params: Json, kind: type[_Params]) -> _Params:
     try:
-        return msgspec.convert(params, kind)
+        return msgspec.convert(params, kind, strict=False)  # numbers in lists come as text
     except (msgspec.ValidationError, RecursionError) as error:
         raise BadInput("the stream's parameters", "(not shown)", str(error)) from None
 
