@@ -1,0 +1,325 @@
+"""One edge node as Kubernetes sees it: made, kept Ready within its autonomy window, and marked while it is away.
+
+What the API holds is compared with what should be there, and the difference is ordered; so it does not matter which
+replica did what before, or whether a call got through. While a node has no session
+
+    for HOLD_MS              nothing is told: links break and come back
+    within its window        its Lease goes on being renewed: what runs there is not evicted. A condition and a taint
+                             say that it is away
+    after it, or opted out   its Lease is left alone, and Kubernetes does what it does with lost nodes
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+from msgspec import Struct, field
+
+from cloud_gateway.core import translate
+from cloud_gateway.core.desk import Desk, again_ms
+from cloud_gateway.core.facts import ClosePort, Done, OpenPort, StateTaken
+from cloud_gateway.core.pods import Pod, Reference
+from tinyedge.protocol.link import Hello
+
+Json = dict[str, Any]
+
+LEASE_MS = 15_000  # its duration is 40 s: two renewals may fail
+STATUS_MS = 300_000  # how often a status is told that has not changed, as a kubelet does it
+HOLD_MS = 10_000
+START_HOLD_MS = 30_000  # after the start of a gateway its nodes get so long to come back
+REMAKE_MS = 5_000  # a Node that was deleted under a connected node
+
+
+class Session(Struct):
+    """`awaiting`: kinds whose outline has been asked for; changes of these wait for it."""
+
+    number: int
+    hello: Hello
+    welcomed: bool = False
+    synced: bool = False
+    awaiting: set[str] = field(default_factory=set)
+    since_ms: int = 0
+
+
+class Node(Struct):
+    """`made`: the API has it, with what follows. `wanted`: it has joined or has had a session in this life, so it is to
+    be made if it is not there."""
+
+    name: str
+    made: bool = False
+    wanted: bool = False
+    uid: str = ""
+    version: str = ""
+    annotations: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    taints: list[Json] = field(default_factory=list)
+    connected: Json | None = None  # the condition, as the API has it
+    connected_before: Json | None = None  # while a change of it is under way
+    port: int = 0
+    join_labels: dict[str, str] = field(default_factory=dict)
+    join_taints: list[Json] = field(default_factory=list)
+    session: Session | None = None
+    pods: dict[str, Pod] = field(default_factory=dict)  # by what the node calls them
+    refs: dict[Reference, None] = field(default_factory=dict)
+    report: Json = field(default_factory=dict)  # the newest that the node told of itself, or what the API has of it
+    reported: bytes = b""  # its revision
+    reporting: tuple[int, int] = (0, 0)  # session and sequence of a report that is to be acknowledged
+    gone_ms: int = 0  # when its Node was deleted
+    lost_ms: int = 0  # monotonic: when its session ended, or this gateway started
+    lease_ms: int = 0  # when it is due
+    status_ms: int = 0
+    busy: set[str] = field(default_factory=set)  # calls that are under way
+    waits: dict[str, tuple[int, int]] = field(default_factory=dict)  # what failed → tries, until when it waits
+    lease_made: bool = True
+
+    @property
+    def replica(self) -> str:
+        return self.annotations.get(translate.REPLICA, "")
+
+
+class Tender:
+    """Looks after nodes. `replicas` are alive; a node without a session anywhere belongs to one of them, and all agree
+    on which."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._ports: dict[int, str] = {}
+        self.replicas: frozenset[str] = frozenset({desk.settings.replica})
+
+    # --- what is known -----------------------------------------------------------------------------
+
+    def seen(self, node: Node, obj: Json) -> None:
+        meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+        node.made, node.uid, node.version = True, meta["uid"], meta.get("resourceVersion", "")
+        node.annotations = meta.get("annotations") or {}
+        node.labels = meta.get("labels") or {}
+        node.taints = spec.get("taints") or []
+        node.connected = translate.condition(obj, translate.CONNECTED)
+        if not node.report:
+            node.report = {
+                name: status[name] for name in ("capacity", "allocatable", "nodeInfo", "images") if status.get(name)
+            }
+            node.report["conditions"] = [
+                {key: value for key, value in one.items() if key != "lastHeartbeatTime"}
+                for one in status.get("conditions") or ()
+                if one.get("type") != translate.CONNECTED
+            ]
+        endpoint = (status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}
+        self._take_port(node, int(endpoint.get("Port") or 0))
+
+    def api_report(self, node: Node) -> bytes:
+        """The revision of what the API has of the node's own report."""
+        try:
+            return bytes.fromhex(node.annotations.get(translate.REPORT, ""))
+        except ValueError:
+            return b""
+
+    def gone(self, node: Node) -> None:
+        node.made, node.uid, node.gone_ms, node.connected = False, "", self._desk.now, None
+        node.taints, node.annotations, node.lease_made = [], {}, False
+
+    def forget(self, node: Node) -> None:
+        if node.port:
+            self._ports.pop(node.port, None)
+            self._desk.say(ClosePort(node.name))
+
+    def _take_port(self, node: Node, known: int) -> None:
+        """The one that the API has, if it is still ours to give; else the first that is free. It stays."""
+        first, last = self._desk.settings.ports
+        if node.port or not first:
+            return
+        free = known if first <= known <= last and known not in self._ports else 0
+        port = free or next((one for one in range(first, last + 1) if one not in self._ports), 0)
+        if not port:
+            self._desk.note("error", "kubelet.no_port", node=node.name, first=first, last=last)
+            return
+        node.port = port
+        self._ports[port] = node.name
+        self._desk.say(OpenPort(node.name, port))
+
+    # --- whose it is ---------------------------------------------------------------------------------
+
+    def tends(self, node: Node) -> bool:
+        """Whether this replica looks after a node: it has its session, or nobody has and it is the one."""
+        mine = self._desk.settings.replica
+        if node.session is not None:
+            return True
+        if node.replica in self.replicas:
+            return node.replica == mine
+        return mine == max(
+            self.replicas, key=lambda one: blake2b(f"{one}\0{node.name}".encode()).digest(), default=mine
+        )
+
+    def window_s(self, node: Node) -> int | None:
+        """None: unlimited; 0: it has opted out."""
+        text = node.annotations.get(translate.AUTONOMY)
+        if text is None:
+            return self._desk.settings.autonomy_s
+        try:
+            return translate.window_s(text)
+        except ValueError as error:
+            self._desk.note("warning", "node.autonomy", node=node.name, why=str(error))
+            return self._desk.settings.autonomy_s
+
+    def away_s(self, node: Node) -> int:
+        """For how long it has been away, by what the API says; 0 while that has not been told yet."""
+        told = node.connected
+        if node.session is not None or told is None or told["status"] == "True":
+            return 0
+        return max(0, self._desk.wall - translate.unix_ms(told.get("lastTransitionTime"))) // 1000
+
+    def within_window(self, node: Node) -> bool:
+        window = self.window_s(node)
+        return window is None or self.away_s(node) < window
+
+    # --- tending -------------------------------------------------------------------------------------
+
+    def tend(self, node: Node) -> int:
+        """Order what is missing; the monotonic time of the next look."""
+        now = self._desk.now
+        if not self.tends(node):
+            return now + LEASE_MS
+        if not node.made:
+            return self._make(node)
+        self._mark(node)
+        due = [node.lost_ms + self._hold_ms(node) if node.session is None else now + STATUS_MS]
+        if node.session is not None or (node.connected is not None and self.within_window(node)):
+            due.append(self._lease(node))
+        due.append(self._status(node))
+        due += [until for _, until in node.waits.values()]
+        return min(moment for moment in due if moment > now) if any(moment > now for moment in due) else now + 1000
+
+    def _hold_ms(self, node: Node) -> int:
+        return HOLD_MS if node.lost_ms else START_HOLD_MS
+
+    def _may(self, node: Node, what: str) -> bool:
+        return what not in node.busy and node.waits.get(what, (0, 0))[1] <= self._desk.now
+
+    def _call(self, node: Node, what: str, verb: str, resource: str, **more: Any) -> None:
+        namespace = translate.LEASES if resource == "leases" else ""
+        node.busy.add(what)
+        self._desk.call(verb, resource, namespace, node.name, lambda done: self._done(node, what, done), **more)
+
+    def _done(self, node: Node, what: str, done: Done) -> None:
+        node.busy.discard(what)
+        if done.ok:
+            node.waits.pop(what, None)
+            if what == "report":
+                node.annotations = node.annotations | {translate.REPORT: node.reported.hex()}
+            if what == "lease":
+                node.lease_made = True
+            if what == "status":
+                self._reported(node)
+            if done.object is not None and resource_is_node(done.object) and not node.made and what == "make":
+                self.seen(node, done.object)
+        elif what == "lease" and done.status == 404:
+            node.lease_made, node.lease_ms = False, 0
+        elif what == "make" and done.status == 409:
+            node.waits[what] = (0, self._desk.now + LEASE_MS)  # it is there; the watch will tell
+        else:
+            if what == "status":
+                node.connected, node.status_ms = node.connected_before, 0
+            tries = node.waits.get(what, (0, 0))[0] + 1
+            node.waits[what] = (tries, self._desk.now + again_ms(tries))
+            self._desk.note(
+                "warning", "node.call", node=node.name, what=what, status=done.status, message=done.message[:200]
+            )
+
+    def reported(self, node: Node, report: Json, revision: bytes, seq: int) -> None:
+        """The node has told of itself. It is acknowledged once the API has it."""
+        if node.session is None:
+            return
+        node.report, node.reported, node.reporting = report, revision, (node.session.number, seq)
+        if node.made and revision == self.api_report(node):
+            self._reported(node)
+
+    def _reported(self, node: Node) -> None:
+        number, seq = node.reporting
+        if seq and node.session is not None and node.session.number == number:
+            self._desk.say(StateTaken(number, seq))
+        node.reporting = (0, 0)
+
+    def _make(self, node: Node) -> int:
+        now = self._desk.now
+        if not node.wanted or (node.gone_ms and now < node.gone_ms + REMAKE_MS):
+            return now + REMAKE_MS
+        if self._may(node, "make"):
+            labels = node.join_labels | translate.node_labels(node.report)
+            body = translate.node_object(node.name, labels, node.join_taints, self._desk.settings.replica)
+            self._call(node, "make", "create", "nodes", body=body)
+        return now + REMAKE_MS
+
+    def _mark(self, node: Node) -> None:
+        """The taint, and who has the session."""
+        here = node.session is not None and node.session.welcomed
+        away = node.session is None and self._desk.now >= node.lost_ms + self._hold_ms(node)
+        has = any(one.get("key") == translate.AWAY_TAINT for one in node.taints)
+        changes: Json = {}
+        if (here and has) or (away and not has and self.window_s(node) != 0):
+            rest = [one for one in node.taints if one.get("key") != translate.AWAY_TAINT]
+            added = [] if here else [{"key": translate.AWAY_TAINT, "effect": "NoSchedule"}]
+            changes["spec"] = {"taints": rest + added}
+        meta: Json = {}
+        if here and node.replica != self._desk.settings.replica:
+            meta["annotations"] = {translate.REPLICA: self._desk.settings.replica}
+        labels = translate.node_labels(node.report) | {translate.EDGE_LABEL: ""}
+        if here and not labels.items() <= node.labels.items():
+            meta["labels"] = labels
+        if (changes or meta) and self._may(node, "mark"):
+            if changes:
+                meta["resourceVersion"] = node.version  # taints are replaced as a whole, and others set them too
+            self._call(node, "mark", "patch", "nodes", body=changes | ({"metadata": meta} if meta else {}))
+
+    def _status(self, node: Node) -> int:
+        """The status, when something in it has changed, or every five minutes; the time of the next one."""
+        now = self._desk.now
+        here = node.session is not None and node.session.welcomed
+        away = node.session is None and now >= node.lost_ms + self._hold_ms(node)
+        told = node.connected["status"] if node.connected else ""
+        flips = (here and told != "True") or (away and told != "False")
+        changed = bool(node.reported) and node.reported != self.api_report(node)
+        alive = here or self.within_window(node)
+        if not (flips or (here and changed) or (alive and now >= node.status_ms)) or not self._may(node, "status"):
+            return node.status_ms
+        if not flips and not here and not away:
+            return node.lost_ms + self._hold_ms(node)
+        node.status_ms = now + STATUS_MS
+        settings = self._desk.settings
+        if flips or node.connected is None:
+            reason = "SessionOpen" if here else "NoSession"
+            condition = translate.connected_condition(here, self._desk.wall, reason)
+        else:
+            condition = {key: value for key, value in node.connected.items() if key != "lastHeartbeatTime"}
+        report = node.report if alive else {**node.report, "conditions": []}  # what is not known is not repeated
+        body = translate.node_status(
+            report, address=settings.address, port=node.port, connected=condition, wall_ms=self._desk.wall
+        )
+        node.connected_before, node.connected = node.connected, condition
+        self._call(node, "status", "patch", "nodes", subresource="status", patch="strategic", body=body)
+        if here and changed:
+            self._call(
+                node,
+                "report",
+                "patch",
+                "nodes",
+                body={"metadata": {"annotations": {translate.REPORT: node.reported.hex()}}},
+            )
+        return node.status_ms
+
+    def _lease(self, node: Node) -> int:
+        now = self._desk.now
+        if now < node.lease_ms or not self._may(node, "lease"):
+            return node.lease_ms
+        spread = LEASE_MS * blake2b(node.name.encode(), digest_size=1).digest()[0] // 1024 if not node.lease_ms else 0
+        node.lease_ms = now + LEASE_MS - spread
+        body = translate.lease(node.name, node.uid, self._desk.wall)
+        if node.lease_made:
+            self._call(node, "lease", "patch", "leases", body={"spec": body["spec"]})
+        else:
+            self._call(node, "lease", "create", "leases", body=body)
+        return node.lease_ms
+
+
+def resource_is_node(obj: Json) -> bool:
+    return obj.get("kind") == "Node"
