@@ -12,6 +12,16 @@ KUBE_OBJECT_BYTES_MAX = 4 * MIB  # of one answer that is no list; etcd takes 1.5
 KUBE_LIST_ITEMS = 500  # of one page
 KUBE_PAGE_BYTES_MAX = 64 * MIB
 KUBE_WATCH_LINE_BYTES_MAX = 4 * MIB
+KUBE_ERROR_TEXT_CHARS = 2000
+KUBE_REQUEST_S_MAX = 30  # of one try, from the connection to the last byte
+KUBE_LIST_S_MAX = 120  # of one page
+KUBE_TRIES_MAX = 5  # of a request that is answered with 429, or 503 and Retry-After
+KUBE_RETRY_AFTER_S_MAX = 60
+KUBE_CONNECTIONS_MAX = 128  # watches among them
+KUBE_CONFIG_BYTES_MAX = 4 * MIB
+KUBE_FILE_BYTES_MAX = 1 * MIB  # of a token, a certificate or a key
+KUBE_PLUGIN_S_MAX = 60  # of the program that gets credentials
+KUBE_PLUGIN_BYTES_MAX = 1 * MIB  # that it may print
 
 # Edges.
 EDGE_HEAD_BYTES_MAX = 16 * KIB  # of a request before the link is open
