@@ -13,6 +13,7 @@ KUBE_LIST_ITEMS = 500  # of one page
 KUBE_PAGE_BYTES_MAX = 64 * MIB
 KUBE_WATCH_LINE_BYTES_MAX = 4 * MIB
 KUBE_ERROR_TEXT_CHARS = 2000
+KUBE_ERROR_BYTES_MAX = 64 * KIB  # read of a refused watch
 KUBE_REQUEST_S_MAX = 30  # of one try, from the connection to the last byte
 KUBE_LIST_S_MAX = 120  # of one page
 KUBE_TRIES_MAX = 5  # of a request that is answered with 429, or 503 and Retry-After

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
 
 from cloud_gateway import limits
-from tinyedge.errors import PeerError
+from tinyedge.errors import BadInput, PeerError
 
 Json = dict[str, Any]
 
@@ -28,11 +29,14 @@ class Resource(Struct, frozen=True):
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """Without a namespace: all of them. A name is one path segment, already checked by whoever made the object."""
+        """Without a namespace: all of them. BadInput for a name that is none."""
         parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
         if namespace and self.namespaced:
             parts += ["namespaces", namespace]
-        return "/" + "/".join([*parts, self.plural, *(part for part in (name, subresource) if part)])
+        for part in (namespace, name):
+            if part in (".", "..") or "/" in part:
+                raise BadInput(f"the name of a {self.kind}", part, "a name of Kubernetes")
+        return "/" + "/".join(quote(part) for part in (*parts, self.plural, name, subresource) if part)
 
 
 NODES = Resource("", "v1", "nodes", "Node", namespaced=False)
@@ -48,6 +52,28 @@ EVENTS = Resource("", "v1", "events", "Event")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
 ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
+
+
+BY_PLURAL = {
+    one.plural: one
+    for one in (
+        NODES,
+        NAMESPACES,
+        PODS,
+        CONFIGMAPS,
+        SECRETS,
+        SERVICES,
+        SERVICEACCOUNTS,
+        VOLUME_CLAIMS,
+        VOLUMES,
+        EVENTS,
+        LEASES,
+        TOKEN_REVIEWS,
+        ACCESS_REVIEWS,
+    )
+}
+
+UNREACHABLE = "Unreachable"
 
 
 class KubeError(PeerError):
@@ -77,7 +103,7 @@ class KubeError(PeerError):
     @property
     def unreachable(self) -> bool:
         """There was no answer: whether anything was done is not known."""
-        return self.status == 0
+        return self.reason == UNREACHABLE
 
     @property
     def unauthorized(self) -> bool:

@@ -1,0 +1,200 @@
+"""Requests to whichever API server answers, one try each: addresses, connections, credentials, bounded answers."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlencode
+
+import httpx
+import trio
+from msgspec import Struct
+
+from cloud_gateway import limits
+from cloud_gateway.adapters.kube_config import Endpoint
+from cloud_gateway.adapters.kube_types import UNREACHABLE, KubeError
+from tinyedge.errors import TinyEdgeError
+
+CONNECT_S = 10.0
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.PoolTimeout)
+# A peer that vanished without a word is noticed within a minute, also under a watch that is silent by right.
+_SOCKET_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+
+
+class Ask(Struct, frozen=True):
+    """One request. `path` begins with '/'. `bytes_max`: of the answer; `timeout_s`: until all of it is here."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] | None = None
+    accept: str = "application/json"
+    body: bytes = b""
+    content_type: str = ""
+    bytes_max: int = limits.KUBE_OBJECT_BYTES_MAX
+    timeout_s: float = limits.KUBE_REQUEST_S_MAX
+
+    @property
+    def target(self) -> str:
+        return f"{self.path}?{urlencode(self.params)}" if self.params else self.path
+
+
+class Answer(Struct, frozen=True):
+    status: int
+    body: bytes
+    retry_after_s: float
+
+
+class Wire:
+    """`exchange` and `stream` raise KubeError with status 0 when there is no answer, or not all of it."""
+
+    def __init__(self, endpoint: Endpoint, user_agent: str) -> None:
+        self._endpoint = endpoint
+        self._user_agent = user_agent
+        self._at = 0  # of the addresses, the one that worked last
+        self._transport: httpx.AsyncHTTPTransport | None = None
+        self._before: httpx.AsyncHTTPTransport | None = None  # with an older certificate; requests may be under way
+        self._certificate = ("", "")
+
+    async def aclose(self) -> None:
+        for transport in (self._transport, self._before):
+            if transport is not None:
+                await transport.aclose()
+        self._transport = self._before = None
+
+    async def exchange(self, ask: Ask) -> Answer:
+        """The whole answer."""
+        at = self._at
+        try:
+            with trio.fail_after(ask.timeout_s):
+                async with self.stream(ask, ask.timeout_s) as response:
+                    return await _whole(response, ask.bytes_max)
+        except trio.TooSlowError:
+            self._move_on(at)
+            raise _unreachable(f"no answer within {ask.timeout_s:.0f} s", self._endpoint.urls) from None
+
+    @asynccontextmanager
+    async def stream(self, ask: Ask, silence_s: float) -> AsyncGenerator[httpx.Response, None]:
+        """An answer whose body is read by the caller; silence ends it."""
+        response = await self._sent(ask, silence_s)
+        try:
+            if response.status_code == 401:
+                await response.aclose()
+                response = await self._sent(ask, silence_s, anew=True)
+            yield response
+        except httpx.HTTPError as error:
+            self._move_on(self._at)
+            raise _unreachable(_words(error), self._endpoint.urls) from None
+        finally:
+            with trio.CancelScope(shield=True), suppress(httpx.HTTPError):
+                await response.aclose()
+
+    async def _sent(self, ask: Ask, silence_s: float, *, anew: bool = False) -> httpx.Response:
+        """The head of the answer, from the first address that can be connected to."""
+        headers = await self._headers(ask, anew=anew)
+        urls = self._endpoint.urls
+        stale = ask.method == "GET"  # a kept connection that the server closed just now: once more is safe
+        left = len(urls)
+        while True:
+            at = self._at
+            try:
+                return await self._try(urls[at] + ask.target, ask, headers, silence_s)
+            except httpx.HTTPError as error:
+                self._move_on(at)
+                if isinstance(error, _NOT_SENT):
+                    left -= 1
+                elif stale and isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
+                    stale = False
+                else:
+                    left = 0
+                if left <= 0:
+                    raise _unreachable(_words(error), urls) from None
+
+    def _move_on(self, failed: int) -> None:
+        """To the next address, unless another request has done so already."""
+        if self._at == failed:
+            self._at = (failed + 1) % len(self._endpoint.urls)
+
+    async def _headers(self, ask: Ask, *, anew: bool) -> list[tuple[str, str]]:
+        headers = [("User-Agent", self._user_agent), ("Accept", ask.accept)]
+        if self._endpoint.compress:
+            headers.append(("Accept-Encoding", "gzip"))
+        if ask.content_type:
+            headers.append(("Content-Type", ask.content_type))
+        try:
+            return [*headers, *await self._endpoint.identity.headers(anew=anew)]
+        except TinyEdgeError as error:
+            raise KubeError(error.what, error.why, error.remedy, reason="Credentials") from None
+
+    async def _try(self, url: str, ask: Ask, headers: list[tuple[str, str]], silence_s: float) -> httpx.Response:
+        """Straight to the transport: cookies, redirects and environment variables have no say here."""
+        timeout = {"connect": CONNECT_S, "read": silence_s, "write": silence_s, "pool": silence_s}
+        extensions: dict[str, object] = {"timeout": timeout}
+        if self._endpoint.server_name:
+            extensions["sni_hostname"] = self._endpoint.server_name
+        transport = await self._open()
+        return await transport.handle_async_request(
+            httpx.Request(ask.method, url, headers=headers, content=ask.body or None, extensions=extensions)
+        )
+
+    async def _open(self) -> httpx.AsyncHTTPTransport:
+        """Made when first used, and anew when the certificate that we show has changed."""
+        certificate = self._endpoint.identity.certificate()
+        if self._transport is None or certificate != self._certificate:
+            old, self._before = self._before, self._transport
+            self._certificate = certificate
+            self._transport = httpx.AsyncHTTPTransport(
+                verify=self._tls(),
+                trust_env=False,
+                limits=httpx.Limits(
+                    max_connections=limits.KUBE_CONNECTIONS_MAX,
+                    max_keepalive_connections=limits.KUBE_CONNECTIONS_MAX,
+                    keepalive_expiry=60,
+                ),
+                proxy=self._endpoint.proxy or None,
+                socket_options=_SOCKET_OPTIONS,
+            )
+            if old is not None:
+                await old.aclose()
+        return self._transport
+
+    def _tls(self) -> ssl.SSLContext:
+        try:
+            return self._endpoint.tls()
+        except (TinyEdgeError, ssl.SSLError, ValueError) as error:
+            raise KubeError(
+                "no TLS to Kubernetes", str(error), "look at its CA and our certificate", reason="Credentials"
+            ) from None
+
+
+async def _whole(response: httpx.Response, bytes_max: int) -> Answer:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > bytes_max:
+            why = f"it is larger than {bytes_max} bytes"
+            raise KubeError("the answer of Kubernetes is not taken", why, reason="TooLarge")
+    return Answer(response.status_code, bytes(body), retry_after_s(response))
+
+
+def retry_after_s(response: httpx.Response) -> float:
+    """Kubernetes gives seconds, never a date."""
+    text = response.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdigit() else 0.0
+
+
+def _words(error: httpx.HTTPError) -> str:
+    return str(error) or type(error).__name__
+
+
+def _unreachable(why: str, urls: tuple[str, ...]) -> KubeError:
+    return KubeError(
+        f"Kubernetes is not reached at {', '.join(urls)}", why, "is the API server up?", reason=UNREACHABLE
+    )
