@@ -27,11 +27,13 @@ from cloud_gateway.adapters import kube_watch
 from cloud_gateway.adapters.kube_config import Endpoint
 from cloud_gateway.adapters.kube_http import Answer, Ask, Wire, retry_after_s
 from cloud_gateway.adapters.kube_limits import Bucket, Counters
-from cloud_gateway.adapters.kube_types import LEASES, SECRETS, Json, KubeError, Page, Resource, Send, Trim, error_of
+from cloud_gateway.adapters.kube_types import LEASES, Json, KubeError, Page, Resource, Send, Trim, error_of
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+
+Objects = list[Json]
 
 AT_ONCE, LEASES_AT_ONCE = 32, 16  # requests under way; watches not counted
 LISTS_ANEW_MAX = 5  # of one list that expires in its middle
@@ -158,7 +160,7 @@ class Kube:
         following = found.metadata.continue_
         return Page(objects, not position, not following, found.metadata.resource_version), following
 
-    async def list_all(
+    async def list(
         self,
         resource: Resource,
         namespace: str = "",
@@ -166,9 +168,9 @@ class Kube:
         labels: str = "",
         fields: str = "",
         metadata_only: bool = False,
-    ) -> list[Json]:
+    ) -> Objects:
         """All objects at once: for short lists."""
-        found: list[Json] = []
+        found: Objects = []
         pages = self.list_pages(resource, namespace, labels=labels, fields=fields, metadata_only=metadata_only)
         async with aclosing(pages):
             async for page in pages:
@@ -202,7 +204,7 @@ class Kube:
         self,
         resource: Resource,
         name: str,
-        body: Json | list[Json],
+        body: Json | Objects,
         namespace: str = "",
         *,
         subresource: str = "",
@@ -344,26 +346,10 @@ class Kube:
         self.counters.throttled_s += await gate.bucket.take()
 
 
-class Secrets:
-    """The few calls that the CA and its state need."""
-
-    def __init__(self, kube: Kube) -> None:
-        self._kube = kube
-
-    async def get(self, namespace: str, name: str) -> Json:
-        return await self._kube.get(SECRETS, name, namespace)
-
-    async def create(self, namespace: str, body: Json) -> Json:
-        return await self._kube.create(SECRETS, body, namespace)
-
-    async def replace(self, namespace: str, name: str, body: Json) -> Json:
-        return await self._kube.replace(SECRETS, name, body, namespace)
-
-
 def _with_body(
     method: str,
     path: str,
-    body: Json | list[Json],
+    body: Json | Objects,
     params: Mapping[str, str] | None = None,
     content_type: str = "application/json",
 ) -> Ask:
