@@ -31,6 +31,7 @@ class Config(Struct, frozen=True):
     listen: Address = ("0.0.0.0", 8443)  # noqa: S104
     kubelet_ports: tuple[int, int] = (0, 0)
     kubelet_address: str = ""
+    kubelet_listen: str = "0.0.0.0"  # noqa: S104 - the API server comes from elsewhere
     kubelet_cert: str = ""
     kubelet_key: str = ""
     kubelet_client_ca: str = ""

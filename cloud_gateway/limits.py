@@ -42,4 +42,29 @@ JOIN_TAINTS_MAX = 32
 CSR_BYTES_MAX = 8 * KIB
 CA_BYTES_MAX = 64 * KIB  # of all PEM text of the CAs
 
+# The sandbox.
+SANDBOX_MAP_BYTES = 4 * 1024 * MIB  # of address space, taken from the disk as it is used
+SANDBOX_LOG_CHANGES_MAX = 20_000  # kept for watches that begin in the past
+SANDBOX_LOG_BYTES_MAX = 48 * MIB
+SANDBOX_BATCH_MAX = 256  # changes that go to the disk at once
+SANDBOX_BODY_BYTES_MAX = 3 * MIB  # as Kubernetes
+SANDBOX_HEAD_BYTES_MAX = 64 * KIB
+SANDBOX_OBJECT_BYTES_MAX = 1536 * KIB  # as etcd
+SANDBOX_CONNECTIONS_MAX = 8192
+SANDBOX_IDLE_S = 120  # between two requests of a connection
+SANDBOX_STALL_S = 30  # for a request to arrive, or a client to take what it is sent
+SANDBOX_WATCH_S_MAX = 3600
+SANDBOX_BOOKMARK_S = 60
+SANDBOX_WATCH_EVENTS_MAX = 20_000  # waiting for one watch
+SANDBOX_WATCH_LINES_MAX = 512  # encoded events at hand
+SANDBOX_SNAPSHOTS_MAX = 32  # of lists that are read page by page
+SANDBOX_PATCH_OPERATIONS_MAX = 10_000  # as Kubernetes
+SANDBOX_DEPTH_MAX = 64  # of one object
+
+# Kubelet endpoints.
+KUBELET_HEAD_BYTES_MAX = 96 * KIB  # a command of many words stands in it
+KUBELET_HEAD_S_MAX = 20
+KUBELET_CONNECTIONS_MAX = 512  # of all nodes together
+KUBELET_CACHE_MAX = 4096  # answers about callers
+
 require(KUBE_OBJECT_BYTES_MAX <= KUBE_PAGE_BYTES_MAX, "a page holds an object")

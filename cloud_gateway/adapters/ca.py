@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import ipaddress
 import math
 import os
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import trio
@@ -95,15 +96,17 @@ class Ca:
             raise _bad_ca("tls.crt is not the certificate of a CA")
         return Ca(certificate, private, "".join(chain[1:]), "".join(dict.fromkeys([chain[0], *more])))
 
-    def server(self, now_s: int) -> Signed:
-        """A certificate for the gateway itself, with a new key."""
+    def server(self, now_s: int, addresses: Sequence[str] = ()) -> Signed:
+        """A certificate for the gateway itself, with a new key; `addresses`: IP addresses that it is good for too."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
         start, end = self._life(now_s, SERVER_LIFE_S)
+        names: list[x509.GeneralName] = [x509.DNSName(SERVER_NAME)]
+        names += [x509.IPAddress(ipaddress.ip_address(one)) for one in addresses]
         certificate = (
             self._issued(name, key.public_key(), start, end)
             .serial_number(_serial(secrets.token_bytes(_SERIAL_BYTES)))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .sign(self._key, hashes.SHA256())
         )

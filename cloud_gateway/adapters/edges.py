@@ -107,6 +107,7 @@ class Edges:
         self._joined = joined
         self._numbers = count(1)
         self._sessions: dict[int, EdgeSession] = {}
+        self._fewer = trio.Event()
         self._strangers = trio.CapacityLimiter(limits.EDGE_STRANGERS_MAX)
         self.traffic = Traffic()
         self.backoff_cap_s = 2
@@ -263,6 +264,8 @@ class Edges:
             await session.run(request.rest)
         finally:
             del self._sessions[session.number]
+            self._fewer.set()
+            self._fewer = trio.Event()
             with trio.CancelScope(shield=True), suppress(trio.TooSlowError):
                 with trio.fail_after(_CLOSE_S):
                     await self._post(facts.Closed(session.number, session.why))
@@ -286,10 +289,12 @@ class Edges:
             if session.node == node:
                 session.bye(reason, message, -1)
 
-    def end_all(self) -> None:
-        """This gateway stops: come back to another one, not all at once."""
+    async def end_all(self) -> None:
+        """This gateway stops: come back to another one, not all at once. Returns when all have been told."""
         for session in self._sessions.values():
             session.bye("Stopping", "this gateway stops", 0)
+        while self._sessions:
+            await self._fewer.wait()
 
     def recheck(self) -> None:
         """What is known of identities has changed."""
