@@ -10,9 +10,10 @@ out when told to (`settle`, `finish`, `fail`). Time moves only by `advance`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any
 
-from msgspec import convert, structs
+from msgspec import convert, msgpack, structs
 
 from tinyedge import events as ev
 from tinyedge import wire
@@ -56,6 +57,24 @@ def pod(name: str, *containers: Json, **spec: Any) -> Pod:
     if not isinstance(found, Pod):
         raise TypeError(found)
     return found
+
+
+def cloud_pod(name: str, *containers: Json, uid: str = "", annotations: Json | None = None, **spec: Any) -> Pod:
+    """A pod as the API server has it."""
+    found = pod(name, *containers, nodeName="gate-7", **spec)
+    meta = structs.replace(
+        found.metadata,
+        uid=uid or f"uid-{name}",
+        creation_timestamp="2023-11-14T00:00:00Z",
+        annotations=annotations or {},
+    )
+    return structs.replace(found, metadata=meta)
+
+
+def deleted(one: Pod, grace_s: int | None = 30) -> Pod:
+    """The same pod once the API server has begun to delete it."""
+    at = {"deletion_timestamp": "2023-11-14T22:15:00Z", "deletion_grace_period_seconds": grace_s}
+    return structs.replace(one, metadata=structs.replace(one.metadata, **at))
 
 
 def container(name: str = "main", image: str = "app:1", **fields: Any) -> Json:
@@ -169,6 +188,8 @@ class Rig:
         self.images: tuple[ImageSeen, ...] = ()
         self.refuse: Callable[[Any], tuple[str, str] | None] = lambda effect: None
         self._request = 0
+        self.session = 0
+        self.seq = 0
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -353,6 +374,54 @@ class Rig:
 
     def folder(self, *files: ev.FileSeen, folder: str = "/m", identity: str = "1:2", problem: str = "") -> ev.Step:
         return self.step(ev.FolderSeen(folder, identity, files, problem))
+
+    # --- the cloud -------------------------------------------------------------------------------
+
+    def join(self, gateway: str = "wss://gate", node: str = "gate-7") -> ev.Step:
+        return self.step(ev.Joined(gateway, node))
+
+    def link(self, **have: dict[str, bytes]) -> ev.Step:
+        """A session is welcomed; `have` names kinds whose digests differ."""
+        self.session += 1
+        told = [ev.CloudHave(self.session, kind, objects) for kind, objects in have.items()]
+        return self.step(ev.Linked(self.session), *told)
+
+    def unlink(self) -> ev.Step:
+        return self.step(ev.Unlinked(self.session, "the connection was lost"))
+
+    def put(self, one: Object | None, key: str = "", revision: bytes = b"", problem: str = "", kind: str = "") -> Any:
+        """The gateway sends an object; its answer."""
+        self.seq += 1
+        kind = kind or (type(one).kind.lower() if one else "pod")
+        key = key or (one.metadata.uid if isinstance(one, Pod) else one.key if one else "")
+        revision = revision or blake2b(wire.encode(one) if one else b"", digest_size=8).digest()
+        return self._answer(ev.CloudPut(self.session, self.seq, kind, key, revision, one, problem))
+
+    def drop(self, kind: str, key: str) -> Any:
+        """The gateway does not want something here any more."""
+        self.seq += 1
+        return self._answer(ev.CloudDelete(self.session, self.seq, kind, key))
+
+    def _answer(self, event: Any) -> Any:
+        step = self.step(event)
+        found = [one for one in step.effects if isinstance(one, ev.CloudAck | ev.CloudRefuse)]
+        assert [(one.session, one.seq) for one in found] == [(event.session, event.seq)]
+        return found[0]
+
+    def reports(self, kind: str = "podstatus") -> list[ev.Report]:
+        """What has been ordered so far, and forgets it."""
+        found = [one for one in self.sent if isinstance(one, ev.Report) and one.kind == kind]
+        self.sent = [one for one in self.sent if one not in found]
+        return found
+
+    def take_reports(self) -> None:
+        """The API server has all that was ordered."""
+        told = [one for one in self.sent if isinstance(one, ev.Report)]
+        self.sent = [one for one in self.sent if not isinstance(one, ev.Report)]
+        self.step(*(ev.ReportTaken(one.kind, one.key, one.revision) for one in told))
+
+    def told_events(self) -> list[Json]:
+        return [msgpack.decode(item) for item in self.series.get("events", [])]
 
     # --- looking ---------------------------------------------------------------------------------
 

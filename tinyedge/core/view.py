@@ -102,7 +102,7 @@ class View:
         run = self._find(namespace, name)
         if run is not None:
             return why.explain(run, self._desk)
-        return why.explain_absent(f"{namespace}/{name}", self._sources)
+        return why.explain_absent(f"{namespace}/{name}", self._sources, self._cloud.refusals())
 
     def _find(self, namespace: str, name: str) -> PodRun | None:
         row = self._desk.tables.pods.get(f"{namespace}/{name}")

@@ -38,6 +38,7 @@ from tinyedge.model.runtime import (
 
 Files = tuple[ProjectedFile, ...]
 
+WAITS_FOR_CLOUD = "waiting for a token from the cloud"
 _GROUP_CAN_READ = 0o440  # what fsGroup adds to the mode of each file that the node writes
 
 
@@ -222,7 +223,7 @@ def _of_token(pod: Pod, wanted: ServiceAccountTokenProjection, mode: int, around
         return (ProjectedFile(wanted.path, b"", mode),)
     token = around.refs.token(pod, wanted)
     if token is None:
-        return Unready("FailedMount", "waiting for a token from the cloud")
+        return Unready("FailedMount", WAITS_FOR_CLOUD)
     return (ProjectedFile(wanted.path, token.encode(), mode),)
 
 

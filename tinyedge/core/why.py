@@ -10,14 +10,16 @@ from tinyedge.core.refs import Unready
 from tinyedge.core.run import PodRun, Role, Stand, containers_of, look
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
+from tinyedge.core.volumes import WAITS_FOR_CLOUD
 from tinyedge.events import MountVolumes, PullImage, RunSandbox, StopContainer
 from tinyedge.model.runtime import ContainerSeen
+from tinyedge.wire import CLOUD
 
 Json = dict[str, Any]
 
 
 def explain(run: PodRun, desk: Desk) -> Json:
-    """`{"state", "summary", "reasons": [...]}`; no reasons when all is well."""
+    """`{"state", "summary", "reasons": [...], "source"}`; no reasons when all is well."""
     state = status.phase(run)
     reasons = _reasons(run, desk)
     if reasons:
@@ -28,11 +30,23 @@ def explain(run: PodRun, desk: Desk) -> Json:
         summary = f"{run.name} runs and is ready."
     else:
         summary = f"{run.name} is on its way: {_under_way(run, desk)}."
-    return {"state": state, "summary": summary, "reasons": reasons}
+    source = run.row.source if run.row else ""
+    return {"state": state, "summary": summary, "reasons": reasons, "source": source}
 
 
-def explain_absent(key: str, sources: Sources) -> Json | None:
-    """A pod that is not known, but that a file with problems may have meant to declare."""
+def explain_absent(key: str, sources: Sources, refused: list[Json]) -> Json | None:
+    """A pod that is not known: the cloud may have sent it in vain, or a file with problems may have meant to declare
+    it."""
+    reasons = [
+        _reason(
+            *("", "the cloud wants it here, and this node can't take it", f"{one['reason']}: {one['message']}", ""),
+            "change it in the cluster, or free what is in its way here; it comes by itself then",
+        )
+        for one in refused
+        if one["kind"] == "pod" and one["name"] == key
+    ]
+    if reasons:
+        return {"state": "NotFound", "summary": f"The cloud's pod {key} is refused here.", "reasons": reasons}
     reasons = [
         _reason(
             "",
@@ -125,9 +139,11 @@ def _ended(run: PodRun) -> list[Json]:
     since = rfc3339(end.at_ms) or ""
     if end.reason == "Evicted":
         comes_back = run.pod is not None and run.pod.spec.restart_policy == "Always"
-        remedy = (
-            "it starts over by itself when the pressure is over" if comes_back else "free memory or disk, apply it anew"
-        )
+        remedy = "it starts over by itself when the pressure is over"
+        if run.row and run.row.source == CLOUD:
+            remedy = "free memory or disk; its controller in the cluster makes another"
+        elif not comes_back:
+            remedy = "free memory or disk, apply it anew"
         return [_reason("", "it was evicted", end.message, since, remedy)]
     if end.reason == "DeadlineExceeded":
         return [_reason("", "it ran longer than its deadline", end.message, since, "raise activeDeadlineSeconds")]
@@ -141,6 +157,8 @@ def _ended(run: PodRun) -> list[Json]:
     ]
     if end.message or not found:
         remedy = "change its manifest, or delete and apply it, to run it again"
+        if run.row and run.row.source == CLOUD:
+            remedy = "delete it in the cluster; its controller makes another"
         found.insert(0, _reason("", end.message or "a container failed", "", since, remedy))
     return found
 
@@ -158,6 +176,12 @@ def _exit_remedy(run: PodRun, container: str, reason: str) -> str:
 
 
 def _volumes(run: PodRun, trouble: Unready) -> Json:
+    if trouble.message.endswith(WAITS_FOR_CLOUD):
+        remedy = "bring the link up (tinyedge status shows it); with its first token the pod starts, online or not"
+        return _reason("", "it waits for a token of its service account", trouble.message, "", remedy)
+    if run.row and run.row.source == CLOUD:
+        remedy = "make what is missing in the cluster; it comes over the link, and the pod goes on by itself"
+        return _reason("", "its volumes can't be mounted", trouble.message, "", remedy)
     remedy = "make what is missing (apply it, or put it in the manifests folder); the pod goes on by itself"
     what = "its volumes can't be brought up to date" if run.volumes.ready else "its volumes can't be mounted"
     return _reason("", what, trouble.message, "", remedy)
