@@ -47,6 +47,9 @@ class Credentials(Struct, frozen=True):
     not_after_s: int
 
 
+Reach = Callable[[Credentials], Awaitable[trio.abc.Stream]]
+
+
 class Settings(Struct, frozen=True):
     """Budgets in bytes per second, 0 for any."""
 
@@ -76,7 +79,8 @@ class Status(Struct):
 
 class Cloud:
     """`credentials` is asked before each attempt; `renew` gets a new certificate by asking, and makes `credentials` say
-    so. `around` is what a session is given. `trusted_wall_ms` is 0 while the clock is not trusted."""
+    so. `around` is what a session is given. `trusted_wall_ms` is 0 while the clock is not trusted. `reach` is how a
+    gateway is reached, by TLS if it is not given."""
 
     def __init__(
         self,
@@ -87,6 +91,7 @@ class Cloud:
         renew: Callable[[Ask], Awaitable[None]],
         trusted_wall_ms: Callable[[], int],
         chance: Callable[[], float] = random.random,
+        reach: Reach | None = None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -94,6 +99,7 @@ class Cloud:
         self._renew = renew
         self._trusted_wall_ms = trusted_wall_ms
         self._chance = chance
+        self._reach = reach or self._dial
         self._backoff = link.Backoff()
         self._session: CloudSession | None = None
         self._number = 0
@@ -130,8 +136,7 @@ class Cloud:
 
     async def _connect(self) -> Ended:
         ours = self._credentials()
-        context = client_context(ours.cas, identity_pem=ours.pem, check_time=self._trusted_wall_ms() > 0)
-        stream = await dial(ours.url, self._settings.proxy, context, CONNECT_S, self.status.traffic)
+        stream = await self._reach(ours)
         try:
             socket = WebSocket(client=True)
             try:
@@ -142,6 +147,10 @@ class Cloud:
             return await self._run(stream, socket, early, ours)
         finally:
             await trio.aclose_forcefully(stream)
+
+    async def _dial(self, ours: Credentials) -> trio.abc.Stream:
+        context = client_context(ours.cas, identity_pem=ours.pem, check_time=self._trusted_wall_ms() > 0)
+        return await dial(ours.url, self._settings.proxy, context, CONNECT_S, self.status.traffic)
 
     async def _run(self, stream: trio.abc.Stream, socket: WebSocket, early: list[bytes], ours: Credentials) -> Ended:
         settings = self._settings

@@ -247,7 +247,7 @@ class CloudSession:
             if self._machine.closed and self._ended is None:
                 self._end(Ended("we said goodbye"))
                 return
-            with trio.move_on_at(wake_ms / 1000):
+            with trio.move_on_at(_when(wake_ms)):
                 await self._woken.wait()
 
     def _next(self) -> bytes:
@@ -261,7 +261,7 @@ class CloudSession:
         while True:
             wake_ms = self._machine.tick(_now_ms())
             self._wake()
-            await trio.sleep_until(wake_ms / 1000)
+            await trio.sleep_until(_when(wake_ms))
 
     def _wake(self) -> None:
         self._woken.set()
@@ -512,3 +512,8 @@ def _manifest(put: link.Put) -> Json:
 
 def _now_ms() -> int:
     return int(trio.current_time() * 1000)
+
+
+def _when(wake_ms: int) -> float:
+    """A moment at which `_now_ms` is past `wake_ms`, however it is rounded."""
+    return (wake_ms + 1) / 1000
