@@ -86,6 +86,7 @@ class Tender:
         self._desk = desk
         self._ports: dict[int, str] = {}
         self.replicas: frozenset[str] = frozenset({desk.settings.replica})
+        self.dirty: dict[str, None] = {}  # nodes to look at before this step ends, or in the next one
 
     # --- what is known -----------------------------------------------------------------------------
 
@@ -203,6 +204,7 @@ class Tender:
 
     def _done(self, node: Node, what: str, done: Done) -> None:
         node.busy.discard(what)
+        self.dirty[node.name] = None
         if done.ok:
             node.waits.pop(what, None)
             if what == "report":
@@ -231,6 +233,7 @@ class Tender:
         if node.session is None:
             return
         node.report, node.reported, node.reporting = report, revision, (node.session.number, seq)
+        self.dirty[node.name] = None
         if node.made and revision == self.api_report(node):
             self._reported(node)
 

@@ -25,7 +25,7 @@ from tinyedge.protocol.revision import DOWN, UP, difference, digest, revision
 Json = dict[str, Any]
 
 NEEDED = ("nodes", "pods", "configmaps", "secrets")  # must be listed once before any node is answered
-CLAIM_AGAIN_MS = 15_000
+CLAIM_AGAIN_MS, CLAIM_REFUSED_MS = 15_000, 300_000
 _RESOURCE_OF = {"configmap": "configmaps", "secret": "secrets"}
 _KIND_OF = {"configmaps": "configmap", "secrets": "secret"}
 
@@ -42,9 +42,9 @@ class Gateway:
         self._listed: set[str] = set()
         self._listing: dict[str, set[str]] = {}  # resource → what its list has named so far
         self._waiting: dict[str, None] = {}  # nodes that are to be welcomed
-        self._dirty: dict[str, None] = {}  # nodes to look at
+        self._dirty = self._tender.dirty
         self._due: dict[str, int] = {}  # node → when to look at it again
-        self._away_due: dict[str, int] = {}  # uid of an opted-out pod → when it is deleted, Unix ms
+        self._resolving: set[str] = set()  # uids of pods whose claims are being looked for
         self._take: dict[type[Any], Callable[[Any], None]] = {
             Seen: self._seen,
             Gone: self._gone,
@@ -80,11 +80,12 @@ class Gateway:
         now = self._desk.now
         if self._is_listed("nodes"):
             due = [name for name, at in self._due.items() if at <= now]
-            for name in (*self._dirty, *due):
+            names = dict.fromkeys((*self._dirty, *due))
+            self._dirty.clear()
+            for name in names:
                 if node := self._nodes.get(name):
                     self._due[name] = self._tender.tend(node)
                     self._end_opted_out(node)
-            self._dirty.clear()
         return self._desk.take_effects()
 
     # --- looking -------------------------------------------------------------------------------------
@@ -231,7 +232,7 @@ class Gateway:
         self._pods[new.uid] = node.pods[new.key] = new
         self._refer(node, old.refs if old else frozenset(), new.refs)
         if new.claims:
-            self._resolve(node, new, old)
+            self._resolve(new, old)
         self._send_pod(node, new, old)
         if new.endless is not None and self._tender.tends(node) and self._tender.window_s(node) != 0:
             self._make_endless(new, old)
@@ -248,7 +249,6 @@ class Gateway:
 
     def _drop_pod(self, pod: Pod) -> None:
         self._pods.pop(pod.uid, None)
-        self._away_due.pop(pod.uid, None)
         node = self._nodes.get(pod.node)
         if node is None:
             return
@@ -268,20 +268,26 @@ class Gateway:
         spec = {"spec": {"tolerations": pod.endless}}
         self._desk.call("patch", "pods", pod.namespace, pod.name, body=body | spec)
 
-    def _resolve(self, node: Node, pod: Pod, old: Pod | None) -> None:
+    def _resolve(self, pod: Pod, old: Pod | None) -> None:
         if old is not None and old.volumes is not None and old.claims == pod.claims:
             self._resolved(pod, old.volumes)
-        else:
-            self._next_claim(node, pod, list(pod.claims), {})
+        elif pod.uid not in self._resolving:
+            self._resolving.add(pod.uid)
+            self._next_claim(pod.uid, pod.claims, {})
 
     def _resolved(self, pod: Pod, volumes: Json) -> None:
         pod.body = translate.pod_body(pod.raw or {}, volumes)
         pod.revision, pod.raw, pod.volumes = revision(pod.body), None, volumes
 
-    def _next_claim(self, node: Node, pod: Pod, left: list[str], volumes: dict[str, Json]) -> None:
-        if self._pods.get(pod.uid) is not pod or pod.raw is None:
+    def _next_claim(self, uid: str, left: tuple[str, ...], volumes: Json) -> None:
+        """One claim after the other, then the pod; it may have been seen anew meanwhile, or be gone."""
+        pod = self._pods.get(uid)
+        node = self._nodes.get(pod.node) if pod else None
+        if pod is None or node is None or pod.raw is None:
+            self._resolving.discard(uid)
             return
         if not left:
+            self._resolving.discard(uid)
             self._resolved(pod, volumes)
             self._put(node, "pod", pod.key, pod.revision, pod.body)
             return
@@ -292,23 +298,31 @@ class Gateway:
             if done.ok and volume:
                 self._desk.call("get", "persistentvolumes", "", volume, bound)
             else:
-                self._wait_for_claim(node, pod, f"PersistentVolumeClaim {name} is not bound to a volume")
+                self._wait_for_claim(uid, f"PersistentVolumeClaim {name} is not bound to a volume")
 
         def bound(done: Done) -> None:
-            if not done.ok or done.object is None:
-                self._wait_for_claim(node, pod, f"the volume of PersistentVolumeClaim {name} can't be read")
-                return
-            found = translate.claim_volume(done.object)
-            if isinstance(found, str):
-                self._refuse_pod(node, pod, "UnsupportedVolume", found)
+            found = translate.claim_volume(done.object) if done.ok and done.object else ""
+            if not found:
+                self._wait_for_claim(uid, f"the volume of PersistentVolumeClaim {name} can't be read")
+            elif isinstance(found, str):
+                self._wait_for_claim(uid, found, refused=True)
             else:
-                self._next_claim(node, pod, left[1:], volumes | {name: found})
+                self._next_claim(uid, left[1:], volumes | {name: found})
 
         self._desk.call("get", "persistentvolumeclaims", pod.namespace, name, claim)
 
-    def _wait_for_claim(self, node: Node, pod: Pod, why: str) -> None:
-        self._tell(pod, "Warning", "WaitForVolume", why, "claim")
-        self._desk.later(CLAIM_AGAIN_MS, lambda: self._next_claim(node, pod, list(pod.claims), {}))
+    def _wait_for_claim(self, uid: str, why: str, *, refused: bool = False) -> None:
+        pod = self._pods.get(uid)
+        node = self._nodes.get(pod.node) if pod else None
+        if pod is None or node is None:
+            self._resolving.discard(uid)
+            return
+        if refused:
+            self._refuse_pod(node, pod, "UnsupportedVolume", why)
+        else:
+            self._tell(pod, "Warning", "WaitForVolume", why, "claim")
+        again = CLAIM_REFUSED_MS if refused else CLAIM_AGAIN_MS
+        self._desk.later(again, lambda: self._next_claim(uid, pod.claims, {}))
 
     # --- what pods refer to ------------------------------------------------------------------------------
 
