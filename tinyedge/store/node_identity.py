@@ -107,7 +107,7 @@ class IdentityFiles:
         """A new certificate of the same line, and the CAs that count from now on. BadInput when it is not ours."""
         leaf = der.read(joining.der(answer.chain))
         cas = "".join(joining.certificates(answer.cas))
-        if leaf.name != identity.node or _line(leaf) != identity.line or not cas:
+        if not leaf.name == answer.node == identity.node or _line(leaf) != identity.line or not cas:
             raise BadInput("the gateway's answer", "(not shown)", f"a certificate for {identity.node}, and the CAs")
         if cas != identity.cas:
             toml = _Toml(identity.gateway, identity.node, identity.machine, identity.line, cas, identity.joined_s)
