@@ -37,6 +37,9 @@ def test_a_key_of_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
         ("manifests.paths=a", "manifests.paths[0]", "an absolute path"),
         ("images.gc_low_percent=99", "images.gc_low_percent", "at most images.gc_high_percent"),
         ("node.name", "--set", "section.key=value"),
+        ("cloud.url=https://gate", "cloud.url", "wss://HOST:PORT"),
+        ("cloud.proxy=socks5://me:word@proxy:1", "cloud.proxy", "http://HOST:PORT or"),
+        ("cloud.heartbeat_s=1", "cloud.heartbeat_s", ">= 2"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_would_be_right(override: str, field: str, expected: str) -> None:
@@ -57,3 +60,16 @@ def test_broken_toml_is_an_error_that_names_the_file_and_the_line(tmp_path: Path
     path.write_text("[node]\nname = \n")
     with pytest.raises(TinyEdgeError, match=r"tinyedge\.toml.*line 2"):
         config.load(str(path))
+
+
+def test_a_proxys_password_is_kept_from_what_people_are_shown() -> None:
+    loaded = config.load(None, ["cloud.proxy=http://me:pass%2Fword@proxy:3128"])
+    assert config.shown(loaded)["cloud"]["proxy"] == "http://…@proxy:3128"
+    assert config.proxy_password(loaded) == "pass%2Fword"
+    assert config.shown(config.Config())["cloud"]["proxy"] == config.proxy_password(config.Config()) == ""
+
+
+def test_a_proxy_that_is_wrong_is_refused_without_its_password() -> None:
+    with pytest.raises(BadInput) as caught:
+        config.load(None, ["cloud.proxy=socks5://me:word@proxy:1"])
+    assert "word" not in str(caught.value)

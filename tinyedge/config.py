@@ -294,7 +294,7 @@ def _explain(raw: dict[str, object], message: str) -> BadInput:
             expected = words
     if what.startswith("Invalid enum value"):
         expected = " or ".join(map(repr, _choices(section, name)))
-    return BadInput(path, value, expected)
+    return BadInput(path, "(not shown)" if path == "cloud.proxy" else value, expected)
 
 
 def _choices(section: str, name: str) -> tuple[object, ...]:

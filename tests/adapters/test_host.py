@@ -117,6 +117,14 @@ def test_a_look_at_this_machine() -> None:
     assert 0 < seen.pids < seen.pids_max
 
 
+def test_cpu_time_is_what_was_neither_idle_nor_waiting(root: Path) -> None:
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/stat").write_text("cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 1 1 1 1\n")
+    assert host.cpu_ns(str(root)) == 171 * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    (root / "proc/stat").unlink()
+    assert host.cpu_ns(str(root)) == 0
+
+
 def test_what_can_not_be_measured_is_zero(root: Path) -> None:
     seen = host.machine("/", root=str(root))
     assert (seen.memory_total_bytes, seen.pids, seen.pids_max, seen.image_disk_total_bytes) == (0, 0, 0, 0)

@@ -20,7 +20,7 @@ import trio.testing
 from tests.fakes import backend as fakes
 from tests.fakes.backend import MARKER, FakeBackend
 from tinyedge import limits
-from tinyedge.adapters.local_api import LocalApi
+from tinyedge.adapters.local_api import JoinBody, LocalApi
 from tinyedge.errors import BadInput, PeerError, StoreReadOnly, WorldError
 from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
 
@@ -439,3 +439,39 @@ async def test_a_client_that_takes_nothing_is_dropped_and_others_are_served(
         await trio.sleep(limits.API_STALL_S + 1)
         assert rig.backend.closed_streams == 1
         await stuck.aclose()
+
+
+# --- the gateway -----------------------------------------------------------------------------------
+
+
+async def test_a_join_is_passed_on_and_its_token_is_in_no_log(rig: Rig) -> None:
+    body = {"url": "wss://gate:1", "token": "te1.secret", "labels": {"site": "north"}}
+    status, answer, _ = await rig.ask("POST", "/v1/join", json.dumps(body).encode())
+    assert (status, answer) == (200, {"message": "gate-7 has joined wss://gate:1"})
+    [asked] = rig.backend.joined
+    assert isinstance(asked, JoinBody)
+    assert (asked.token, asked.labels, asked.taints) == ("te1.secret", {"site": "north"}, [])
+    [(level, key, fields)] = rig.notes
+    assert (level, key, fields["target"], fields["outcome"]) == ("info", "api.join", "wss://gate:1", "ok")
+    assert "secret" not in repr(rig.notes) + repr(asked)
+
+
+async def test_a_join_that_the_gateway_refuses_says_whose_fault_it_is(rig: Rig) -> None:
+    rig.backend.image_error = PeerError("the token has been used", "by gate-7", "make a new one")
+    body = {"url": "wss://user:word@gate:1", "token": "te1.secret"}
+    status, answer, _ = await rig.ask("POST", "/v1/join", json.dumps(body).encode())
+    assert (status, answer["reason"], answer["what"]) == (502, "GatewayError", "the token has been used")
+    assert "word" not in repr(rig.notes)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"url": "wss://gate:1"}', b'{"url": 1, "token": "te1.secret"}'])
+async def test_what_is_no_join_is_refused_and_not_shown(rig: Rig, body: bytes) -> None:
+    status, answer, _ = await rig.ask("POST", "/v1/join", body)
+    assert (status, rig.backend.joined) == (400, [])
+    assert "secret" not in repr(answer)
+
+
+async def test_a_leave_is_passed_on(rig: Rig) -> None:
+    for query, local in (("", False), ("?local=1", True)):
+        status, answer, _ = await rig.ask("DELETE", f"/v1/join{query}")
+        assert (status, answer, rig.backend.joined[-1]) == (200, {"message": "gate-7 has left"}, local)

@@ -439,6 +439,13 @@ async def test_since_counts_back_from_now(log: Path) -> None:
         assert b"".join([piece async for piece in pieces]) == b"new\n"
 
 
+async def test_a_log_can_be_asked_for_since_a_time_and_up_to_a_size(log: Path) -> None:
+    append(log, raw("old", time="2026-11-23T09:59:00Z") + raw("new", time="2026-11-23T10:00:00Z"))
+    options = LogOptions(since_ms=1_795_427_990_000, limit_bytes=2)
+    async with aclosing(logs.read(seen(log, 0), options)) as pieces:
+        assert b"".join([piece async for piece in pieces]) == b"ne"
+
+
 async def test_a_follower_ends_when_the_logs_of_the_pod_are_removed(log: Path) -> None:
     folder = log.parent / "main"
     folder.mkdir()

@@ -70,6 +70,18 @@ def test_trouble_shows(backend: FakeBackend) -> None:
     assert found['tinyedge_manifest_problems{folder="/etc/tinyedge/manifests"}'] == 3
 
 
+def test_the_link_is_measured(backend: FakeBackend) -> None:
+    backend.status_object["link"] = {"state": "up", "sentBytes": 5, "receivedBytes": 6, "reconnects": 2, "waiting": 3}
+    samples = of(backend)
+    assert samples["tinyedge_link_up"] == 1
+    assert samples['tinyedge_link_bytes_total{direction="sent"}'] == 5
+    assert samples['tinyedge_link_bytes_total{direction="received"}'] == 6
+    assert samples["tinyedge_link_reconnects_total"] == 2
+    assert samples["tinyedge_link_unacknowledged"] == 3
+    backend.status_object["link"] = {"state": "down"}
+    assert of(backend)["tinyedge_link_up"] == 0
+
+
 def test_every_family_has_help_and_type_once(backend: FakeBackend) -> None:
     text = metrics.text(backend.status(), backend.pods(), backend.usage())
     kinds = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)

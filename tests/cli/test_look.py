@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -261,6 +262,50 @@ def test_why_explains_in_plain_words(cli: Cli) -> None:
     ]
     assert json.loads(cli("why", "web", "-o", "json").out)["reasons"] == [REASON]
     assert cli("why", "nope").code == 1
+
+
+LINK: dict[str, Any] = {
+    "state": "up",
+    "message": "",
+    "gateway": "wss://gate:8443",
+    "since": "2026-11-23T10:30:00Z",
+    "synced": True,
+    "sentBytes": 2048,
+    "receivedBytes": 4096,
+    "reconnects": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("link", "shown"),
+    [
+        ({}, "up for 30m, wss://gate:8443, in sync; sent 2.0 KiB, received 4.0 KiB, 2 reconnects"),
+        (
+            {"synced": False, "since": "", "reconnects": 0},
+            "up, wss://gate:8443, comparing; sent 2.0 KiB, received 4.0 KiB",
+        ),
+        (
+            {"state": "down", "message": "can't reach gate:8443", "sentBytes": 0, "receivedBytes": 0, "reconnects": 0},
+            "DOWN for 30m, wss://gate:8443: can't reach gate:8443",
+        ),
+    ],
+)
+def test_status_shows_the_link_since_when_and_what_it_has_cost(cli: Cli, link: dict[str, Any], shown: str) -> None:
+    cli.backend.status_object["link"] = LINK | link
+    assert f"Link:      {shown}" in lines(cli("status").out)
+
+
+@pytest.mark.parametrize(
+    ("expiry", "shown"),
+    [
+        ("2026-12-23T11:00:00", "good for 30d"),
+        ("2026-11-13T11:00:00", "EXPIRED 10d ago; a new one is asked for as soon as there is a link"),
+    ],
+)
+def test_status_shows_how_long_the_certificate_is_good(cli: Cli, expiry: str, shown: str) -> None:
+    at = datetime.fromisoformat(f"{expiry}+00:00").timestamp()
+    cli.backend.status_object["link"] = LINK | {"certificateExpiry": int(at)}
+    assert f"Certificate:  {shown}" in lines(cli("status").out)
 
 
 def test_status_shows_the_node_at_a_glance(cli: Cli) -> None:

@@ -31,7 +31,7 @@ RENEW_AGAIN_S = 3600.0
 EXPIRED_AGAIN_S = 300.0
 _DAY_S = 86400.0
 _READ_BYTES = 16 * 1024
-_UNWANTED = ("Revoked", "Twin", "Unknown", "Expired", "Version", "Left")
+_UNWANTED = ("Revoked", "Twin", "Unknown", "Version", "Left")
 _REFUSED_STATUS = (401, 403, 404, 409, 410)
 
 
