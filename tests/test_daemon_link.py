@@ -16,8 +16,9 @@ from tests.test_uplink import Gateway
 from tinyedge.protocol import link
 
 WAIT_S = 60
+UID = "5a1e4b1e-0000-4000-8000-000000000001"
 POD = {
-    "metadata": {"name": "web", "namespace": "default", "uid": "5a1e4b1e-0000-4000-8000-000000000001"},
+    "metadata": {"name": "web", "namespace": "default", "uid": UID},
     "spec": {
         "terminationGracePeriodSeconds": 1,
         "containers": [
@@ -25,7 +26,6 @@ POD = {
         ],
     },
 }
-UID = POD["metadata"]["uid"]
 
 
 class Rig:
