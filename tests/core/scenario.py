@@ -11,7 +11,11 @@
     apply | file PATH | nofile PATH | folder-problem WHY | delete POD [GRACE] | restart POD [CONTAINER]
     ok [EFFECT…] | fail EFFECT REASON words | settle | wait SECONDS | exit POD CONTAINER CODE [REASON]
     wall SECONDS [untrusted|trusted] | machine key=value… | store read-only|ok
-    show POD | why POD | events POD | node
+    join [NODE] | leave | link [KIND KEY=REVISION…] | unlink | cloud [UID] | refuse UID words | drop KIND KEY
+    token TEXT SECONDS | taken
+    show POD | why POD | events POD | node | outline KIND
+
+A pod given to `cloud` has the uid that follows, and one with `deletionTimestamp` is to end.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
+from msgspec import msgpack, structs
 
 from tests.core.rig import Json, Rig, obj
 from tinyedge import events as ev
@@ -169,7 +174,47 @@ class Player:
     def do_store(self, args: list[str], body: list[str]) -> None:
         self.rig.step(ev.StoreFault("EIO", "input/output error", args[0] == "read-only"))
 
+    # --- the cloud -----------------------------------------------------------------------------------
+
+    def do_join(self, args: list[str], body: list[str]) -> None:
+        self.rig.join(node=args[0] if args else "gate-7")
+
+    def do_leave(self, args: list[str], body: list[str]) -> None:
+        self.rig.step(ev.Joined("", ""))
+
+    def do_link(self, args: list[str], body: list[str]) -> None:
+        """`have`: what the API server holds of one kind, where that is not the same."""
+        objects = {key: value.encode() for key, _, value in (arg.partition("=") for arg in args[1:])}
+        self.rig.link(**({args[0]: objects} if args else {}))
+
+    def do_unlink(self, args: list[str], body: list[str]) -> None:
+        self.rig.unlink()
+
+    def do_cloud(self, args: list[str], body: list[str]) -> None:
+        for one in map(obj, yaml.safe_load_all("\n".join(body))):
+            uid = args[0] if args else ""
+            self.rig.put(structs.replace(one, metadata=structs.replace(one.metadata, uid=uid)))
+
+    def do_refuse(self, args: list[str], body: list[str]) -> None:
+        self.rig.put(None, key=args[0], problem=" ".join(args[1:]))
+
+    def do_drop(self, args: list[str], body: list[str]) -> None:
+        self.rig.drop(*args)
+
+    def do_token(self, args: list[str], body: list[str]) -> None:
+        """Every token that was asked for comes."""
+        asked = [one for one in self.rig.sent if isinstance(one, ev.RequestToken)]
+        self.rig.sent = [one for one in self.rig.sent if one not in asked]
+        for one in asked:
+            self.rig.step(ev.TokenGiven(one.op, args[0], self.rig.wall + int(args[1]) * 1000))
+
+    def do_taken(self, args: list[str], body: list[str]) -> None:
+        self.rig.take_reports()
+
     # --- looking -----------------------------------------------------------------------------------
+
+    def do_outline(self, args: list[str], body: list[str]) -> list[str]:
+        return [f"  {key}" for key in sorted(self.rig.edge.view.outlines()[args[0]])]
 
     def do_show(self, args: list[str], body: list[str]) -> list[str]:
         status = self.rig.status(args[0])
@@ -214,6 +259,13 @@ class Player:
 
 
 def _write(write: Any) -> str:
+    if isinstance(write, ev.Append):
+        told = msgpack.decode(write.item)
+        return f"append {write.series} {told['reason']}" + (f" x{told['count']}" if told["count"] > 1 else "")
+    if isinstance(write, ev.Trim):
+        return f"trim {write.series} {write.through}"
+    if write.table == "token":
+        return f"{type(write).__name__.lower()} token {write.key.partition(' ')[0]}"
     key = "…" if write.table == "podstate" else write.key
     return f"{type(write).__name__.lower()} {write.table} {key}"
 
@@ -247,6 +299,18 @@ def _plan(plan: Any) -> Iterator[str]:
     yield f"{kind} {plan.name}"
 
 
+def _report(rig: Rig, report: Any) -> str:
+    """What is told of a pod, in the words of `show`; of other things what kind they are of."""
+    if report.kind == "node" or not report.body:
+        return f"{report.kind} {report.key}{'' if report.body else ' is no more'}"
+    told = msgpack.decode(report.body)
+    if report.kind == "mirror":
+        return f"mirror {told['metadata']['name']}"
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in told.get("conditions", ()))
+    words = [report.key, told.get("phase", ""), "ready" if ready else "", "gone" if told.get("gone") else ""]
+    return f"podstatus {' '.join(word for word in words if word)}"
+
+
 def _mounts(rig: Rig, effect: Any) -> str:
     return f"{_pod(rig, effect.uid)} [{', '.join(word for plan in effect.volumes for word in _plan(plan))}]"
 
@@ -264,5 +328,9 @@ WORDS: dict[type[Any], Callable[[Rig, Any], str]] = {
     ev.RemoveLogs: lambda rig, e: e.path.rpartition("/")[2].rpartition("_")[0] or e.path,
     ev.RunProbe: lambda rig, e: _name(rig, e.container_id),
     ev.RunHook: lambda rig, e: _name(rig, e.container_id),
+    ev.CloudAck: lambda rig, e: "",
+    ev.CloudRefuse: lambda rig, e: f"{e.reason}: {e.message}",
+    ev.Report: _report,
+    ev.RequestToken: lambda rig, e: f"{e.service_account} of {e.pod}",
     ev.Answer: lambda rig, e: f"refused: {e.error}" if e.error else e.message,
 }

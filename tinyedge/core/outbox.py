@@ -172,7 +172,7 @@ class Outbox:
 
     def _is_emptied(self, run: PodRun, row: PodRow) -> bool:
         """Whether a pod that goes has no containers any more; while it has, its status is kept as its last words."""
-        if row.source != CLOUD or not row.deletion:
+        if not row.deletion:
             return False
         if run.seen and run.seen.containers:
             self._last_words[run.uid] = pod_status(run, self._desk)
