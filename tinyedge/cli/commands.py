@@ -226,6 +226,37 @@ COMMANDS: tuple[Command, ...] = (
         examples=("tinyedge run --config /etc/tinyedge/tinyedge.toml", "tinyedge run --set node.name=gate-7"),
     ),
     Command(
+        "join",
+        "join",
+        NODE,
+        "join a gateway: from then on this is a node of its Kubernetes cluster",
+        (Argument("url", "address of the gateway, such as wss://gateway.example.com:8443"),),
+        (
+            Option(
+                ("--token",),
+                "what `tinyedge-gateway token create` has printed; - reads it from standard input",
+                "TOKEN",
+            ),
+            Option(("--name",), "name of this node (default: the token's, node.name, the host name)", "NAME"),
+            Option(("--label",), "a label for the Node, such as site=north", "KEY=VALUE", many=True),
+            Option(("--taint",), "a taint for the Node, such as site=north:NoSchedule", "KEY=VALUE:EFFECT", many=True),
+            SET,
+            JSON,
+        ),
+        examples=("tinyedge join wss://gateway.example.com:8443 --token te1.…",),
+    ),
+    Command(
+        "leave",
+        "join",
+        NODE,
+        "leave the gateway: its Node is deleted there, and this node works alone",
+        options=(
+            Option(("--local",), "forget the gateway without telling it"),
+            SET,
+            JSON,
+        ),
+    ),
+    Command(
         "demo",
         "program",
         NODE,
