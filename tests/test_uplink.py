@@ -227,6 +227,17 @@ async def test_a_node_that_has_joined_links_at_its_start_once_it_has_seen_its_po
         assert uplink.status()["state"] == "up"
 
 
+async def test_a_node_can_leave_before_it_has_seen_its_pods(tmp_path: Path) -> None:
+    async with rigged(tmp_path) as rig:
+        first = await rig.start()
+        await rig.join(first)
+        await first._end("Stopping")
+        rig.seen = trio.Event()
+        uplink = await rig.start()
+        await uplink.leave(local=False)
+        assert uplink.status()["state"] == "none"
+
+
 async def test_another_name_than_the_daemons_is_refused_before_the_token_is_spent(tmp_path: Path) -> None:
     async with rigged(tmp_path) as rig:
         uplink = await rig.start()

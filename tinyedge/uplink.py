@@ -141,11 +141,14 @@ class Uplink:
         self._tasks.start_soon(self._run, self._cloud, self._scope, seen)
 
     async def _run(self, cloud: Cloud, scope: trio.CancelScope, seen: trio.Event | None) -> None:
-        with scope:
-            if seen is not None:
-                with trio.move_on_after(OUTLOOK_S_MAX):
-                    await seen.wait()
-            await cloud.run()
+        try:
+            with scope:
+                if seen is not None:
+                    with trio.move_on_after(OUTLOOK_S_MAX):
+                        await seen.wait()
+                await cloud.run()
+        finally:
+            cloud.ended.set()
 
     async def _end(self, reason: str) -> None:
         """The link goes; what is queued for a goodbye leaves if it can."""

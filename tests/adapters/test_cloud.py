@@ -397,9 +397,10 @@ async def test_a_goodbye_is_honoured_and_told(
         await rig.gateway.peer(1)
         assert pauses(rig) == [pause_s]
         assert rig.of(ev.Linked) == []
-        assert {level for level, key, _ in rig.notes if key == "link.down"} == {"error" if unwanted else "warning"}
         rig.gateway.bye = None
         await rig.until(lambda: rig.of(ev.CloudSynced))
+        levels = [level for level, key, _ in rig.notes if key == "link.down"]
+        assert levels == ["error" if unwanted else "warning", "debug"]  # the same again is no news
         assert (rig.cloud.status.state, rig.cloud.status.unwanted) == ("up", False)
 
 
@@ -497,6 +498,36 @@ async def test_bytes_of_a_stream_pass_both_ways_beyond_the_window_and_end(autoju
         await peer.flush()
         await peer.until(lambda: stream in peer.closed)
         assert (bytes(peer.streams[stream]), peer.closed[stream]) == (told, "")
+
+
+async def test_one_direction_of_a_stream_goes_on_while_the_other_one_waits(autojump_clock: object) -> None:
+    async with running() as rig:
+        heard: list[bytes] = []
+
+        async def both(what: str, params: dict[str, Any], pipe: Pipe) -> None:
+            async def inwards() -> None:
+                heard.append(await pipe.receive())
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(inwards)
+                await trio.testing.wait_all_tasks_blocked()
+                await pipe.send(bytes(2 * LINK_STREAM_BYTES_MAX))
+
+        rig.served = both
+        rig.gateway.reads_streams = False
+        peer = await rig.linked()
+        stream = peer.session.open("exec", {})
+        await peer.flush()
+        await peer.until(lambda: len(peer.streams.get(stream, b"")) >= LINK_STREAM_BYTES_MAX)
+        await trio.testing.wait_all_tasks_blocked()
+        peer.session.send(stream, b"typed")
+        await peer.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == [b"typed"]
+        peer.session.consumed(stream, LINK_STREAM_BYTES_MAX)
+        await peer.flush()
+        await peer.until(lambda: stream in peer.closed)
+        assert len(peer.streams[stream]) == 2 * LINK_STREAM_BYTES_MAX
 
 
 async def test_a_stream_that_nobody_reads_holds_up_no_other_and_no_report(autojump_clock: object) -> None:
@@ -675,8 +706,6 @@ async def test_a_session_that_is_cancelled_anywhere_leaves_nothing_open(autojump
         scope.cancel()
 
     def check() -> None:
-        if rigs[-1].attempts:
-            assert rigs[-1].cloud.ended.is_set()
         assert all(end.receive_stream._closed for end in rigs[-1].ends)
 
     assert await cancelled_everywhere(session, check) > 10

@@ -104,19 +104,15 @@ class Cloud:
         self._session: CloudSession | None = None
         self._number = 0
         self.status = Status(Traffic())
-        self.ended = trio.Event()
+        self.ended = trio.Event()  # set by who runs it
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        try:
-            while True:
-                began = trio.current_time()
-                self._say("connecting", self.status.message)
-                ended = await self._attempt()
-                lasted_s = trio.current_time() - began
-                await trio.sleep(self._pause_s(ended, lasted_s))
-        finally:
-            self.ended.set()
+        while True:
+            began = trio.current_time()
+            self._say("connecting", self.status.message)
+            ended = await self._attempt()
+            await trio.sleep(self._pause_s(ended, trio.current_time() - began))
 
     # --- one attempt -----------------------------------------------------------------------------------
 
@@ -191,9 +187,10 @@ class Cloud:
         if bye is not None and bye.retry_s > 0:
             pause_s = max(pause_s, min(bye.retry_s * (0.5 + self._chance()), UNWANTED_S))
         self.status.unwanted = unwanted
-        self._say("down", ended.why)
-        level = "error" if unwanted else "warning"
+        known = self.status.state != "up" and self.status.message == ended.why
+        level = "debug" if known else "error" if unwanted else "warning"
         self._around.note(level, "link.down", {"why": ended.why, "again_s": int(pause_s)})
+        self._say("down", ended.why)
         return pause_s
 
     def _say(self, state: str, message: str) -> None:

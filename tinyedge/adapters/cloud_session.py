@@ -102,10 +102,11 @@ class Pipe:
         self.changed()
 
     def changed(self) -> None:
+        """Who waits looks again: one task may wait for data while another one waits for room."""
         self._changed.set()
+        self._changed = trio.Event()
 
     async def _change(self) -> None:
-        self._changed = trio.Event()
         await self._changed.wait()
 
 
