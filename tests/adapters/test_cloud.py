@@ -397,6 +397,7 @@ async def test_a_goodbye_is_honoured_and_told(
         await rig.gateway.peer(1)
         assert pauses(rig) == [pause_s]
         assert rig.of(ev.Linked) == []
+        await trio.testing.wait_all_tasks_blocked()
         rig.gateway.bye = None
         await rig.until(lambda: rig.of(ev.CloudSynced))
         levels = [level for level, key, _ in rig.notes if key == "link.down"]
