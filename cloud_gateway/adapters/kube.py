@@ -25,7 +25,7 @@ from msgspec import Struct, field
 from cloud_gateway import limits
 from cloud_gateway.adapters import kube_watch
 from cloud_gateway.adapters.kube_config import Endpoint
-from cloud_gateway.adapters.kube_http import Answer, Ask, Wire, retry_after_s
+from cloud_gateway.adapters.kube_http import Answer, Ask, Wire
 from cloud_gateway.adapters.kube_limits import Bucket, Counters
 from cloud_gateway.adapters.kube_types import LEASES, Json, KubeError, Page, Resource, Send, Trim, error_of
 
@@ -296,10 +296,7 @@ class Kube:
             async with self._wire.stream(ask, silence_s) as response:
                 code = response.status_code
                 if code != 200:
-                    with trio.move_on_after(limits.KUBE_REQUEST_S_MAX):
-                        text = await _some(response)
-                        raise error_of(f"watch {resource.plural}", code, text, retry_after_s(response))
-                    raise error_of(f"watch {resource.plural}", code, b"", retry_after_s(response))
+                    raise await self._wire.refused(f"watch {resource.plural}", response)
                 yield response
         finally:
             self.counters.requests["watch", resource.plural, code] += 1
@@ -362,16 +359,6 @@ def _object(raw: msgspec.Raw, resource: Resource, metadata_only: bool, trim: Tri
     if not metadata_only:
         found = {"kind": resource.kind, "apiVersion": resource.api_version, **found}
     return trim(found) if trim else found
-
-
-async def _some(response: httpx.Response) -> bytes:
-    """The beginning of an error's body."""
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
-        if len(body) > limits.KUBE_ERROR_BYTES_MAX:
-            break
-    return bytes(body)
 
 
 def _undecodable(what: str, error: Exception) -> KubeError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import urlencode
 
@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from cloud_gateway import limits
 from cloud_gateway.adapters.kube_config import Endpoint
-from cloud_gateway.adapters.kube_types import UNREACHABLE, KubeError
+from cloud_gateway.adapters.kube_types import UNREACHABLE, KubeError, error_of
 from tinyedge.errors import TinyEdgeError
 
 CONNECT_S = 10.0
@@ -117,6 +117,13 @@ class Wire:
                 if left <= 0:
                     raise _unreachable(_words(error), urls) from None
 
+    async def refused(self, what: str, response: httpx.Response) -> KubeError:
+        """What an answer that should have been a stream says instead."""
+        answer = Answer(response.status_code, b"", retry_after_s(response))
+        with trio.move_on_after(limits.KUBE_REQUEST_S_MAX), suppress(KubeError):
+            answer = await _whole(response, limits.KUBE_ERROR_BYTES_MAX)
+        return error_of(what, answer.status, answer.body, answer.retry_after_s)
+
     def _move_on(self, failed: int) -> None:
         """To the next address, unless another request has done so already."""
         if self._at == failed:
@@ -174,13 +181,34 @@ class Wire:
             ) from None
 
 
+async def each_chunk(response: httpx.Response, take: Callable[[bytes], Awaitable[None]]) -> None:
+    """Hand the body over, piece by piece; what `take` raises ends it.
+
+    The generators below are never left half-way: to stop them we cancel what they wait for, and read on.
+    """
+    failed: BaseException | None = None
+    with trio.CancelScope() as scope:
+        async for chunk in response.aiter_bytes():
+            if failed is None:
+                try:
+                    await take(chunk)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    failed = error
+                    scope.cancel()
+    if failed is not None:
+        raise failed
+
+
 async def _whole(response: httpx.Response, bytes_max: int) -> Answer:
     body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
+
+    async def take(chunk: bytes) -> None:
+        body.extend(chunk)
         if len(body) > bytes_max:
             why = f"it is larger than {bytes_max} bytes"
             raise KubeError("the answer of Kubernetes is not taken", why, reason="TooLarge")
+
+    await each_chunk(response, take)
     return Answer(response.status_code, bytes(body), retry_after_s(response))
 
 

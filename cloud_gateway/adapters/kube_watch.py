@@ -5,8 +5,8 @@ Nothing is kept but the last resourceVersion. One page, or one line, is in memor
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import httpx
@@ -15,6 +15,7 @@ import trio
 from msgspec import Struct
 
 from cloud_gateway import limits
+from cloud_gateway.adapters.kube_http import each_chunk
 from cloud_gateway.adapters.kube_types import (
     Gone,
     Json,
@@ -97,6 +98,7 @@ class Follower:
         self._chance = chance
         self._version = ""  # empty: a list is due
         self._failures = 0
+        self._came = False  # something, in this watch
 
     async def run(self) -> None:
         while True:
@@ -135,24 +137,20 @@ class Follower:
         """One watch, until it ends; False when it was over too soon to have been of use."""
         timeout_s = WATCH_S + int(WATCH_S * self._chance())
         began_s = trio.current_time()
-        came = False
+        self._came = False
         async with self._source.watch(self._query, self._version, timeout_s, timeout_s + SILENCE_MARGIN_S) as response:
-            lines = _lines(response)
-            async with aclosing(lines):
-                async for line in lines:
-                    await self._take(line)
-                    came = True
-                    self._failures = 0
+            lines = _Lines(self._take)
+            await each_chunk(response, lines.take)
         lived = trio.current_time() - began_s >= LIVED_S
         if lived:
             self._failures = 0
-        return came or lived
+        return self._came or lived
 
     async def _take(self, line: bytes) -> None:
         try:
             event = msgspec.json.decode(line, type=_Line)
             if event.type == "BOOKMARK":
-                self._version = msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
+                self._good(msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version)
                 return
             if event.type == "ERROR":
                 raise self._error(bytes(event.object))
@@ -162,7 +160,10 @@ class Follower:
             raise _bad(self._query, f"a line can't be read: {error}") from None
         made = self._trim(found) if self._trim else found
         await self._send(Gone(made) if event.type == "DELETED" else Seen(made))
-        self._version = version
+        self._good(version)
+
+    def _good(self, version: str) -> None:
+        self._version, self._came, self._failures = version, True, 0
 
     def _error(self, status: bytes) -> KubeError:
         try:
@@ -193,19 +194,23 @@ class _Code(Struct):
     code: int = 500
 
 
-async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+class _Lines:
     """Whole lines of at most KUBE_WATCH_LINE_BYTES_MAX; half a line at the end is none."""
-    rest = bytearray()
-    async for chunk in response.aiter_bytes():
+
+    def __init__(self, line: Callable[[bytes], Awaitable[None]]) -> None:
+        self._line = line
+        self._rest = bytearray()
+
+    async def take(self, chunk: bytes) -> None:
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
-            line = bytes(rest) + chunk[start:end]
-            rest.clear()
+            line = bytes(self._rest) + chunk[start:end]
+            self._rest.clear()
             start = end + 1
             if line.strip():
-                yield line
-        rest += chunk[start:]
-        if len(rest) > limits.KUBE_WATCH_LINE_BYTES_MAX:
+                await self._line(line)
+        self._rest += chunk[start:]
+        if len(self._rest) > limits.KUBE_WATCH_LINE_BYTES_MAX:
             why = f"a line is longer than {limits.KUBE_WATCH_LINE_BYTES_MAX} bytes"
             raise KubeError("a watch of Kubernetes is not taken", why, reason="TooLarge")
 
