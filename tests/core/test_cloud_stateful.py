@@ -2,9 +2,9 @@
 
 The gateway is small and honest: it sends the difference between what the API server has and the outlines that the node
 gives, and believes what it is told. After every step the disk makes the same core again (`Rig.check`). A link that goes
-stops nothing. Once the faults stop and the link is up, the node runs what the cluster wants and a manifest does not own,
-the API server has the true status of each pod, what was deleted is gone at both ends, and a link that comes up again has
-nothing to say.
+stops nothing. Once the faults stop and the link is up, the node runs what the cluster wants and a manifest does not
+own, the API server has the true status of each pod, what was deleted is gone at both ends, and a link that comes up
+again has nothing to say.
 """
 
 from __future__ import annotations

@@ -10,9 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyedge import wire
-from tinyedge.model.pod import ConfigMap, ObjectMeta, Pod, Secret
-from tinyedge.wire import ConfigMapRow, PodRow, SecretRow, StateRow, Transition
+from tinyedge.model.pod import ConfigMap, ObjectMeta, Pod, PodSpec, Secret
+from tinyedge.wire import (
+    CLOUD,
+    ConfigMapRow,
+    GoneRow,
+    PodRow,
+    RefusedRow,
+    SecretRow,
+    StateRow,
+    Successor,
+    TokenRow,
+    Transition,
+)
 
+_POD = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
 TEXTS = st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4)
 
 
@@ -72,6 +84,28 @@ def test_what_holds_its_default_takes_no_room() -> None:
 def test_what_is_no_row_of_this_version_is_told_apart(value: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         wire.decode("pod", value)
+
+
+def test_rows_of_the_cloud_come_back_with_their_revisions() -> None:
+    pod = Pod(ObjectMeta("web", uid="u"), msgspec.convert(_POD["spec"], PodSpec))
+    rows: dict[str, msgspec.Struct] = {
+        "pod": PodRow("u", CLOUD, pod, revision=b"r", released=True, successor=Successor(CLOUD, pod, b"s")),
+        "configmap": ConfigMapRow(CLOUD, ConfigMap(ObjectMeta("c")), b"r"),
+        "gone": GoneRow("default/web", b"r"),
+        "refused": RefusedRow(b"r", "Unsupported", "no", "default/web", "1.0"),
+        "token": TokenRow("secret", 5, 1),
+    }
+    for table, row in rows.items():
+        assert wire.decode(table, wire.encode(row)) == row
+
+
+def test_a_row_from_before_the_cloud_is_read_as_one_of_the_node() -> None:
+    row: PodRow = wire.decode("pod", b"\x01" + msgspec.msgpack.encode({"uid": "u", "source": "api", "pod": _POD}))
+    assert (row.revision, row.released) == (b"", False)
+
+
+def test_a_token_is_not_shown() -> None:
+    assert "hush" not in repr(TokenRow("hush", 5))
 
 
 def test_a_row_of_a_later_version_says_which_one_it_is() -> None:
