@@ -354,6 +354,7 @@ class IdentityStore:
         self.state = State()
         self._ca: Ca | None = None
         self._read_at = -math.inf
+        self._reading = trio.Lock()
 
     @property
     def ca(self) -> Ca:
@@ -374,15 +375,27 @@ class IdentityStore:
         before, self._ca = self._ca, made
         return before is None or (before.trusted, before.fingerprint) != (made.trusted, made.fingerprint)
 
-    async def refresh(self, *, at_most_every_s: float = 0) -> None:
+    async def refresh(self) -> None:
         """Read the state again."""
-        if at_most_every_s and trio.current_time() - self._read_at < at_most_every_s:
-            return
         self._read_at = trio.current_time()
-        self.take(await self._get_or_create(STATE_SECRET, lambda: _secret(STATE_SECRET, {STATE_KEY: b"{}"})))
+        self._take(await self._get_or_create(STATE_SECRET, lambda: _secret(STATE_SECRET, {STATE_KEY: b"{}"})))
+
+    async def refresh_shared(self, every_s: float) -> None:
+        """Returns once the state has been read after this call; all who ask at once share one read, and those who come
+        soon after wait: strangers at the door must not make us ask Kubernetes more often than this."""
+        asked_at = trio.current_time()
+        async with self._reading:
+            if self._read_at <= asked_at:
+                await trio.sleep_until(self._read_at + every_s)
+                await self.refresh()
 
     def take(self, body: dict[str, Any]) -> None:
-        """The Secret as Kubernetes has it now."""
+        """The Secret as a watch has it now. It may be behind what was read or written here: what is older than that is
+        left aside."""
+        if self._secret is None or _version(body) >= _version(self._secret):
+            self._take(body)
+
+    def _take(self, body: dict[str, Any]) -> None:
         self.state = authority.decode_state(_data(body, STATE_KEY) or b"{}")
         self._secret = body
 
@@ -405,7 +418,7 @@ class IdentityStore:
         packed = authority.encode_state(state, int(self._wall_s()))
         body["data"] = {**(body.get("data") or {}), STATE_KEY: base64.b64encode(packed).decode()}
         try:
-            self.take(await self._client.replace(self._namespace, STATE_SECRET, body))
+            self._take(await self._client.replace(self._namespace, STATE_SECRET, body))
         except TinyEdgeError as error:
             if status_of(error) not in (404, 409):
                 raise
@@ -436,6 +449,12 @@ class IdentityStore:
 async def _pause(attempt: int) -> None:
     """Longer and longer, and never the same as another replica's."""
     await trio.sleep(min(2.0, 0.02 * 2**attempt) * secrets.randbelow(1000) / 1000)
+
+
+def _version(body: dict[str, Any]) -> int:
+    """Kubernetes' versions can be compared; 0 for one that can't."""
+    text = str((body.get("metadata") or {}).get("resourceVersion") or "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _secret(name: str, data: dict[str, bytes]) -> dict[str, Any]:

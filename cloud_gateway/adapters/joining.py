@@ -116,7 +116,7 @@ class Joining:
         can't be asked its error is raised, and the node may come back later."""
         verdict = self.may_connect(facts, machine)
         if verdict.kind == "refused":
-            await self._store.refresh(at_most_every_s=1)
+            await self._store.refresh_shared(every_s=1)
             verdict = self.may_connect(facts, machine)
         return verdict
 
