@@ -59,14 +59,19 @@ class Node(Struct):
     port: int = 0
     join_labels: dict[str, str] = field(default_factory=dict)
     join_taints: list[Json] = field(default_factory=list)
+    join_marks: bool = False  # these are to be set on a Node that exists
     session: Session | None = None
     pods: dict[str, Pod] = field(default_factory=dict)  # by what the node calls them
     refs: dict[Reference, None] = field(default_factory=dict)
     report: Json = field(default_factory=dict)  # the newest that the node told of itself, or what the API has of it
-    reported: bytes = b""  # its revision
+    reported: bytes = b""  # the revision of what it says in this session; empty until that is known
     reporting: tuple[int, int] = (0, 0)  # session and sequence of a report that is to be acknowledged
+    telling: bytes = b""  # the revision of the report that is on its way to the API
+    given_up: bool = False  # Kubernetes has written that it knows nothing of it: conditions are to be told again
+    barred: bool = False  # its identity was revoked: nothing is kept up for it
     gone_ms: int = 0  # when its Node was deleted
-    lost_ms: int = 0  # monotonic: when its session ended, or this gateway started
+    lost_ms: int = 0  # monotonic: when its session ended, or since when this gateway knows it
+    hold_ms: int = START_HOLD_MS  # from then on nothing is told
     lease_ms: int = 0  # when it is due
     status_ms: int = 0
     busy: set[str] = field(default_factory=set)  # calls that are under way
@@ -97,20 +102,16 @@ class Tender:
         node.labels = meta.get("labels") or {}
         node.taints = spec.get("taints") or []
         node.connected = translate.condition(obj, translate.CONNECTED)
-        if not node.report:
-            node.report = {
-                name: status[name] for name in ("capacity", "allocatable", "nodeInfo", "images") if status.get(name)
-            }
-            node.report["conditions"] = [
-                {key: value for key, value in one.items() if key != "lastHeartbeatTime"}
-                for one in status.get("conditions") or ()
-                if one.get("type") != translate.CONNECTED
-            ]
+        node.given_up = translate.is_given_up(obj)
+        if not node.report or (not node.given_up and not (node.session and node.reported)):
+            node.report = translate.node_report(obj)
         endpoint = (status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}
-        self._take_port(node, int(endpoint.get("Port") or 0))
+        self._keep_port(node, int(endpoint.get("Port") or 0))
 
     def api_report(self, node: Node) -> bytes:
-        """The revision of what the API has of the node's own report."""
+        """The revision of what the API has of the node's own report; empty when Kubernetes has overwritten it."""
+        if node.given_up:
+            return b""
         try:
             return bytes.fromhex(node.annotations.get(translate.REPORT, ""))
         except ValueError:
@@ -118,23 +119,32 @@ class Tender:
 
     def gone(self, node: Node) -> None:
         node.made, node.uid, node.gone_ms, node.connected = False, "", self._desk.now, None
-        node.taints, node.annotations, node.lease_made = [], {}, False
+        node.taints, node.annotations, node.lease_made, node.given_up = [], {}, False, False
 
     def forget(self, node: Node) -> None:
         if node.port:
             self._ports.pop(node.port, None)
             self._desk.say(ClosePort(node.name))
 
-    def _take_port(self, node: Node, known: int) -> None:
-        """The one that the API has, if it is still ours to give; else the first that is free. It stays."""
+    def _keep_port(self, node: Node, known: int) -> None:
+        """The one that the API has, if it is still ours to give: it stays over restarts."""
         first, last = self._desk.settings.ports
-        if node.port or not first:
+        if not node.port and first <= known <= last and known and known not in self._ports:
+            self._give_port(node, known)
+
+    def _take_port(self, node: Node) -> None:
+        """The first that is free; only once it is known which ones the others have."""
+        first, last = self._desk.settings.ports
+        if node.port or not first or not self._may(node, "port"):
             return
-        free = known if first <= known <= last and known not in self._ports else 0
-        port = free or next((one for one in range(first, last + 1) if one not in self._ports), 0)
-        if not port:
+        port = next((one for one in range(first, last + 1) if one not in self._ports), 0)
+        if port:
+            self._give_port(node, port)
+        else:
+            node.waits["port"] = (0, self._desk.now + STATUS_MS)
             self._desk.note("error", "kubelet.no_port", node=node.name, first=first, last=last)
-            return
+
+    def _give_port(self, node: Node, port: int) -> None:
         node.port = port
         self._ports[port] = node.name
         self._desk.say(OpenPort(node.name, port))
@@ -172,7 +182,7 @@ class Tender:
 
     def within_window(self, node: Node) -> bool:
         window = self.window_s(node)
-        return window is None or self.away_s(node) < window
+        return not node.barred and (window is None or self.away_s(node) < window)
 
     # --- tending -------------------------------------------------------------------------------------
 
@@ -183,16 +193,20 @@ class Tender:
             return now + LEASE_MS
         if not node.made:
             return self._make(node)
+        self._take_port(node)
         self._mark(node)
-        due = [node.lost_ms + self._hold_ms(node) if node.session is None else now + STATUS_MS]
+        due = [node.lost_ms + node.hold_ms if node.session is None else now + STATUS_MS]
         if node.session is not None or (node.connected is not None and self.within_window(node)):
             due.append(self._lease(node))
         due.append(self._status(node))
         due += [until for _, until in node.waits.values()]
         return min(moment for moment in due if moment > now) if any(moment > now for moment in due) else now + 1000
 
-    def _hold_ms(self, node: Node) -> int:
-        return HOLD_MS if node.lost_ms else START_HOLD_MS
+    def _here(self, node: Node) -> bool:
+        return node.session is not None and node.session.welcomed
+
+    def _away(self, node: Node) -> bool:
+        return node.session is None and self._desk.now >= node.lost_ms + node.hold_ms
 
     def _may(self, node: Node, what: str) -> bool:
         return what not in node.busy and node.waits.get(what, (0, 0))[1] <= self._desk.now
@@ -207,16 +221,9 @@ class Tender:
         self.dirty[node.name] = None
         if done.ok:
             node.waits.pop(what, None)
-            if what == "report":
-                node.annotations = node.annotations | {translate.REPORT: node.reported.hex()}
-            if what == "lease":
-                node.lease_made = True
-            if what == "status":
-                self._reported(node)
-            if done.object is not None and resource_is_node(done.object) and not node.made and what == "make":
-                self.seen(node, done.object)
-        elif what == "lease" and done.status == 404:
-            node.lease_made, node.lease_ms = False, 0
+            self._succeeded(node, what, done)
+        elif what == "lease" and (done.status == 404) == node.lease_made and done.status in (404, 409):
+            node.lease_made, node.lease_ms = not node.lease_made, 0  # it is not there; or it is
         elif what == "make" and done.status == 409:
             node.waits[what] = (0, self._desk.now + LEASE_MS)  # it is there; the watch will tell
         else:
@@ -227,6 +234,23 @@ class Tender:
             self._desk.note(
                 "warning", "node.call", node=node.name, what=what, status=done.status, message=done.message[:200]
             )
+
+    def _succeeded(self, node: Node, what: str, done: Done) -> None:
+        match what:
+            case "report":
+                node.annotations = node.annotations | {translate.REPORT: node.telling.hex()}
+            case "lease":
+                node.lease_made = True
+            case "status":
+                node.given_up = False
+                if node.telling == node.reported:
+                    self._reported(node)
+            case "mark":
+                node.join_marks = False
+            case "make":
+                node.join_marks = False
+                if done.object is not None and not node.made:
+                    self.seen(node, done.object)
 
     def reported(self, node: Node, report: Json, revision: bytes, seq: int) -> None:
         """The node has told of itself. It is acknowledged once the API has it."""
@@ -255,19 +279,22 @@ class Tender:
 
     def _mark(self, node: Node) -> None:
         """The taint, and who has the session."""
-        here = node.session is not None and node.session.welcomed
-        away = node.session is None and self._desk.now >= node.lost_ms + self._hold_ms(node)
+        here, away = self._here(node), self._away(node)
         has = any(one.get("key") == translate.AWAY_TAINT for one in node.taints)
         changes: Json = {}
         if (here and has) or (away and not has and self.window_s(node) != 0):
             rest = [one for one in node.taints if one.get("key") != translate.AWAY_TAINT]
             added = [] if here else [{"key": translate.AWAY_TAINT, "effect": "NoSchedule"}]
             changes["spec"] = {"taints": rest + added}
+        if node.join_marks and (missing := [one for one in node.join_taints if one not in node.taints]):
+            changes["spec"] = {"taints": [*changes.get("spec", {}).get("taints", node.taints), *missing]}
         meta: Json = {}
         if here and node.replica != self._desk.settings.replica:
             meta["annotations"] = {translate.REPLICA: self._desk.settings.replica}
         labels = translate.node_labels(node.report) | {translate.EDGE_LABEL: ""}
-        if here and not labels.items() <= node.labels.items():
+        if node.join_marks:
+            labels = node.join_labels | labels
+        if (here or node.join_marks) and not labels.items() <= node.labels.items():
             meta["labels"] = labels
         if (changes or meta) and self._may(node, "mark"):
             if changes:
@@ -277,30 +304,31 @@ class Tender:
     def _status(self, node: Node) -> int:
         """The status, when something in it has changed, or every five minutes; the time of the next one."""
         now = self._desk.now
-        here = node.session is not None and node.session.welcomed
-        away = node.session is None and now >= node.lost_ms + self._hold_ms(node)
+        here, away = self._here(node), self._away(node)
         told = node.connected["status"] if node.connected else ""
         flips = (here and told != "True") or (away and told != "False")
-        changed = bool(node.reported) and node.reported != self.api_report(node)
+        changed = bool(node.reported) and node.reported != self.api_report(node) and self._may(node, "report")
         alive = here or self.within_window(node)
         if not (flips or (here and changed) or (alive and now >= node.status_ms)) or not self._may(node, "status"):
             return node.status_ms
         if not flips and not here and not away:
-            return node.lost_ms + self._hold_ms(node)
+            return node.lost_ms + node.hold_ms
         node.status_ms = now + STATUS_MS
         settings = self._desk.settings
         if flips or node.connected is None:
             reason = "SessionOpen" if here else "NoSession"
-            condition = translate.connected_condition(here, self._desk.wall, reason)
+            since_ms = self._desk.wall - (now - node.lost_ms if away else 0)
+            condition = translate.connected_condition(here, since_ms, reason)
         else:
             condition = {key: value for key, value in node.connected.items() if key != "lastHeartbeatTime"}
-        report = node.report if alive else {**node.report, "conditions": []}  # what is not known is not repeated
+        known = alive and not (node.given_up and not node.reported)
+        report = node.report if known else {**node.report, "conditions": []}  # what is not known is not repeated
         body = translate.node_status(
             report, address=settings.address, port=node.port, connected=condition, wall_ms=self._desk.wall
         )
-        node.connected_before, node.connected = node.connected, condition
+        node.connected_before, node.connected, node.telling = node.connected, condition, node.reported
         self._call(node, "status", "patch", "nodes", subresource="status", patch="strategic", body=body)
-        if here and changed:
+        if here and changed and node.annotations.get(translate.REPORT) != node.reported.hex():
             self._call(
                 node,
                 "report",
@@ -322,7 +350,3 @@ class Tender:
         else:
             self._call(node, "lease", "create", "leases", body=body)
         return node.lease_ms
-
-
-def resource_is_node(obj: Json) -> bool:
-    return obj.get("kind") == "Node"

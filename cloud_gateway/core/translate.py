@@ -31,6 +31,8 @@ LEASES = "kube-node-lease"
 LEASE_S = 40
 COMPONENT = "tinyedge-gateway"
 
+NODE_CONDITIONS = ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure")  # a node's own
+_UNHEARD = ("NodeStatusUnknown", "NodeStatusNeverUpdated")  # said by the node controller
 UNREACHABLE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 _META = ("name", "namespace", "uid", "labels", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds")
@@ -248,9 +250,11 @@ def status_patch(uid: str, status: Json, *, refused: bool = False) -> Json:
     """A strategic merge patch of a pod's status. Addresses are replaced: merged by address, old ones would stay. A pod
     that was `refused` before is not any more."""
     found = {name: value for name, value in status.items() if name != "qosClass"}  # the API server's own
-    for name in ("podIPs", "hostIPs"):
-        if name in found:
-            found[name] = [{"$patch": "replace"}, *found[name]]
+    found["podIPs"] = [{"$patch": "replace"}, *found.get("podIPs", ())]
+    if "hostIPs" in found:
+        found["hostIPs"] = [{"$patch": "replace"}, *found["hostIPs"]]
+    if "conditions" in found:  # merged by type: what one no longer says must be said to be gone
+        found["conditions"] = [{"reason": None, "message": None} | one for one in found["conditions"]]
     if refused:
         found["conditions"] = [*found.get("conditions", ()), {"type": ACCEPTED, "$patch": "delete"}]
     found.setdefault("podIP", None)
@@ -300,6 +304,24 @@ def node_labels(report: Json) -> dict[str, str]:
     info = report.get("nodeInfo") or {}
     arch = str(info.get("architecture") or "")
     return {"kubernetes.io/arch": arch, "beta.kubernetes.io/arch": arch} if arch else {}
+
+
+def node_report(node: Json) -> Json:
+    """What the API has of a node's own report, but for its addresses."""
+    status = node.get("status") or {}
+    found = {name: status[name] for name in ("capacity", "allocatable", "nodeInfo", "images") if status.get(name)}
+    found["conditions"] = [
+        {key: value for key, value in one.items() if key != "lastHeartbeatTime"}
+        for one in status.get("conditions") or ()
+        if one.get("type") in NODE_CONDITIONS
+    ]
+    return found
+
+
+def is_given_up(node: Json) -> bool:
+    """Whether Kubernetes has heard nothing for so long that it has overwritten what the node said of itself."""
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    return any(one.get("type") in NODE_CONDITIONS and one.get("reason") in _UNHEARD for one in conditions)
 
 
 def node_status(report: Json, *, address: str, port: int, connected: Json | None, wall_ms: int) -> Json:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from cloud_gateway.core import facts
+from tests.cloud_gateway.core.rig import WATCHED
+from tests.sim.cloud import CloudWorld
 from tests.sim.world import Life, World
 from tinyedge import events as ev
 
@@ -38,7 +41,41 @@ class LostAnswer(World):
             super().operated(life, effect, uid)
 
 
+class HastyGateway(CloudWorld):
+    """A gateway that answers nodes before Kubernetes has told it of everything."""
+
+    def gateway_step(self, *events: facts.Event) -> None:
+        if any(isinstance(event, facts.Joined) for event in events):
+            nothing = [kind(resource) for resource in WATCHED for kind in (facts.Listing, facts.Listed)]
+            super().gateway_step(*events[:1], *nothing)
+            gateway, everything = self.gateway, events[1:]
+            self.at(5_000, lambda: self.gateway is gateway and super(HastyGateway, self).gateway_step(*everything))
+            return
+        super().gateway_step(*events)
+
+
+class HastyReport(CloudWorld):
+    """A report is acknowledged to the node when its call leaves, whatever becomes of that."""
+
+    def called(self, gateway: object, call: facts.Call) -> None:
+        if call.subresource == "status" and call.resource == "pods" and self.faults:
+            self.gateway_step(facts.Done(call.op, 200, {}))
+            return
+        super().called(gateway, call)  # type: ignore[arg-type]
+
+
+class ForgottenDelete(CloudWorld):
+    """A node is not told that an object is gone."""
+
+    def say_to_edge(self, effect: facts.Effect) -> None:
+        if not isinstance(effect, facts.Delete):
+            super().say_to_edge(effect)
+
+
 PLANTED = {
+    "hasty gateway": HastyGateway,
+    "hasty report": HastyReport,
+    "forgotten delete": ForgottenDelete,
     "act before commit": ActBeforeCommit,
     "forgotten cursor": ForgottenCursor,
     "forgotten write": ForgottenWrite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.sim.cloud import CONFIGS, NAMES, CloudWorld
 from tests.sim.manifests import make_config, make_pod
 from tests.sim.world import YEARS_20_MS, Violation, World
 from tinyedge import events as ev
@@ -11,7 +12,7 @@ TROUBLES = 30
 QUIET_MS = 1_200_000  # the longest back-off of all, some times over
 
 
-def tell(seed: int, world_type: type[World] = World) -> tuple[str, list[str]]:
+def tell(seed: int, world_type: type[World] = CloudWorld) -> tuple[str, list[str]]:
     """The failure ("" for none) and the history of one seed."""
     world = world_type(seed)
     try:
@@ -34,13 +35,21 @@ def script(world: World) -> None:
     world.run_until(moment + 1)
 
 
+TROUBLE = (
+    ("manifest",) * 6
+    + ("apply", "delete", "restart", "power", "power", "kill", "exit", "exit", "forget", "runtime", "runtime")
+    + ("clock", "disk", "reading", "reading", "take")
+)
+CLOUD_TROUBLE = (
+    ("create",) * 6
+    + ("change", "change", "end", "end", "force", "again", "config", "config", "node")
+    + ("gateway", "gateway", "cut", "cut", "cut", "silent", "silent")
+)
+
+
 def trouble(world: World) -> None:
-    kind = world.rng.choice(
-        ("manifest",) * 6
-        + ("apply", "delete", "restart", "power", "power", "kill", "exit", "exit", "forget", "runtime", "runtime")
-        + ("clock", "disk", "reading", "reading", "take")
-    )
-    globals()[f"_{kind}"](world)
+    kinds = (*TROUBLE, *CLOUD_TROUBLE, *CLOUD_TROUBLE) if isinstance(world, CloudWorld) else TROUBLE
+    globals()[f"_{world.rng.choice(kinds)}"](world)
 
 
 def _manifest(world: World) -> None:
@@ -113,6 +122,54 @@ def _reading(world: World) -> None:
 
 def _take(world: World) -> None:
     world.take_readings()
+
+
+# --- the cluster, the gateway, the link ------------------------------------------------------------
+
+
+def _create(world: CloudWorld) -> None:
+    world.create(world.rng.choice(NAMES))
+
+
+def _change(world: CloudWorld) -> None:
+    world.change(world.rng.choice(NAMES))
+
+
+def _end(world: CloudWorld) -> None:
+    world.end(world.rng.choice(NAMES), force=False)
+
+
+def _force(world: CloudWorld) -> None:
+    world.end(world.rng.choice(NAMES), force=True)
+
+
+def _again(world: CloudWorld) -> None:
+    name = world.rng.choice(NAMES)
+    world.end(name, force=True)
+    world.create(name)
+
+
+def _config(world: CloudWorld) -> None:
+    world.configmap(world.rng.choice(CONFIGS))
+
+
+def _node(world: CloudWorld) -> None:
+    world.delete_node()
+
+
+def _gateway(world: CloudWorld) -> None:
+    world.gateway_down()
+
+
+def _cut(world: CloudWorld) -> None:
+    if world.wire:
+        world.cut(world.wire)
+
+
+def _silent(world: CloudWorld) -> None:
+    if world.wire and world.wire.open:
+        world.say("the link goes silent")
+        world.wire.silent = True
 
 
 def settle(world: World) -> None:

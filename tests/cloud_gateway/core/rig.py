@@ -127,7 +127,7 @@ def _merged(old: Any, new: Any) -> Any:
                 if one.get("$patch") == "delete":
                     kinds.pop(one["type"], None)
                 else:
-                    kinds[one["type"]] = kinds.get(one["type"], {}) | one
+                    kinds[one["type"]] = _merged(kinds.get(one["type"], {}), one)
             found[key] = list(kinds.values())
         elif isinstance(value, list):
             found[key] = [one for one in value if not (isinstance(one, dict) and "$patch" in one)]
