@@ -326,6 +326,11 @@ class Uplink:
             "reconnects": max(0, link.sessions - 1),
             "waiting": self._cloud.waiting(),
             "synced": link.synced,
+            "sync": {
+                "ms": link.sync.ms,
+                "sentBytes": link.sync.sent_bytes,
+                "receivedBytes": link.sync.received_bytes,
+            },
             "certificateExpiry": found.not_after_s,
         }
 

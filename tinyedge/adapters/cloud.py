@@ -64,6 +64,15 @@ class Settings(Struct, frozen=True):
         return {link.Class.STREAM: self.stream_bytes_s, link.Class.TELEMETRY: self.telemetry_bytes_s}
 
 
+class Sync(Struct, frozen=True):
+    """What it took to be in sync again: milliseconds from the open connection on, and bytes since the link before it
+    ended. Bytes are those of TLS without its handshakes; attempts that failed are in them."""
+
+    ms: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
 class Status(Struct):
     """For people. `state`: connecting, up, down. `since_wall_ms` 0: the clock was not trusted. `message` says what is
     wrong, and `unwanted` that it will not mend by itself."""
@@ -75,6 +84,7 @@ class Status(Struct):
     sessions: int = 0
     synced: bool = False
     unwanted: bool = False
+    sync: Sync = Sync()
 
 
 class Cloud:
@@ -104,6 +114,8 @@ class Cloud:
         self._session: CloudSession | None = None
         self._number = 0
         self.status = Status(Traffic())
+        self._spent = (0, 0)  # bytes sent and received when the link before this one ended
+        self._opened_at = 0.0
         self.ended = trio.Event()  # set by who runs it
 
     async def run(self) -> None:
@@ -166,12 +178,15 @@ class Cloud:
             series={name: info.last - info.cursor for name, info in self._around.store.series().items()},
         )
         self._number += 1
+        self._opened_at = trio.current_time()
         # From here on reports are kept for this session: what changes after the digests were made must not be lost.
         self._session = CloudSession(self._number, stream, socket, machine, around=self._around, owner=self)
         try:
             return await self._session.run(early)
         finally:
             self._session = None
+            if self.status.synced:
+                self._spent = self._bytes()
 
     # --- between two -----------------------------------------------------------------------------------
 
@@ -208,7 +223,14 @@ class Cloud:
         self._around.note("info", "link.up", {"session": self._number, "gateway": welcome.software})
 
     def synced(self) -> None:
+        ms = int((trio.current_time() - self._opened_at) * 1000)
+        sent, received = self._bytes()
         self.status.synced = True
+        self.status.sync = Sync(ms, sent - self._spent[0], received - self._spent[1])
+
+    def _bytes(self) -> tuple[int, int]:
+        traffic = self.status.traffic
+        return traffic.sent - traffic.handshake_sent, traffic.received - traffic.handshake_received
 
     # --- the certificate ---------------------------------------------------------------------------------
 
