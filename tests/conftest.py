@@ -20,6 +20,7 @@ MISSING: dict[str, Callable[[], str]] = {
     "root": lambda: "needs root" if os.geteuid() else "",
     "containerd": lambda: _programs("containerd", "runc", "ctr") or ("needs root" if os.geteuid() else ""),
     "strace": lambda: _programs("strace"),
+    "kubectl": lambda: "" if shutil.which("kubectl") else "needs kubectl (https://kubernetes.io/docs/tasks/tools)",
 }
 
 
