@@ -245,11 +245,8 @@ def _ordered(items: list[Any], order: Any, by: str | None) -> list[Any]:
     key: Callable[[Any], Any] = (lambda item: item.get(by) if isinstance(item, dict) else item) if by else (lambda i: i)
     places = {repr(key(item)): number for number, item in enumerate(order)}
     named = sorted((item for item in items if repr(key(item)) in places), key=lambda item: places[repr(key(item))])
-    found: list[Any] = []
     waiting = iter(named)
-    for item in items:
-        found.append(next(waiting) if repr(key(item)) in places else item)
-    return found
+    return [next(waiting) if repr(key(item)) in places else item for item in items]
 
 
 def _without_directives(value: Any) -> Any:

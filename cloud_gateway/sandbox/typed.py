@@ -152,7 +152,7 @@ def _is_of(kind: str, value: Any) -> bool:
 
 def _json_name(value: Any) -> str:
     for kind, name in ((bool, "bool"), (str, "string"), ((int, float), "number"), (list, "array"), (dict, "object")):
-        if isinstance(value, kind):  # type: ignore[arg-type]
+        if isinstance(value, kind):
             return name
     return "null"
 
