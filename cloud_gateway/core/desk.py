@@ -16,6 +16,7 @@ Json = dict[str, Any]
 Then = Callable[[Done], None]
 
 FIRST_AGAIN_MS, LAST_AGAIN_MS = 1_000, 60_000
+INSIST_MAX = 60
 
 
 class Settings(Struct, frozen=True):
@@ -52,6 +53,19 @@ class Desk:
             self._ops[op] = then
         key = f"{resource}/{namespace}/{name}"
         self._effects.append(Call(op, key, verb, resource, namespace, name, **more))
+
+    def insist(self, verb: str, resource: str, namespace: str, name: str, **more: Any) -> None:
+        """Order an API call again and again, for an hour or so, until it is done or refused."""
+        self._insist(0, (verb, resource, namespace, name), more)
+
+    def _insist(self, tries: int, what: tuple[str, str, str, str], more: dict[str, Any]) -> None:
+        def then(done: Done) -> None:
+            if done.ok or done.refused or done.status == 409:
+                return
+            if tries < INSIST_MAX:
+                self.later(again_ms(tries), lambda: self._insist(tries + 1, what, more))
+
+        self.call(*what, then, **more)
 
     def done(self, event: Done) -> None:
         then = self._ops.pop(event.op, None)

@@ -89,6 +89,12 @@ class Deleted(Struct, frozen=True):
     node: str
 
 
+class Barred(Struct, frozen=True):
+    """All nodes whose identity is revoked: what runs there is Kubernetes' to replace."""
+
+    nodes: frozenset[str]
+
+
 # --- what is seen: edges -------------------------------------------------------------------------------
 
 
@@ -159,6 +165,7 @@ Event = (
     | Replicas
     | Joined
     | Deleted
+    | Barred
     | Opened
     | Closed
     | Outlined

@@ -19,7 +19,7 @@ from msgspec import Struct, field
 from cloud_gateway.core import translate
 from cloud_gateway.core.desk import Desk, again_ms
 from cloud_gateway.core.facts import ClosePort, Done, OpenPort, StateTaken
-from cloud_gateway.core.pods import Pod, Reference
+from cloud_gateway.core.pods import Pod, Reference, Said
 from tinyedge.protocol.link import Hello
 
 Json = dict[str, Any]
@@ -40,6 +40,7 @@ class Session(Struct):
     synced: bool = False
     awaiting: set[str] = field(default_factory=set)
     since_ms: int = 0
+    relink_ms: int = 0  # not before may it be asked to come anew
 
 
 class Node(Struct):
@@ -62,6 +63,8 @@ class Node(Struct):
     join_marks: bool = False  # these are to be set on a Node that exists
     session: Session | None = None
     pods: dict[str, Pod] = field(default_factory=dict)  # by what the node calls them
+    looking: dict[str, None] | None = None  # while its pods are looked for: uids of those that have ended since
+    said: dict[str, Said] = field(default_factory=dict)  # what it says of its pods in this session
     refs: dict[Reference, None] = field(default_factory=dict)
     report: Json = field(default_factory=dict)  # the newest that the node told of itself, or what the API has of it
     reported: bytes = b""  # the revision of what it says in this session; empty until that is known
@@ -97,6 +100,8 @@ class Tender:
 
     def seen(self, node: Node, obj: Json) -> None:
         meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+        if node.made and meta["uid"] == node.uid and translate.is_older(meta.get("resourceVersion"), node.version):
+            return  # a watch may lag behind the answers to our own calls
         node.made, node.uid, node.version = True, meta["uid"], meta.get("resourceVersion", "")
         node.annotations = meta.get("annotations") or {}
         node.labels = meta.get("labels") or {}
@@ -221,7 +226,9 @@ class Tender:
         self.dirty[node.name] = None
         if done.ok:
             node.waits.pop(what, None)
-            self._succeeded(node, what, done)
+            self._succeeded(node, what)
+            if what != "lease" and done.object is not None and (node.made or what == "make"):
+                self.seen(node, done.object)
         elif what == "lease" and (done.status == 404) == node.lease_made and done.status in (404, 409):
             node.lease_made, node.lease_ms = not node.lease_made, 0  # it is not there; or it is
         elif what == "make" and done.status == 409:
@@ -235,7 +242,7 @@ class Tender:
                 "warning", "node.call", node=node.name, what=what, status=done.status, message=done.message[:200]
             )
 
-    def _succeeded(self, node: Node, what: str, done: Done) -> None:
+    def _succeeded(self, node: Node, what: str) -> None:
         match what:
             case "report":
                 node.annotations = node.annotations | {translate.REPORT: node.telling.hex()}
@@ -245,12 +252,8 @@ class Tender:
                 node.given_up = False
                 if node.telling == node.reported:
                     self._reported(node)
-            case "mark":
+            case "mark" | "make":
                 node.join_marks = False
-            case "make":
-                node.join_marks = False
-                if done.object is not None and not node.made:
-                    self.seen(node, done.object)
 
     def reported(self, node: Node, report: Json, revision: bytes, seq: int) -> None:
         """The node has told of itself. It is acknowledged once the API has it."""

@@ -14,20 +14,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from cloud_gateway.core import facts, translate
+from cloud_gateway.core import claims, facts, translate
+from cloud_gateway.core.claims import Claims
 from cloud_gateway.core.desk import Desk, Settings, again_ms
 from cloud_gateway.core.facts import Done, Event, Gone, Seen, Step, Tick
-from cloud_gateway.core.node import Node, Session, Tender
-from cloud_gateway.core.pods import Objects, Pod, Reference, pod_of
+from cloud_gateway.core.node import HOLD_MS, Node, Session, Tender
+from cloud_gateway.core.pods import Pod, Reference, Said, pod_of
+from cloud_gateway.core.references import KIND_OF, References, Referred
 from cloud_gateway.core.reports import Reports
-from tinyedge.protocol.revision import DOWN, UP, difference, digest, revision
+from tinyedge.protocol.revision import DOWN, UP, difference, digest
 
 Json = dict[str, Any]
 
 NEEDED = ("nodes", "pods", "configmaps", "secrets")  # must be listed once before any node is answered
-CLAIM_AGAIN_MS, CLAIM_REFUSED_MS = 15_000, 300_000
-_RESOURCE_OF = {"configmap": "configmaps", "secret": "secrets"}
-_KIND_OF = {"configmaps": "configmap", "secrets": "secret"}
+WELCOME_MS = 5_000  # so long a node waits for what its pods refer to; what is not known then comes later
+# What no later moment makes right: a pod that was refused so runs nowhere, and nobody will confirm its end.
+LASTING = frozenset({"Unsupported", "Invalid", "WrongNode", "TooLarge", "MirrorPod", "UnknownKind", claims.REFUSED})
 
 
 class Gateway:
@@ -35,16 +37,19 @@ class Gateway:
         self._desk = Desk(settings)
         self._tender = Tender(self._desk)
         self._reports = Reports(self._desk, self._tender)
-        self._objects = Objects()
+        self._references = References(self._desk, self._reference_put, self._reference_gone)
         self._nodes: dict[str, Node] = {}
         self._pods: dict[str, Pod] = {}  # by uid
+        self._claims = Claims(
+            self._desk, self._pods, send=self._resolved, refuse=self._refuse_pod, tell=self._reports.tell
+        )
         self._sessions: dict[int, Node] = {}
+        self._revoked: frozenset[str] = frozenset()
         self._listed: set[str] = set()
         self._listing: dict[str, set[str]] = {}  # resource → what its list has named so far
         self._waiting: dict[str, None] = {}  # nodes that are to be welcomed
         self._dirty = self._tender.dirty
         self._due: dict[str, int] = {}  # node → when to look at it again
-        self._resolving: set[str] = set()  # uids of pods whose claims are being looked for
         self._take: dict[type[Any], Callable[[Any], None]] = {
             Seen: self._seen,
             Gone: self._gone,
@@ -54,6 +59,7 @@ class Gateway:
             facts.Replicas: self._replicas,
             facts.Joined: self._joined,
             facts.Deleted: self._deleted,
+            facts.Barred: self._barred,
             facts.Opened: self._opened,
             facts.Closed: self._closed,
             facts.Outlined: self._outlined,
@@ -110,7 +116,7 @@ class Gateway:
             "connected": sum(node.session is not None for node in self._nodes.values()),
             "synced": sum(node.session is not None and node.session.synced for node in self._nodes.values()),
             "pods": len(self._pods),
-            "objects": len(self._objects.referred),
+            "objects": len(self._references),
             "calls": self._desk.calls,
         }
 
@@ -127,6 +133,11 @@ class Gateway:
             }
             for node in sorted(self._nodes.values(), key=lambda one: one.name)
         ]
+
+    @property
+    def fleet(self) -> int:
+        """How many nodes there are, connected or not."""
+        return len(self._nodes)
 
     def is_ready(self) -> bool:
         return all(self._is_listed(one) for one in NEEDED)
@@ -147,9 +158,8 @@ class Gateway:
         elif event.resource == "nodes":
             for node in [one for one in self._nodes.values() if one.made and one.name not in named]:
                 self._node_gone(node)
-        elif kind := _KIND_OF.get(event.resource):
-            for ref in [one for one in self._objects.referred if one[0] == kind and one[1] not in named]:
-                self._object_changed(ref, "")
+        elif kind := KIND_OF.get(event.resource):
+            self._references.listed(kind, named)
         self._listed.add(event.resource)
         self._dirty.update(dict.fromkeys(self._nodes))
 
@@ -159,28 +169,31 @@ class Gateway:
             self._pod_seen(obj)
         elif resource == "nodes":
             self._node_seen(obj)
-        elif kind := _KIND_OF.get(resource):
+        elif kind := KIND_OF.get(resource):
             key = translate.key_of(obj)
             if resource in self._listing:
                 self._listing[resource].add(key)
-            if (kind, key) in self._objects.referred:
-                self._object_changed((kind, key), obj["metadata"].get("resourceVersion", ""))
+            self._references.seen((kind, key), obj["metadata"].get("resourceVersion", ""))
 
     def _gone(self, event: Gone) -> None:
+        meta = event.object["metadata"]
         if event.resource == "pods":
-            if pod := self._pods.get(event.object["metadata"]["uid"]):
-                self._drop_pod(pod)
+            self._pod_gone(event.object)
         elif event.resource == "nodes":
-            if node := self._nodes.get(event.object["metadata"]["name"]):
+            node = self._nodes.get(meta["name"])
+            if node and (not node.uid or node.uid == meta["uid"]):
                 self._node_gone(node)
-        elif kind := _KIND_OF.get(event.resource):
-            self._object_changed((kind, translate.key_of(event.object)), "")
+        elif kind := KIND_OF.get(event.resource):
+            self._references.gone((kind, translate.key_of(event.object)), meta.get("resourceVersion", ""))
 
     def _node(self, name: str) -> Node:
         found = self._nodes.get(name)
         if found is None:
-            found = self._nodes[name] = Node(name)
+            found = self._nodes[name] = Node(name, lost_ms=self._desk.now, barred=name in self._revoked)
             self._due[name] = 0
+            if self._is_listed("pods") or "pods" in self._listing:
+                found.looking = {}
+                self._look_for_pods(found, 0)
         return found
 
     def _node_seen(self, obj: Json) -> None:
@@ -190,27 +203,34 @@ class Gateway:
         labels = obj["metadata"].get("labels") or {}
         if translate.EDGE_LABEL not in labels and name not in self._nodes:
             return
-        fresh = name not in self._nodes
         node = self._node(name)
+        window = self._tender.window_s(node)
         self._tender.seen(node, obj)
         self._dirty[name] = None
-        if fresh and self._is_listed("pods"):
-            self._look_for_pods(node)
+        if self._tender.window_s(node) != window:
+            self._make_all_endless(node)
 
-    def _look_for_pods(self, node: Node) -> None:
-        """Its pods may have been seen before it was known to be an edge node."""
+    def _look_for_pods(self, node: Node, tries: int) -> None:
+        """Its pods may have been seen before it was known to be an edge node. Until they are known it is not welcomed:
+        it would be told that they are no more."""
 
         def then(done: Done) -> None:
+            if self._nodes.get(node.name) is not node or node.looking is None:
+                return
+            if not done.ok:
+                self._desk.later(again_ms(tries), lambda: self._look_for_pods(node, tries + 1))
+                return
+            ended, node.looking = node.looking, None
             for pod in (done.object or {}).get("items") or ():
-                self._pod_seen(pod)
+                if pod["metadata"]["uid"] not in ended and pod["metadata"]["uid"] not in self._pods:
+                    self._pod_seen(pod)
 
         self._desk.call("list", "pods", "", "", then, body={"fieldSelector": f"spec.nodeName={node.name}"})
 
     def _node_gone(self, node: Node) -> None:
         self._tender.gone(node)
         self._dirty[node.name] = None
-        if node.session is None and not node.pods:
-            self._forget_node(node)
+        self._forget_if_over(node)
 
     def _forget_node(self, node: Node) -> None:
         self._tender.forget(node)
@@ -221,31 +241,58 @@ class Gateway:
 
     def _pod_seen(self, obj: Json) -> None:
         meta = obj["metadata"]
-        name = obj["spec"].get("nodeName") or ""
         if "pods" in self._listing:
             self._listing["pods"].add(meta["uid"])
-        node = self._nodes.get(name)
+        node = self._nodes.get(obj["spec"].get("nodeName") or "")
         if node is None:
             return
         old = self._pods.get(meta["uid"])
         new = pod_of(obj, held=self._desk.settings.hold.holds(obj))
+        there = node.pods.get(new.key)
+        if there is not None and there.uid != new.uid and not there.is_mirror:
+            new.key = new.uid  # anybody may have written that key into a mirror pod
         self._pods[new.uid] = node.pods[new.key] = new
         self._refer(node, old.refs if old else frozenset(), new.refs)
         if new.claims:
-            self._resolve(new, old)
+            self._claims.resolve(new, old)
         self._send_pod(node, new, old)
-        if new.endless is not None and self._tender.tends(node) and self._tender.window_s(node) != 0:
-            self._make_endless(new, old)
-        if new.held and (old is None or not old.held):
-            self._tell(new, "Normal", "Held", "this pod stays at the gateway: an edge node has no use for it", "held")
-        if new.opted_out:
-            self._dirty[node.name] = None
-        if new.deleting and new.held and self._tender.tends(node):
-            self._desk.call("delete", "pods", new.namespace, new.name, uid=new.uid, grace_s=0)
+        self._reports.seen(node, new)
+        if self._tender.tends(node):
+            self._look_after(node, new, old)
 
     def _send_pod(self, node: Node, new: Pod, old: Pod | None) -> None:
+        if old is None and new.ended and not new.deleting:
+            return  # whether its node knows it is seen when that comes: it must not run again
         if new.body and (old is None or old.revision != new.revision):
             self._put(node, "pod", new.key, new.revision, new.body)
+        elif old is not None and old.body and new.held:
+            self._delete(node, "pod", new.key)
+
+    def _look_after(self, node: Node, new: Pod, old: Pod | None) -> None:
+        """What a pod is owed in the API."""
+        if new.endless is not None and (old is None or old.resource_version != new.resource_version):
+            self._make_endless(node, new)
+        if new.held and (old is None or not old.held):
+            words = "this pod stays at the gateway: an edge node has no use for it"
+            self._reports.tell(new, "Normal", "Held", words, "held")
+        if new.debuggers:
+            self._refuse_debuggers(new)
+        if new.opted_out:
+            self._dirty[node.name] = None
+        if new.deleting and (new.held or new.refused in LASTING):
+            self._end(new)
+
+    def _end(self, pod: Pod) -> None:
+        """It runs nowhere, so nobody else will confirm its end."""
+        self._desk.insist("delete", "pods", pod.namespace, pod.name, uid=pod.uid, grace_s=0)
+
+    def _pod_gone(self, obj: Json) -> None:
+        uid = obj["metadata"]["uid"]
+        node = self._nodes.get(obj["spec"].get("nodeName") or "")
+        if node is not None and node.looking is not None:
+            node.looking[uid] = None
+        if pod := self._pods.get(uid):
+            self._drop_pod(pod)
 
     def _drop_pod(self, pod: Pod) -> None:
         self._pods.pop(pod.uid, None)
@@ -254,135 +301,56 @@ class Gateway:
             return
         if node.pods.get(pod.key) is pod:
             del node.pods[pod.key]
-            if pod.body:
+            node.said.pop(pod.key, None)
+            if not pod.is_mirror and not pod.held:
                 self._delete(node, "pod", pod.key)
         self._refer(node, pod.refs, frozenset())
-        if not node.pods and not node.made and node.session is None:
-            self._forget_node(node)
+        self._forget_if_over(node)
 
-    def _make_endless(self, pod: Pod, old: Pod | None) -> None:
-        """So that no outage of the gateway itself costs a pod. A change of it in between is a reason to look again."""
-        if old is not None and old.resource_version == pod.resource_version:
+    def _make_endless(self, node: Node, pod: Pod, tries: int = 0) -> None:
+        """So that no outage of the gateway itself costs a pod. If it has changed meanwhile, it is seen anew."""
+        if self._tender.window_s(node) == 0 or self._pods.get(pod.uid) is not pod:
             return
-        body = {"metadata": {"uid": pod.uid, "resourceVersion": pod.resource_version}}
-        spec = {"spec": {"tolerations": pod.endless}}
-        self._desk.call("patch", "pods", pod.namespace, pod.name, body=body | spec)
 
-    def _resolve(self, pod: Pod, old: Pod | None) -> None:
-        if old is not None and old.volumes is not None and old.claims == pod.claims:
-            self._resolved(pod, old.volumes)
-        elif pod.uid not in self._resolving:
-            self._resolving.add(pod.uid)
-            self._next_claim(pod.uid, pod.claims, {})
+        def then(done: Done) -> None:
+            if not (done.ok or done.refused or done.status == 409):
+                self._desk.later(again_ms(tries), lambda: self._make_endless(node, pod, tries + 1))
 
-    def _resolved(self, pod: Pod, volumes: Json) -> None:
-        pod.body = translate.pod_body(pod.raw or {}, volumes)
-        pod.revision, pod.raw, pod.volumes = revision(pod.body), None, volumes
+        meta = {"metadata": {"uid": pod.uid, "resourceVersion": pod.resource_version}}
+        self._desk.call(
+            "patch", "pods", pod.namespace, pod.name, then, body=meta | {"spec": {"tolerations": pod.endless}}
+        )
 
-    def _next_claim(self, uid: str, left: tuple[str, ...], volumes: Json) -> None:
-        """One claim after the other, then the pod; it may have been seen anew meanwhile, or be gone."""
-        pod = self._pods.get(uid)
-        node = self._nodes.get(pod.node) if pod else None
-        if pod is None or node is None or pod.raw is None:
-            self._resolving.discard(uid)
-            return
-        if not left:
-            self._resolving.discard(uid)
-            self._resolved(pod, volumes)
+    def _make_all_endless(self, node: Node) -> None:
+        if self._tender.tends(node):
+            for pod in node.pods.values():
+                if pod.endless is not None:
+                    self._make_endless(node, pod)
+
+    def _refuse_debuggers(self, pod: Pod) -> None:
+        names = ", ".join(pod.debuggers)
+        words = f"an edge node runs no ephemeral containers ({names}): use kubectl exec"
+        patch = translate.ephemerals_patch(pod.uid, pod.debuggers, words, self._desk.wall)
+        where = ("pods", pod.namespace, pod.name)
+        self._desk.insist("patch", *where, subresource="status", patch="strategic", body=patch)
+        self._reports.tell(pod, "Warning", "Unsupported", words, f"ephemeral {names}")
+
+    def _resolved(self, pod: Pod) -> None:
+        if node := self._nodes.get(pod.node):
             self._put(node, "pod", pod.key, pod.revision, pod.body)
-            return
-        name = left[0]
-
-        def claim(done: Done) -> None:
-            volume = ((done.object or {}).get("spec") or {}).get("volumeName")
-            if done.ok and volume:
-                self._desk.call("get", "persistentvolumes", "", volume, bound)
-            else:
-                self._wait_for_claim(uid, f"PersistentVolumeClaim {name} is not bound to a volume")
-
-        def bound(done: Done) -> None:
-            found = translate.claim_volume(done.object) if done.ok and done.object else ""
-            if not found:
-                self._wait_for_claim(uid, f"the volume of PersistentVolumeClaim {name} can't be read")
-            elif isinstance(found, str):
-                self._wait_for_claim(uid, found, refused=True)
-            else:
-                self._next_claim(uid, left[1:], volumes | {name: found})
-
-        self._desk.call("get", "persistentvolumeclaims", pod.namespace, name, claim)
-
-    def _wait_for_claim(self, uid: str, why: str, *, refused: bool = False) -> None:
-        pod = self._pods.get(uid)
-        node = self._nodes.get(pod.node) if pod else None
-        if pod is None or node is None:
-            self._resolving.discard(uid)
-            return
-        if refused:
-            self._refuse_pod(node, pod, "UnsupportedVolume", why)
-        else:
-            self._tell(pod, "Warning", "WaitForVolume", why, "claim")
-        again = CLAIM_REFUSED_MS if refused else CLAIM_AGAIN_MS
-        self._desk.later(again, lambda: self._next_claim(uid, pod.claims, {}))
 
     # --- what pods refer to ------------------------------------------------------------------------------
 
     def _refer(self, node: Node, old: frozenset[Reference], new: frozenset[Reference]) -> None:
-        fresh = self._objects.refer(node.name, new - old)
-        over = self._objects.release(node.name, old - new)
-        for ref in fresh:
-            node.refs[ref] = None
-            found = self._objects.referred[ref]
-            if not found.known:
-                self._fetch(ref)
-            elif found.body is not None:
-                self._put(node, *ref, found.revision, found.body)
-        for ref in over:
+        node.refs.update(dict.fromkeys(self._references.refer(node.name, new - old)))
+        for ref in self._references.release(node.name, old - new):
             node.refs.pop(ref, None)
-            self._delete(node, *ref)
 
-    def _object_changed(self, ref: Reference, version: str) -> None:
-        """`version` empty: it is gone."""
-        found = self._objects.referred.get(ref)
-        if found is None:
-            return
-        found.version = version
-        if not version:
-            found.known, was = True, found.body
-            found.body, found.revision, found.fetched = None, b"", ""
-            if was is not None:
-                for name in found.users:
-                    self._delete(self._nodes[name], *ref)
-        elif version != found.fetched:
-            self._fetch(ref)
+    def _reference_put(self, node: str, ref: Reference, found: Referred) -> None:
+        self._put(self._nodes[node], *ref, found.revision, found.body or b"")
 
-    def _fetch(self, ref: Reference) -> None:
-        found = self._objects.referred.get(ref)
-        if found is None or found.asking:
-            return
-        found.asking = True
-        space, name = ref[1].split("/", 1)
-        self._desk.call("get", _RESOURCE_OF[ref[0]], space, name, partial(self._fetched, ref))
-
-    def _fetched(self, ref: Reference, done: Done) -> None:
-        found = self._objects.referred.get(ref)
-        if found is None:
-            return
-        found.asking = False
-        if done.ok and done.object is not None:
-            found.known, found.tries = True, 0
-            found.fetched = done.object["metadata"].get("resourceVersion", "")
-            body = translate.object_body(ref[0], done.object)
-            if body != found.body:
-                found.body, found.revision = body, revision(body)
-                for name in found.users:
-                    self._put(self._nodes[name], *ref, found.revision, body)
-        elif done.status == 404:
-            found.known, found.version = True, ""
-            if found.body is not None:
-                self._object_changed(ref, "")
-        else:
-            found.tries += 1
-            self._desk.later(again_ms(found.tries), lambda: self._fetch(ref))
+    def _reference_gone(self, node: str, ref: Reference) -> None:
+        self._delete(self._nodes[node], *ref)
 
     # --- sessions ------------------------------------------------------------------------------------
 
@@ -394,7 +362,8 @@ class Gateway:
             self._sessions.pop(node.session.number, None)
         node.session = Session(event.session, event.hello, since_ms=self._desk.now)
         node.wanted = True
-        node.reporting = (0, 0)
+        node.reporting, node.reported = (0, 0), b""
+        node.said.clear()
         self._sessions[event.session] = node
         self._waiting[node.name] = None
         self._dirty[node.name] = None
@@ -403,10 +372,13 @@ class Gateway:
         node = self._sessions.pop(event.session, None)
         if node is None or node.session is None or node.session.number != event.session:
             return
-        node.session, node.lost_ms = None, self._desk.now
+        node.session, node.lost_ms, node.hold_ms = None, self._desk.now, HOLD_MS
+        node.said.clear()
+        self._reports.closed(event.session)
         self._waiting.pop(node.name, None)
         self._dirty[node.name] = None
         self._desk.note("info", "node.lost", node=node.name, reason=event.reason)
+        self._forget_if_over(node)
 
     def _of_session(self, do: Callable[[Node, Any], None], event: Any) -> None:
         node = self._sessions.get(event.session)
@@ -418,9 +390,22 @@ class Gateway:
             return
         for name in list(self._waiting):
             node = self._nodes[name]
-            if all(self._objects.referred[ref].known for ref in node.refs):
+            if node.looking is None and (self._is_known(node) or self._has_waited(node)):
                 del self._waiting[name]
                 self._welcome(node)
+
+    def _is_known(self, node: Node) -> bool:
+        """Whether all is known that it is to hold."""
+        return all(map(self._references.is_known, node.refs)) and not any(
+            pod.raw is not None and not pod.waits for pod in node.pods.values()
+        )
+
+    def _has_waited(self, node: Node) -> bool:
+        session = node.session
+        if session is None or self._desk.now < session.since_ms + WELCOME_MS:
+            self._due[node.name] = min(self._due[node.name], self._desk.now + WELCOME_MS)
+            return False
+        return True
 
     def _welcome(self, node: Node) -> None:
         session = node.session
@@ -433,6 +418,9 @@ class Gateway:
             if kind in told and digest(held := self._held(node, kind)) != told[kind]:
                 have[kind] = held
         session.welcomed, session.awaiting, session.synced = True, set(want), not want
+        if "node" in told and "node" not in have:
+            node.reported = self._tender.api_report(node)
+        node.said = {key: Said(at) for key, at in self._held(node, "podstatus").items()}
         self._desk.say(facts.Welcome(session.number, want, have))
         self._dirty[node.name] = None
         self._desk.note("info", "node.linked", node=node.name, differs=",".join((*want, *have)))
@@ -441,7 +429,7 @@ class Gateway:
         """What the node is to hold."""
         if kind == "pod":
             return {pod.key: pod.revision for pod in node.pods.values() if pod.body}
-        return self._objects.outline(node.refs, kind)
+        return self._references.outline(node.refs, kind)
 
     def _held(self, node: Node, kind: str) -> dict[str, bytes]:
         """What the API holds of what the node reports."""
@@ -465,8 +453,8 @@ class Gateway:
             body = self._body(node, event.kind, key)
             self._desk.say(facts.Put(session.number, event.kind, key, wanted[key], body))
         for key in found.delete:
-            if event.kind == "pod" and key in node.pods:
-                continue  # it is wanted; only what stands for its volumes is not known (yet)
+            if self._is_wanted(node, event.kind, key):
+                continue
             self._desk.say(facts.Delete(session.number, event.kind, key))
         if not session.awaiting:
             session.synced = True
@@ -474,12 +462,18 @@ class Gateway:
 
     def _is_over(self, node: Node, kind: str, key: str) -> bool:
         """A pod that has ended and that the node knows nothing of: it must not run again."""
-        return kind == "pod" and node.pods[key].ended
+        return kind == "pod" and node.pods[key].ended and not node.pods[key].deleting
+
+    def _is_wanted(self, node: Node, kind: str, key: str) -> bool:
+        """Whether only what is to be sent of an object is not known (yet)."""
+        if kind == "pod":
+            return key in node.pods and not node.pods[key].held
+        return (kind, key) in node.refs and not self._references.is_known((kind, key))
 
     def _body(self, node: Node, kind: str, key: str) -> bytes:
         if kind == "pod":
             return node.pods[key].body
-        return self._objects.referred[kind, key].body or b""
+        return self._references.body((kind, key))
 
     def _takes(self, node: Node, kind: str) -> Session | None:
         """The session that a change goes to now; a kind whose outline is awaited comes with the difference."""
@@ -502,39 +496,35 @@ class Gateway:
             return
         if event.kind == "pod":
             if pod := node.pods.get(event.key):
-                self._refuse_pod(node, pod, event.reason, event.message)
+                self._refuse_pod(pod, event.reason, event.message)
+                if pod.deleting and event.reason in LASTING:
+                    self._end(pod)
             return
         ref = (event.kind, event.key)
         for pod in node.pods.values():
             if ref in pod.refs:
                 words = f"{event.kind} {event.key} can't be kept by the node: {event.message}"
-                self._tell(pod, "Warning", event.reason, words, f"{event.kind} {event.key}")
-                return
+                self._reports.tell(pod, "Warning", event.reason, words, f"{event.kind} {event.key}")
 
-    def _refuse_pod(self, node: Node, pod: Pod, reason: str, message: str) -> None:
-        self._desk.note("warning", "pod.refused", node=node.name, pod=pod.named, reason=reason, message=message[:300])
+    def _refuse_pod(self, pod: Pod, reason: str, message: str) -> None:
+        self._desk.note("warning", "pod.refused", node=pod.node, pod=pod.named, reason=reason, message=message[:300])
         patch = translate.refusal_patch(pod.uid, reason, message, self._desk.wall)
         where = ("pods", pod.namespace, pod.name)
-        self._desk.call("patch", *where, subresource="status", patch="strategic", body=patch)
-        self._tell(pod, "Warning", reason, message, f"refused {pod.revision.hex()}")
-
-    def _tell(self, pod: Pod, kind: str, reason: str, message: str, identity: str) -> None:
-        """An Event about a pod, once for each `identity`."""
-        name = translate.event_name(pod.name, pod.node, f"{pod.uid} {identity}")
-        about = translate.about_pod(pod.uid, pod.namespace, pod.name)
-        found = translate.event(about, (kind, reason, message), name, self._desk.wall)
-        self._desk.call("create", "events", pod.namespace, name, body=found)
+        self._desk.insist("patch", *where, subresource="status", patch="strategic", body=patch)
+        self._reports.tell(pod, "Warning", reason, message, f"refused {pod.revision.hex()}")
 
     # --- nodes come, go and are away -------------------------------------------------------------------
 
     def _replicas(self, event: facts.Replicas) -> None:
         self._tender.replicas = event.names | {self._desk.settings.replica}
         self._dirty.update(dict.fromkeys(self._nodes))
+        for node in self._nodes.values():
+            self._make_all_endless(node)
 
     def _joined(self, event: facts.Joined) -> None:
         node = self._node(event.node)
-        node.wanted, node.gone_ms = True, 0
-        node.join_labels, node.join_taints = event.labels, event.taints
+        node.wanted, node.gone_ms, node.barred = True, 0, False
+        node.join_labels, node.join_taints, node.join_marks = event.labels, event.taints, True
         self._dirty[node.name] = None
 
     def _deleted(self, event: facts.Deleted) -> None:
@@ -544,9 +534,19 @@ class Gateway:
             return
         node.wanted = False
         for pod in list(node.pods.values()):
-            self._desk.call("delete", "pods", pod.namespace, pod.name, uid=pod.uid, grace_s=0)
-        self._desk.call("delete", "nodes", "", node.name)
-        self._desk.call("delete", "leases", translate.LEASES, node.name)
+            self._end(pod)
+        self._desk.insist("delete", "nodes", "", node.name)
+        self._desk.insist("delete", "leases", translate.LEASES, node.name)
+
+    def _barred(self, event: facts.Barred) -> None:
+        self._revoked = event.nodes
+        for node in self._nodes.values():
+            node.barred = node.name in event.nodes
+            self._dirty[node.name] = None
+
+    def _forget_if_over(self, node: Node) -> None:
+        if not node.made and not node.pods and node.session is None:
+            self._forget_node(node)
 
     def _end_opted_out(self, node: Node) -> None:
         """The kept Lease hides the outage from the taint manager: who does not want to wait is ended here."""
@@ -558,7 +558,7 @@ class Gateway:
                 continue
             if away_s >= pod.stays_s:
                 words = f"its node has been away for {away_s} s, and it does not want to wait longer"
-                self._tell(pod, "Warning", "NodeAway", words, "away")
+                self._reports.tell(pod, "Warning", "NodeAway", words, "away")
                 self._desk.call("delete", "pods", pod.namespace, pod.name, uid=pod.uid)
             else:
                 self._due[node.name] = min(self._due[node.name], self._desk.now + (pod.stays_s - away_s) * 1000)

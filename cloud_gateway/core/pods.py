@@ -1,16 +1,27 @@
-"""The pods of edge nodes, and the objects that they refer to: of each no more than is needed to answer a node."""
+"""The pods of edge nodes: of each no more than is needed to answer its node."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from cloud_gateway.core import translate
 from tinyedge.protocol.revision import revision, status_revision
 
 Json = dict[str, Any]
 Reference = tuple[str, str]  # kind, namespace/name
+
+
+class Said(Struct):
+    """What a node says of a pod in its session. `revision` is what the API makes of it, `body` the words themselves,
+    packed (empty: said before this gateway heard it), `version` the API's after our last patch."""
+
+    revision: bytes
+    body: bytes = b""
+    version: str = ""
+    busy: int = 0  # patches under way
+    tries: int = 0  # at saying it again, because somebody else has written
 
 
 class Pod(Struct):
@@ -25,7 +36,8 @@ class Pod(Struct):
     status: bytes  # its revision, as the API has it
     body: bytes = b""
     revision: bytes = b""
-    mirror: bytes = b""  # revision of a mirror pod
+    is_mirror: bool = False
+    mirror: bytes = b""  # its revision, as its node has it
     refs: frozenset[Reference] = frozenset()
     tokens: frozenset[tuple[str, int]] = frozenset()
     account: str = "default"
@@ -33,7 +45,9 @@ class Pod(Struct):
     claims: tuple[str, ...] = ()
     raw: Json | None = None  # of a pod with claims, until they are resolved
     volumes: Json | None = None  # what stands for its claims
-    refused: bool = False  # the API says that its node could not run it
+    waits: bool = False  # for its claims: they were looked for in vain
+    refused: str = ""  # why its node could not run it, as the API says
+    debuggers: tuple[str, ...] = ()  # ephemeral containers that nobody has refused yet
     held: bool = False
     ended: bool = False
     deleting: bool = False
@@ -58,9 +72,10 @@ def pod_of(pod: Json, *, held: bool) -> Pod:
         node=spec["nodeName"],
         key=annotations.get(translate.MIRROR_KEY, meta["uid"]) if mirror else meta["uid"],
         status=status_revision(status),
+        is_mirror=mirror,
         held=held and not mirror,
         ended=status.get("phase") in ("Succeeded", "Failed"),
-        refused=translate.condition(pod, translate.ACCEPTED) is not None,
+        refused=str((translate.condition(pod, translate.ACCEPTED) or {}).get("reason", "")),
         deleting=bool(meta.get("deletionTimestamp")),
         containers=tuple(one["name"] for one in (*spec["containers"], *(spec.get("initContainers") or ()))),
         resource_version=meta.get("resourceVersion", ""),
@@ -75,6 +90,7 @@ def pod_of(pod: Json, *, held: bool) -> Pod:
         return found
     found.refs = translate.references(pod)
     found.tokens = translate.tokens(pod)
+    found.debuggers = translate.new_ephemerals(pod)
     found.account = str(spec.get("serviceAccountName") or "default")
     found.claims = translate.claim_names(pod)
     if found.claims:
@@ -90,55 +106,3 @@ def _bytes_of(text: object) -> bytes:
         return bytes.fromhex(text) if isinstance(text, str) else b""
     except ValueError:
         return b""
-
-
-class Referred(Struct):
-    """A ConfigMap or Secret that somebody refers to. `known`: it has been asked for, and `body` is what it is (None:
-    there is none). `version` is the newest that a watch has told of."""
-
-    users: dict[str, int] = field(default_factory=dict)  # node → how many of its pods
-    known: bool = False
-    asking: bool = False
-    version: str = ""
-    fetched: str = ""  # the version that `body` is of
-    body: bytes | None = None
-    revision: bytes = b""
-    tries: int = 0
-
-
-class Objects:
-    """Every ConfigMap and Secret that pods of edge nodes refer to, and no other."""
-
-    def __init__(self) -> None:
-        self.referred: dict[Reference, Referred] = {}
-
-    def refer(self, node: str, refs: frozenset[Reference]) -> list[Reference]:
-        """A pod of `node` refers to these; those that are new to the node."""
-        fresh = []
-        for ref in refs:
-            found = self.referred.setdefault(ref, Referred())
-            found.users[node] = found.users.get(node, 0) + 1
-            if found.users[node] == 1:
-                fresh.append(ref)
-        return fresh
-
-    def release(self, node: str, refs: frozenset[Reference]) -> list[Reference]:
-        """It does so no longer; those that no pod of the node refers to any more."""
-        over = []
-        for ref in refs:
-            found = self.referred[ref]
-            found.users[node] -= 1
-            if not found.users[node]:
-                del found.users[node]
-                over.append(ref)
-                if not found.users:
-                    del self.referred[ref]
-        return over
-
-    def outline(self, node_refs: dict[Reference, None], kind: str) -> dict[str, bytes]:
-        found = {}
-        for ref in node_refs:
-            one = self.referred.get(ref)
-            if ref[0] == kind and one is not None and one.body is not None:
-                found[ref[1]] = one.revision
-        return found

@@ -6,7 +6,9 @@ whatever it is. Nothing is acknowledged before the API server has it, or has sai
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from cloud_gateway.core import translate
 from cloud_gateway.core.desk import Desk, again_ms
 from cloud_gateway.core.facts import (
     Asked,
+    Bye,
     Delete,
     Done,
     Reply,
@@ -26,7 +29,7 @@ from cloud_gateway.core.facts import (
     StateTaken,
 )
 from cloud_gateway.core.node import Node, Tender
-from cloud_gateway.core.pods import Pod
+from cloud_gateway.core.pods import Pod, Said
 from tinyedge.errors import BadInput
 from tinyedge.protocol import asks
 from tinyedge.protocol.revision import status_revision
@@ -36,14 +39,17 @@ Json = dict[str, Any]
 EVENTS = "events"  # the series
 _TYPES = ("Normal", "Warning")
 TOKEN_S_MIN = 600  # as the API server
+FOREIGN_MS = 1_000  # so long what somebody else wrote into a status stands
+RELINK_MS, RELINK_AGAIN_MS = 30_000, 300_000
 
 
 class _Telling(Struct, frozen=True):
-    """A status on its way."""
+    """A status on its way. `event` None: it has been acknowledged before, and is said once more."""
 
     node: Node
-    event: Reported
+    event: Reported | None
     pod: Pod
+    said: Said
     status: Json
     tries: int = 0
 
@@ -61,6 +67,19 @@ class Reports:
     def __init__(self, desk: Desk, tender: Tender) -> None:
         self._desk = desk
         self._tender = tender
+        self._chapters: dict[tuple[int, str], deque[SeriesCame]] = {}  # session, series → what is not in the API yet
+
+    def closed(self, session: int) -> None:
+        """What it said and nobody has acknowledged comes again with the next one."""
+        for key in [one for one in self._chapters if one[0] == session]:
+            del self._chapters[key]
+
+    def tell(self, pod: Pod, kind: str, reason: str, message: str, identity: str) -> None:
+        """An Event about a pod, once for each `identity`."""
+        name = translate.event_name(pod.name, pod.node, f"{pod.uid} {identity}")
+        about = translate.about_pod(pod.uid, pod.namespace, pod.name)
+        found = translate.event(about, (kind, reason, message), name, self._desk.wall)
+        self._desk.insist("create", "events", pod.namespace, name, body=found)
 
     # --- states ----------------------------------------------------------------------------------
 
@@ -103,17 +122,19 @@ class Reports:
             self._take(event)  # the API has no such pod of this node any more
             if gone:
                 self._desk.say(Delete(event.session, "pod", event.key))
-        elif gone and pod.deleting and not pod.mirror:
+        elif gone and pod.deleting and not pod.is_mirror:
             self._last_words(node, event, pod, status)
         elif gone:
             self._take(event)  # nobody has asked for its end: a pod that is not there is not Succeeded
-        elif status_revision(status) == pod.status:
-            self._take(event)
         else:
-            self._patch_status(_Telling(node, event, pod, status))
+            said = node.said[event.key] = Said(status_revision(status), event.body)
+            self._patch_status(_Telling(node, event, pod, said, status))
 
     def _patch_status(self, what: _Telling) -> None:
-        pod = what.pod
+        pod, said = what.pod, what.said
+        if what.node.said.get(pod.key) is not said:
+            return  # its session is over, or something newer has been said
+        said.busy += 1
         self._desk.call(
             "patch",
             "pods",
@@ -122,25 +143,77 @@ class Reports:
             partial(self._patched, what),
             subresource="status",
             patch="strategic",
-            body=translate.status_patch(pod.uid, what.status, refused=pod.refused),
+            body=translate.status_patch(pod.uid, what.status, refused=bool(pod.refused)),
         )
 
     def _patched(self, what: _Telling, done: Done) -> None:
-        event = what.event
-        if done.ok:
-            what.pod.status = status_revision((done.object or {}).get("status") or what.status)
-            self._take(event)
-        elif done.status == 404:
-            self._take(event)
+        event, said = what.event, what.said
+        said.busy -= 1
+        if done.ok or done.status == 404 or translate.is_other_uid(done.status, done.message):
+            if done.object is not None:
+                said.revision = status_revision(done.object.get("status") or {})
+                said.version = done.object["metadata"].get("resourceVersion", "")
+                self._has(what.node, what.pod, said)
+            if event is not None:
+                self._take(event)
         elif done.refused:
-            # With a wrong uid the API server says 422 too: the pod is another one by now, and its end is on its way.
-            self._refuse(event, done.reason or "Invalid", done.message)
-        elif self._lives(what.node, event):
+            said.body = b""
+            if event is not None:
+                self._refuse(event, done.reason or "Invalid", done.message)
+        else:
             again = structs.replace(what, tries=what.tries + 1)
             self._desk.later(again_ms(what.tries), lambda: self._patch_status(again))
 
+    def _has(self, node: Node, pod: Pod, said: Said) -> None:
+        """The API has what was said, whatever a lagging watch has told last."""
+        current = node.pods.get(pod.key)
+        if current is not None and current.uid == pod.uid:
+            current.status = said.revision
+
+    # --- what others write into a status ---------------------------------------------------------------
+
+    def seen(self, node: Node, pod: Pod) -> None:
+        """A pod has been seen: if its status is not what its node says, somebody else has written it (Kubernetes does,
+        when it has heard nothing of a node for a while)."""
+        said = node.said.get(pod.key)
+        if said is None or said.busy or pod.held or pod.deleting:
+            return
+        if translate.is_older(pod.resource_version, said.version):
+            pod.status = said.revision
+        elif pod.status == said.revision:
+            said.tries = 0
+        elif node.session is not None and node.session.welcomed:
+            wait_ms = FOREIGN_MS if not said.tries else again_ms(said.tries)
+            said.tries += 1
+            self._desk.later(wait_ms, lambda: self._say_again(node, pod.key, said))
+
+    def _say_again(self, node: Node, key: str, said: Said) -> None:
+        pod = node.pods.get(key)
+        if pod is None or pod.deleting or said.busy or node.said.get(key) is not said or pod.status == said.revision:
+            return
+        status = self._decoded(said.body) if said.body else None
+        if status is not None:
+            self._patch_status(_Telling(node, None, pod, said, status))
+        elif node.session is not None and self._desk.now >= node.session.relink_ms:
+            self._relink(node, node.session.number)
+
+    def _relink(self, node: Node, number: int) -> None:
+        """Its words are not known here: it says them again when it comes back and is told what the API has."""
+        if node.session is None:
+            return
+        node.session.relink_ms = self._desk.now + RELINK_AGAIN_MS
+        spread = RELINK_MS * blake2b(node.name.encode(), digest_size=1).digest()[0] // 256
+
+        def bye() -> None:
+            if node.session is not None and node.session.number == number:
+                self._desk.say(Bye(number, "Stopping", "what the API holds is not what this node said: say it again"))
+
+        self._desk.later(spread, bye)
+
     def _last_words(self, node: Node, event: Reported, pod: Pod, status: Json, tries: int = 0) -> None:
         """A deleted pod of which nothing is left: its last status, then its end."""
+        if not self._lives(node, event):
+            return
         if status.get("phase") and status_revision(status) != pod.status:
             body = translate.status_patch(pod.uid, status)
             where = ("pods", pod.namespace, pod.name)
@@ -158,17 +231,17 @@ class Reports:
     def _ended(self, node: Node, event: Reported, pod: Pod, tries: int, done: Done) -> None:
         if done.ok or done.status in (404, 409):  # 409: another pod has its name, so this one is gone
             self._take(event)
-        elif self._lives(node, event):
+        else:
             self._desk.later(again_ms(tries), partial(self._last_words, node, event, pod, {}, tries + 1))
 
-    def _lives(self, node: Node, event: Reported | SeriesCame) -> bool:
+    def _lives(self, node: Node, event: Reported) -> bool:
         return node.session is not None and node.session.number == event.session
 
     # --- mirror pods ---------------------------------------------------------------------------------
 
-    def _mirror(self, node: Node, event: Reported, body: Json) -> None:
+    def _mirror(self, node: Node, event: Reported, body: Json, tries: int = 0) -> None:
         known = node.pods.get(event.key)
-        if known is not None and not known.mirror:
+        if known is not None and not known.is_mirror:
             self._refuse(event, "Forbidden", "a pod of the cluster is no mirror pod")
         elif not event.body:
             self._end_mirror(node, event, known)
@@ -177,7 +250,11 @@ class Reports:
         elif known is not None:
             self._replace_mirror(node, event, known, body)
         else:
-            self._make_mirror(node, event, body, 0)
+            self._make_mirror(node, event, body, tries)
+
+    def _mirror_again(self, node: Node, event: Reported, body: Json, tries: int) -> None:
+        if self._lives(node, event):
+            self._mirror(node, event, body, tries)
 
     def _make_mirror(self, node: Node, event: Reported, body: Json, tries: int) -> None:
         meta, spec = body.get("metadata"), body.get("spec")
@@ -203,8 +280,8 @@ class Reports:
             self._refuse(event, "NamespaceNotFound", done.message)
         elif done.refused:
             self._refuse(event, done.reason or "Invalid", done.message)
-        elif self._lives(node, event):
-            self._desk.later(again_ms(tries), partial(self._make_mirror, node, event, body, tries + 1))
+        else:
+            self._desk.later(again_ms(tries), partial(self._mirror_again, node, event, body, tries + 1))
 
     def _replace_mirror(self, node: Node, event: Reported, known: Pod, body: Json) -> None:
         def then(done: Done) -> None:
@@ -225,18 +302,16 @@ class Reports:
     # --- series --------------------------------------------------------------------------------------
 
     def series(self, node: Node, event: SeriesCame) -> None:
-        """One after the other, so that they arrive in order; acknowledged as a whole."""
-        if event.series != EVENTS or not event.items:
-            self._series_done(event)
-        else:
+        """One after the other, so that they arrive in order; a message is acknowledged as a whole."""
+        waiting = self._chapters.setdefault((event.session, event.series), deque())
+        waiting.append(event)
+        if len(waiting) == 1:
             self._next_item(_Chapter(node, event))
 
-    def _series_done(self, event: SeriesCame) -> None:
-        through = event.first + len(event.items) - 1
-        self._desk.say(SeriesTaken(event.session, event.series, event.epoch, through))
-
     def _next_item(self, at: _Chapter) -> None:
-        index, items = at.index, at.event.items
+        index, items = at.index, at.event.items if at.event.series == EVENTS else []
+        if (at.event.session, at.event.series) not in self._chapters:
+            return
         while index < len(items):
             found = self._event_of(at.node, items[index])
             if found is not None:
@@ -245,7 +320,17 @@ class Reports:
                 self._desk.call("create", "events", meta["namespace"], meta["name"], then, body=found)
                 return
             index += 1
-        self._series_done(at.event)
+        self._series_done(at)
+
+    def _series_done(self, at: _Chapter) -> None:
+        event = at.event
+        self._desk.say(SeriesTaken(event.session, event.series, event.epoch, event.first + len(event.items) - 1))
+        waiting = self._chapters[event.session, event.series]
+        waiting.popleft()
+        if waiting:
+            self._next_item(_Chapter(at.node, waiting[0]))
+        else:
+            del self._chapters[event.session, event.series]
 
     def _event_of(self, node: Node, item: bytes) -> Json | None:
         """An Event of this node or one of its pods; None for anything else, which nobody will miss."""
@@ -278,9 +363,8 @@ class Reports:
             body = {name: found[name] for name in ("count", "lastTimestamp", "message")}
             self._desk.call("patch", "events", meta["namespace"], meta["name"], body=body)
         elif not (done.ok or done.refused or done.status == 403):  # 403: its namespace is going
-            if self._lives(at.node, at.event):
-                again = structs.replace(at, tries=at.tries + 1)
-                self._desk.later(again_ms(at.tries), lambda: self._next_item(again))
+            again = structs.replace(at, tries=at.tries + 1)
+            self._desk.later(again_ms(at.tries), lambda: self._next_item(again))
             return
         self._next_item(structs.replace(at, index=at.index + 1, tries=0))
 
@@ -296,7 +380,7 @@ class Reports:
             self._answer(event, str(error), retryable=False)
             return
         pod = node.pods.get(ask.uid)
-        if pod is None or pod.mirror or pod.held or (pod.namespace, pod.name) != (ask.namespace, ask.pod):
+        if pod is None or pod.is_mirror or pod.held or (pod.namespace, pod.name) != (ask.namespace, ask.pod):
             self._answer(event, f"{ask.namespace}/{ask.pod} is no pod of this node")
             return
         if ask.service_account != pod.account or (ask.audience, ask.expiration_s) not in pod.tokens:

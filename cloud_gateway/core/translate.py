@@ -89,6 +89,13 @@ def window_s(text: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+def is_older(version: object, than: str) -> bool:
+    """Of two resourceVersions of one resource. They are numbers, if only by the word of Kubernetes 1.35; what is none
+    is never older."""
+    text = str(version or "")
+    return text.isdecimal() and than.isdecimal() and int(text) < int(than)
+
+
 def key_of(obj: Json) -> str:
     """namespace/name, or the name of what has no namespace."""
     meta = obj["metadata"]
@@ -263,6 +270,11 @@ def status_patch(uid: str, status: Json, *, refused: bool = False) -> Json:
     return {"metadata": {"uid": uid}, "status": found}
 
 
+def is_other_uid(status: int, message: str) -> bool:
+    """Whether a patch was refused because another object has the name by now."""
+    return status == 422 and "metadata.uid" in message
+
+
 def refusal_patch(uid: str, reason: str, message: str, wall_ms: int) -> Json:
     """What the API shows of a pod that its node can't run."""
     condition = {
@@ -275,12 +287,28 @@ def refusal_patch(uid: str, reason: str, message: str, wall_ms: int) -> Json:
     return {"metadata": {"uid": uid}, "status": {"conditions": [condition]}}
 
 
+def new_ephemerals(pod: Json) -> tuple[str, ...]:
+    """Names of ephemeral containers that have no status yet."""
+    told = {one.get("name") for one in (pod.get("status") or {}).get("ephemeralContainerStatuses") or ()}
+    named = [str(one.get("name")) for one in pod["spec"].get("ephemeralContainers") or ()]
+    return tuple(name for name in named if name not in told)
+
+
+def ephemerals_patch(uid: str, names: Iterable[str], message: str, wall_ms: int) -> Json:
+    """They have ended before they began, so that nobody waits for them."""
+    ended = {"exitCode": 128, "reason": "Unsupported", "message": message, "finishedAt": stamp(wall_ms)}
+    common = {"image": "", "imageID": "", "ready": False, "restartCount": 0, "state": {"terminated": ended}}
+    return {
+        "metadata": {"uid": uid},
+        "status": {"ephemeralContainerStatuses": [{"name": name} | common for name in names]},
+    }
+
+
 def mirror_pod(body: Json, key: str, revision: bytes, node: str, node_uid: str) -> Json:
     """The API's copy of a pod of the node's own manifests."""
-    meta = dict(body["metadata"])
-    meta.pop("uid", None)
-    meta.pop("creationTimestamp", None)
-    meta["annotations"] = (meta.get("annotations") or {}) | {MIRROR_KEY: key, MIRROR_REVISION: revision.hex()}
+    meta = {name: body["metadata"][name] for name in ("name", "namespace", "labels") if body["metadata"].get(name)}
+    own = {MIRROR_KEY: key, MIRROR_REVISION: revision.hex()}
+    meta["annotations"] = (body["metadata"].get("annotations") or {}) | own
     meta["annotations"].setdefault(MIRROR, revision.hex())
     if node_uid:
         owner = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node_uid, "controller": True}
