@@ -26,16 +26,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from enum import Enum, IntEnum
-
-from msgspec import Struct
 
 from tinyedge.limits import (
     LINK_ACKS_MAX,
     LINK_ASKS_MAX,
+    LINK_CONTROL_MAX,
     LINK_INFLIGHT_BYTES_MAX,
     LINK_INFLIGHT_MAX,
     LINK_OBJECT_BYTES_MAX,
+    LINK_SERIES_WAITING_MAX,
+)
+from tinyedge.protocol.link_events import (
+    Acked,
+    Class,
+    Event,
+    Refused,
+    Role,
+    SeriesTaken,
+    StateRefused,
+    StateTaken,
 )
 from tinyedge.protocol.link_messages import (
     OLDEST,
@@ -69,9 +78,11 @@ from tinyedge.protocol.link_messages import (
     Welcome,
     pack,
     unpack,
+    weight,
 )
 from tinyedge.protocol.link_pace import SECOND_MS, Backoff, Bucket
 from tinyedge.protocol.link_streams import Streams, Writable
+from tinyedge.protocol.link_window import Item, Window
 
 __all__ = [
     "OLDEST",
@@ -111,92 +122,13 @@ __all__ = [
 ]
 
 
-class Role(Enum):
-    EDGE = "edge"
-    GATEWAY = "gateway"
-
-
-class Class(IntEnum):
-    """What may wait for what: a lower one never waits for a higher one."""
-
-    CONTROL = 0
-    STATUS = 1
-    STREAM = 2
-    TELEMETRY = 3
-    BULK = 4
-
-
-class Acked(Struct, frozen=True):
-    """The edge holds it, durably. `revision` empty: it holds nothing of it any more."""
-
-    kind: str
-    key: str
-    revision: bytes
-
-
-class Refused(Struct, frozen=True):
-    """The edge can't take it, or would not know what it is."""
-
-    kind: str
-    key: str
-    revision: bytes
-    reason: str
-    message: str
-
-
-class StateTaken(Struct, frozen=True):
-    kind: str
-    key: str
-    revision: bytes
-
-
-class StateRefused(Struct, frozen=True):
-    kind: str
-    key: str
-    revision: bytes
-    reason: str
-    message: str
-
-
-SeriesTaken = SeriesAck
-
-Event = (
-    Hello
-    | Welcome
-    | Outline
-    | Put
-    | Delete
-    | Synced
-    | Acked
-    | Refused
-    | State
-    | StateTaken
-    | StateRefused
-    | Series
-    | SeriesAck
-    | Ask
-    | Reply
-    | Open
-    | Data
-    | Close
-    | Writable
-    | Bye
-)
-
+_SYNCED = ("", "")
+_WORDS_MAX = 300  # of our last words
 _FROM_EDGE = (Hello, Outline, Ack, Refuse, State, Series, Ask, Data, Credit, Close, Ping, Pong, Bye)
 _FROM_GATEWAY = (
     *(Welcome, Put, Delete, Synced, StateAck, StateRefuse, SeriesAck, Reply),
     *(Open, Data, Credit, Close, Ping, Pong, Bye),
 )
-
-
-class _Sent(Struct):
-    """What the other end has not answered yet."""
-
-    kind: str
-    key: str
-    revision: bytes
-    bytes: int
 
 
 def our_limits() -> Limits:
@@ -230,65 +162,112 @@ class Session:
         self.closed = False
         self.streams = Streams()
         self._takes = _FROM_GATEWAY if role is Role.EDGE else _FROM_EDGE
+        self._hello_said = False  # by the edge: sent, or come
         self._open = False  # Hello and Welcome have been exchanged
         self._saying_bye = False
+        self._first: Message | None = None  # our Hello or Welcome: nothing is sent before it
         self._control: deque[Message] = deque()
         self._objects: dict[tuple[str, str], Put | Delete | Synced] = {}  # unsent, in the order of their first call
         self._states: dict[tuple[str, str], tuple[bytes, bytes]] = {}  # unsent: revision, body
         self._series: deque[Series] = deque()
-        self._acks: list[int] = []
-        self._sent: dict[int, _Sent] = {}
-        self._sent_bytes = 0
-        self._asks: set[int] = set()
+        self._series_acks: dict[tuple[str, int], int] = {}  # unsent: only the last of a series says something
+        self._acks: deque[int] = deque()
+        self._sent = Window()
+        self._came = Window()
+        self._asks: set[int] = set()  # ours, not answered
+        self._asked: set[int] = set()  # theirs, until the answer has left
         self._seq = 0
         self._heard_ms = now_ms
         self._spoke_ms = now_ms
-        self._ping = False
-        self._budgets = {Class(one): Bucket(rate, now_ms) for one, rate in (budgets or {}).items() if rate}
+        self._pinged_ms: int | None = None  # since then we wait for a word
+        self._budgets = {Class(one): Bucket(rate, now_ms) for one, rate in (budgets or {}).items() if rate > 0}
 
     # --- what comes --------------------------------------------------------------------------------
 
     def receive(self, data: bytes, now_ms: int) -> list[Event]:
-        """What a message means. Raises LinkBroken, and nothing else."""
-        if self.closed:
+        """What a message means. Raises LinkBroken, and nothing else; a Bye that says why is then all that is left to
+        send."""
+        if self.closed or self._saying_bye:
             return []
-        message = unpack(data)
+        self.heard(now_ms)
+        try:
+            return self._receive(data)
+        except LinkBroken as error:
+            if not self._saying_bye:
+                self.bye("Protocol", str(error)[:_WORDS_MAX])
+            raise
+
+    def heard(self, now_ms: int) -> None:
+        """Something came, be it a part of a message only: a large one over a slow line is no silence."""
         self._heard_ms = now_ms
+        self._pinged_ms = None
+
+    def _receive(self, data: bytes) -> list[Event]:
+        message = unpack(data)
+        name = type(message).__name__
         if not isinstance(message, self._takes):
-            raise LinkBroken(f"the other end sent {type(message).__name__}, which is not its to say")
-        first = Hello if self.role is Role.GATEWAY else Welcome
-        if isinstance(message, first) == self._open and not isinstance(message, Bye):
-            raise LinkBroken(f"the other end sent {type(message).__name__} at the wrong time")
+            raise LinkBroken(f"the other end sent {name}, which is not its to say")
+        if not isinstance(message, Bye) and not self._is_time_for(message):
+            raise LinkBroken(f"the other end sent {name} at the wrong time")
+        if len(self._control) + self.streams.control > LINK_CONTROL_MAX:
+            raise LinkBroken("the other end says much and takes no answers")
         return self._take(message)
+
+    def _is_time_for(self, message: AnyMessage) -> bool:
+        if isinstance(message, Hello):
+            return not self._hello_said
+        if isinstance(message, Welcome):
+            return self._hello_said and not self._open
+        return self._open
 
     def _take(self, message: AnyMessage) -> list[Event]:
         match message:
-            case Ping() | Pong():
-                if isinstance(message, Ping):
-                    self._control_once(Pong())
+            case Ping():
+                self._control_once(Pong())
+                return []
+            case Pong():
                 return []
             case Ack() | StateAck() | Refuse() | StateRefuse():
                 return self._answered(message)
             case Data() | Credit() | Close() | Open():
                 return list(self.streams.receive(message))
+            case Welcome():
+                return [message, *self._welcome_came(message)]
         self._note(message)
         return [message]
 
     def _note(self, message: Event) -> None:
         """What a message that is passed on means for the session itself."""
         match message:
+            case Put() | State():
+                self._object_came(message, message.revision, len(message.body))
+            case Delete():
+                self._object_came(message, b"", 0)
             case Reply():
                 if message.id not in self._asks:
                     raise LinkBroken("the gateway answered what was not asked")
                 self._asks.discard(message.id)
+            case Ask():
+                if message.id in self._asked or len(self._asked) >= LINK_ASKS_MAX:
+                    raise LinkBroken("the node asks too much at once")
+                self._asked.add(message.id)
+            case Series():
+                if len(self._series_acks) >= LINK_CONTROL_MAX:
+                    raise LinkBroken("the node sends series and takes no answers")
             case Hello():
                 self._hello_came(message)
-            case Welcome():
-                self._welcome_came(message)
             case Bye():
                 self.closed = True
 
+    def _object_came(self, message: Put | Delete | State, revision: bytes, size: int) -> None:
+        if size > self.limits.object_bytes:
+            raise LinkBroken("the other end sent a larger object than it may", f"{size} bytes")
+        if self._came.has(message.seq) or not self._came.fits(size, self.limits):
+            raise LinkBroken("the other end sent more at once than it may")
+        self._came.add(message.seq, Item(message.kind, message.key, revision, size))
+
     def _hello_came(self, hello: Hello) -> None:
+        self._hello_said = True
         self.peer = hello.limits
         self.kinds = frozenset(hello.digests)
         agreed = min(self.versions[1], hello.versions[1])
@@ -298,13 +277,17 @@ class Session:
             raise LinkBroken("the node speaks another version of the link", f"{hello.versions}; {words}")
         self.version = agreed
 
-    def _welcome_came(self, welcome: Welcome) -> None:
+    def _welcome_came(self, welcome: Welcome) -> list[StateRefused]:
+        """What of the states that waited for it the gateway could not take."""
         if not self.versions[0] <= welcome.version <= self.versions[1]:
             raise LinkBroken("the gateway speaks another version of the link", str(welcome.version))
         self.version = welcome.version
         self.peer = welcome.limits
         self.heartbeat_s = max(1, min(self.heartbeat_s, welcome.heartbeat_s))
         self._open = True
+        waiting, self._states = self._states, {}
+        refused = (self.state(*key, revision, body) for key, (revision, body) in waiting.items())
+        return [one for one in refused if one is not None]
 
     def _answered(self, message: Ack | StateAck | Refuse | StateRefuse) -> list[Event]:
         match message:
@@ -316,15 +299,14 @@ class Session:
         (one,) = self._pop([message.seq])
         return [refused(one.kind, one.key, one.revision, message.reason, message.message)]
 
-    def _pop(self, seqs: list[int]) -> list[_Sent]:
+    def _pop(self, seqs: list[int]) -> list[Item]:
         """What these numbers were. An answer to what was never sent breaks the link."""
         found = []
         for seq in seqs:
-            one = self._sent.pop(seq, None)
-            if one is None:
+            item = self._sent.pop(seq)
+            if item is None:
                 raise LinkBroken("the other end answered what was not sent", f"number {seq}")
-            self._sent_bytes -= one.bytes
-            found.append(one)
+            found.append(item)
         return found
 
     # --- what is to be said: the edge ----------------------------------------------------------------
@@ -339,26 +321,39 @@ class Session:
         digests: Mapping[str, bytes],
         series: Mapping[str, int] | None = None,
     ) -> None:
-        self._control.append(
-            Hello(self.versions, software, boot_id, machine, clock_ms, self.limits, dict(digests), dict(series or {}))
+        self._first = Hello(
+            self.versions, software, boot_id, machine, clock_ms, self.limits, dict(digests), dict(series or {})
         )
 
     def outline(self, kind: str, objects: Mapping[str, bytes]) -> None:
         self._control.append(Outline(kind, dict(objects)))
 
     def ack(self, seq: int) -> None:
-        self._acks.append(seq)
+        """Once; a second answer is none."""
+        if self._came.answer(seq):
+            self._acks.append(seq)
 
     def refuse(self, seq: int, reason: str, message: str) -> None:
-        self._control.append(Refuse(seq, reason, message))
+        if self._came.answer(seq):
+            self._control.append(Refuse(seq, reason, message))
 
-    def state(self, kind: str, key: str, revision: bytes, body: bytes) -> None:
+    def state(self, kind: str, key: str, revision: bytes, body: bytes) -> StateRefused | None:
         """Only the newest of a key is sent. While an older one is unanswered the newer one waits for its answer: the
-        last that arrives is the last that was said."""
+        last that arrives is the last that was said. What the gateway could not take is not sent: it comes back refused,
+        from here or, if it has been said before the Welcome, with that."""
+        if self._open and len(body) > self.peer.object_bytes:
+            self._states.pop((kind, key), None)
+            words = f"it is {len(body)} bytes, and the gateway takes {self.peer.object_bytes}"
+            return StateRefused(kind, key, revision, "TooLarge", words)
         self._states[kind, key] = (revision, body)
+        return None
 
-    def series(self, name: str, epoch: int, first: int, items: list[bytes], dropped: int = 0) -> None:
+    def series(self, name: str, epoch: int, first: int, items: list[bytes], dropped: int = 0) -> bool:
+        """False when so much waits already that this is not taken: once `series_waiting` is less there is room."""
+        if len(self._series) >= LINK_SERIES_WAITING_MAX:
+            return False
         self._series.append(Series(name, epoch, first, items, dropped))
+        return True
 
     def ask(self, what: str, body: bytes) -> int:
         """The number that the Reply will have. Raises LinkBroken when too many are unanswered."""
@@ -381,8 +376,8 @@ class Session:
         have: Mapping[str, Mapping[str, bytes]] | None = None,
     ) -> None:
         held = {kind: dict(objects) for kind, objects in (have or {}).items()}
-        self._control.append(
-            Welcome(self.version, software, time_ms, self.heartbeat_s, backoff_cap_s, self.limits, want or [], held)
+        self._first = Welcome(
+            self.version, software, time_ms, self.heartbeat_s, backoff_cap_s, self.limits, want or [], held
         )
         self._open = True
 
@@ -390,8 +385,9 @@ class Session:
         """Only the newest of a key is sent. What the edge could not take is not sent: it comes back refused."""
         if kind not in self.kinds:
             return Refused(kind, key, revision, "UnknownKind", f"the node's software knows no {kind}")
-        if len(body) > self.peer.object_bytes:
-            words = f"it is {len(body)} bytes, and the node takes {self.peer.object_bytes}"
+        most = min(self.peer.object_bytes, LINK_OBJECT_BYTES_MAX)
+        if len(body) > most:
+            words = f"it is {len(body)} bytes, and the node takes {most}"
             return Refused(kind, key, revision, "TooLarge", words)
         self._objects[kind, key] = Put(0, kind, key, revision, body)
         return None
@@ -401,19 +397,23 @@ class Session:
 
     def synced(self) -> None:
         """Sent once all that was given before has been."""
-        self._objects["", ""] = Synced()
+        self._objects.pop(_SYNCED, None)
+        self._objects[_SYNCED] = Synced()
 
     def state_taken(self, seq: int) -> None:
-        self._acks.append(seq)
+        self.ack(seq)
 
     def state_refused(self, seq: int, reason: str, message: str) -> None:
-        self._control.append(StateRefuse(seq, reason, message))
+        if self._came.answer(seq):
+            self._control.append(StateRefuse(seq, reason, message))
 
     def series_taken(self, name: str, epoch: int, through: int) -> None:
-        self._control.append(SeriesAck(name, epoch, through))
+        self._series_acks[name, epoch] = max(through, self._series_acks.get((name, epoch), through))
 
     def reply(self, number: int, error: str = "", body: bytes = b"", *, retryable: bool = True) -> None:
-        self._control.append(Reply(number, error, body, retryable))
+        """To what was asked in this session; to anything else it is none."""
+        if number in self._asked:
+            self._control.append(Reply(number, error, body, retryable))
 
     def open(self, what: str, params: Mapping[str, Param]) -> int:
         """The number of a new stream. Raises LinkBroken when there are too many; that ends no session."""
@@ -439,6 +439,7 @@ class Session:
 
     def bye(self, reason: str, message: str, retry_s: int = 0) -> None:
         """The last message; whatever else waits is not sent."""
+        self._first = None
         self._control.clear()
         self._control.append(Bye(reason, message, retry_s))
         self._saying_bye = True
@@ -453,13 +454,33 @@ class Session:
         if message is None:
             return None
         self._spoke_ms = now_ms
-        if isinstance(message, Bye):
-            self.closed = True
+        self._leaves(message)
         return pack(message, self.version)
 
+    def _leaves(self, message: Message) -> None:
+        """What is answered has left: the other end may send as much again."""
+        match message:
+            case Hello():
+                self._hello_said = True
+            case Ack(seqs) | StateAck(seqs):
+                for seq in seqs:
+                    self._came.pop(seq)
+            case Refuse(seq) | StateRefuse(seq):
+                self._came.pop(seq)
+            case Reply(number):
+                self._asked.discard(number)
+            case Bye():
+                self.closed = True
+
     def _next(self, now_ms: int) -> Message | None:
-        if self._saying_bye or not self._open:
+        if self._saying_bye:
             return self._control.popleft() if self._control else None
+        if self._first is not None:
+            message, self._first = self._first, None
+            return message
+        return self._next_in_turn(now_ms) if self._open else None
+
+    def _next_in_turn(self, now_ms: int) -> Message | None:
         for kind in Class:
             bucket = self._budgets.get(kind)
             if bucket is not None and not bucket.has_room(now_ms):
@@ -467,7 +488,7 @@ class Session:
             message = self._next_of(kind)
             if message is not None:
                 if bucket is not None:
-                    bucket.take(_size(message))
+                    bucket.take(weight(message))
                 return message
         return None
 
@@ -487,8 +508,11 @@ class Session:
         if self._control:
             return self._control.popleft()
         if self._acks:
-            seqs, self._acks = self._acks[:LINK_ACKS_MAX], self._acks[LINK_ACKS_MAX:]
+            seqs = [self._acks.popleft() for _ in range(min(LINK_ACKS_MAX, len(self._acks)))]
             return Ack(seqs) if self.role is Role.EDGE else StateAck(seqs)
+        if self._series_acks:
+            (name, epoch), through = self._series_acks.popitem()
+            return SeriesAck(name, epoch, through)
         if (message := self.streams.next_control()) is not None:
             return message
         return self._next_object()
@@ -499,7 +523,7 @@ class Session:
                 del self._objects[key]
                 return message
             body = message.body if isinstance(message, Put) else b""
-            if not self._fits(len(body)):
+            if not self._sent.fits(len(body), self.peer):
                 return None
             del self._objects[key]
             revision = message.revision if isinstance(message, Put) else b""
@@ -508,23 +532,17 @@ class Session:
         return None
 
     def _next_state(self) -> Message | None:
-        waiting = {(one.kind, one.key) for one in self._sent.values()} if self._states else set()
         for key, (revision, body) in self._states.items():
-            if key in waiting or not self._fits(len(body)):
-                continue
-            del self._states[key]
-            return State(self._sends(*key, revision, len(body)), *key, revision, body)
+            if not self._sent.fits(len(body), self.peer):
+                return None
+            if key not in self._sent:
+                del self._states[key]
+                return State(self._sends(*key, revision, len(body)), *key, revision, body)
         return None
-
-    def _fits(self, size: int) -> bool:
-        """One is always let through, however large."""
-        count = len(self._sent)
-        return not count or (count < self.peer.inflight and self._sent_bytes + size <= self.peer.inflight_bytes)
 
     def _sends(self, kind: str, key: str, revision: bytes, size: int) -> int:
         self._seq += 1
-        self._sent[self._seq] = _Sent(kind, key, revision, size)
-        self._sent_bytes += size
+        self._sent.add(self._seq, Item(kind, key, revision, size))
         return self._seq
 
     def _control_once(self, message: Message) -> None:
@@ -536,17 +554,32 @@ class Session:
     def tick(self, now_ms: int) -> int:
         """Look at the clock; the monotonic time of the next look. Raises LinkBroken when the other end is gone."""
         beat_ms = self.heartbeat_s * SECOND_MS
-        if now_ms - self._heard_ms >= 2 * beat_ms:
+        dead_ms = self._heard_ms + 2 * beat_ms
+        if dead_ms <= now_ms:
+            self.closed = True
             raise LinkBroken("the link is dead", f"nothing was heard for {2 * self.heartbeat_s} s")
-        due_ms = self._heard_ms + 2 * beat_ms
-        if self.role is Role.EDGE and self._open:
-            ping_ms = min(self._heard_ms, self._spoke_ms) + beat_ms
-            if ping_ms <= now_ms:
-                self._control_once(Ping())
-                ping_ms = now_ms + beat_ms
-            due_ms = min(due_ms, ping_ms)
         wakes = [bucket.free_ms(now_ms) for bucket in self._budgets.values() if not bucket.has_room(now_ms)]
-        return min([due_ms, *wakes])
+        return min([dead_ms, *wakes, *self._beat(now_ms, beat_ms)])
+
+    def _beat(self, now_ms: int, beat_ms: int) -> list[int]:
+        """Ask for a word when none has come or gone for a heartbeat, once; when to look again. The gateway only speaks
+        up where the node has been sending for so long that it could not ask."""
+        if not self._open:
+            return []
+        if self.role is Role.GATEWAY:
+            due_ms = self._spoke_ms + beat_ms + beat_ms // 2
+            if due_ms > now_ms:
+                return [due_ms]
+            self._control_once(Pong())
+            return [now_ms + beat_ms]
+        since_ms = min(self._heard_ms, self._spoke_ms)
+        if self._pinged_ms is not None:
+            since_ms = max(since_ms, self._pinged_ms)
+        if since_ms + beat_ms > now_ms:
+            return [since_ms + beat_ms]
+        self._control_once(Ping())
+        self._pinged_ms = now_ms
+        return [now_ms + beat_ms]
 
     @property
     def waiting(self) -> int:
@@ -554,23 +587,6 @@ class Session:
         return len(self._sent) + len(self._objects) + len(self._states)
 
     @property
-    def is_quiet(self) -> bool:
-        """Nothing is on its way in either direction as far as is known here; streams and series aside."""
-        return not (self._sent or self._objects or self._states or self._control or self._acks)
-
-    @property
     def series_waiting(self) -> int:
         """Series messages that have been given and not sent."""
         return len(self._series)
-
-
-def _size(message: Message) -> int:
-    """About as many bytes as it will be."""
-    match message:
-        case Data(data=data):
-            return len(data) + 16
-        case Series(items=items):
-            return sum(map(len, items)) + 32
-        case Put(body=body) | State(body=body):
-            return len(body) + 64
-    return 32

@@ -1,26 +1,45 @@
 """The messages of the link, each one array of msgpack, and how they are packed into a WebSocket message.
 
 The first byte of a message says how the rest is packed: 0 as it is, 1 deflated. What inflates to more than a message
-may have breaks the link, without being inflated any further.
+may have breaks the link, without being inflated any further. What has many small parts has a limit on their number, as
+each of them takes more memory than it has bytes; a declared number beyond it is refused before anything is made.
+
+Version 1 knows no compression and no `dropped` in Series.
 """
 
 from __future__ import annotations
 
 import zlib
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from tinyedge.errors import PeerError
-from tinyedge.limits import LINK_MESSAGE_BYTES_MAX
+from tinyedge.limits import (
+    LINK_ACKS_MAX,
+    LINK_KEYS_MAX,
+    LINK_KINDS_MAX,
+    LINK_MESSAGE_BYTES_MAX,
+    LINK_PARAMS_MAX,
+    LINK_SERIES_ITEMS_MAX,
+    LINK_SERIES_MAX,
+    LIST_ITEMS_MAX,
+)
 
 VERSION = 2
-OLDEST = 1  # one older version is understood: it knows no compression
+OLDEST = 1  # one older version is understood
 PLAIN, DEFLATED = b"\x00", b"\x01"
 _DEFLATE_FROM_BYTES = 512  # what is smaller hardly shrinks
 _DEFLATE_SINCE = 2  # version
+_DROPPED_SINCE = 2
 
 Param = str | int | bool | None | list[str | list[str]]
+
+_Pair = Annotated[list[str], Meta(max_length=2)]  # name and value of a header
+_Param = str | int | bool | None | Annotated[list[str | _Pair], Meta(max_length=LIST_ITEMS_MAX)]
+_Revisions = Annotated[dict[str, bytes], Meta(max_length=LINK_KEYS_MAX)]
+_Seqs = Annotated[list[int], Meta(max_length=LINK_ACKS_MAX)]
 
 
 class LinkBroken(PeerError):
@@ -53,8 +72,10 @@ class Hello(Message, frozen=True, tag=1):
     machine: str
     clock_ms: int
     limits: Limits
-    digests: dict[str, bytes]
-    series: dict[str, int] = field(default_factory=dict)  # series with something to take → items that wait
+    digests: Annotated[dict[str, bytes], Meta(max_length=LINK_KINDS_MAX)]
+    series: Annotated[dict[str, int], Meta(max_length=LINK_SERIES_MAX)] = field(
+        default_factory=dict
+    )  # series with something to take → items that wait
 
 
 class Welcome(Message, frozen=True, tag=2):
@@ -67,15 +88,15 @@ class Welcome(Message, frozen=True, tag=2):
     heartbeat_s: int  # the edge's own setting wins when it is shorter
     backoff_cap_s: int
     limits: Limits
-    want: list[str] = field(default_factory=list)
-    have: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    want: Annotated[list[str], Meta(max_length=LINK_KINDS_MAX)] = field(default_factory=list)
+    have: Annotated[dict[str, _Revisions], Meta(max_length=LINK_KINDS_MAX)] = field(default_factory=dict)
 
 
 class Outline(Message, frozen=True, tag=3):
     """What the edge holds of a kind: key → revision."""
 
     kind: str
-    objects: dict[str, bytes]
+    objects: _Revisions
 
 
 class Put(Message, frozen=True, tag=4):
@@ -97,7 +118,7 @@ class Synced(Message, frozen=True, tag=6):
 
 
 class Ack(Message, frozen=True, tag=7):
-    seqs: list[int]
+    seqs: _Seqs
 
 
 class Refuse(Message, frozen=True, tag=8):
@@ -119,7 +140,7 @@ class State(Message, frozen=True, tag=9):
 
 
 class StateAck(Message, frozen=True, tag=10):
-    seqs: list[int]
+    seqs: _Seqs
 
 
 class StateRefuse(Message, frozen=True, tag=11):
@@ -134,7 +155,7 @@ class Series(Message, frozen=True, tag=12):
     series: str
     epoch: int
     first: int
-    items: list[bytes]
+    items: Annotated[list[bytes], Meta(max_length=LINK_SERIES_ITEMS_MAX)]
     dropped: int = 0
 
 
@@ -164,7 +185,7 @@ class Open(Message, frozen=True, tag=16):
 
     stream: int
     what: str
-    params: dict[str, Param]
+    params: Annotated[dict[str, _Param], Meta(max_length=LINK_PARAMS_MAX)]
 
 
 class Data(Message, frozen=True, tag=17):
@@ -172,6 +193,15 @@ class Data(Message, frozen=True, tag=17):
 
     stream: int
     data: bytes
+
+
+class _Series1(Message, frozen=True, tag=12):
+    """Series of version 1."""
+
+    series: str
+    epoch: int
+    first: int
+    items: list[bytes]
 
 
 class Credit(Message, frozen=True, tag=18):
@@ -236,6 +266,8 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 def pack(message: Message, version: int = VERSION) -> bytes:
     """Deflated where the other end knows that and it helps."""
+    if isinstance(message, Series) and version < _DROPPED_SINCE:
+        message = _Series1(message.series, message.epoch, message.first, message.items)
     plain = _ENCODER.encode(message)
     if version >= _DEFLATE_SINCE and len(plain) >= _DEFLATE_FROM_BYTES:
         deflated = zlib.compress(plain, 6, -zlib.MAX_WBITS)
@@ -248,7 +280,7 @@ def unpack(data: bytes) -> AnyMessage:
     """Raises LinkBroken, and nothing else, for whatever is no message."""
     try:
         return _DECODER.decode(_inflated(data))
-    except (msgspec.MsgspecError, zlib.error, ValueError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, zlib.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise LinkBroken("the other end of the link sent what is no message", str(error)[:200]) from None
 
 
@@ -262,3 +294,15 @@ def _inflated(data: bytes) -> bytes | memoryview:
     if not inflate.eof or inflate.unused_data:
         raise ValueError("it inflates to too much, or to nothing whole")
     return plain
+
+
+def weight(message: Message) -> int:
+    """About as many bytes as it will be."""
+    match message:
+        case Data(data=data):
+            return len(data) + 16
+        case Series(items=items):
+            return sum(map(len, items)) + 32
+        case Put(body=body) | State(body=body):
+            return len(body) + 64
+    return 32

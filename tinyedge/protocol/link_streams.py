@@ -44,6 +44,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
+    @property
+    def control(self) -> int:
+        """Messages that wait, data aside."""
+        return len(self._control)
+
     # --- what comes --------------------------------------------------------------------------------
 
     def receive(self, message: Data | Credit | Close | Open) -> Iterator[Data | Close | Open | Writable]:
@@ -51,6 +56,8 @@ class Streams:
         if isinstance(message, Open):
             yield from self._opened(message)
             return
+        if not 0 < message.stream <= self._number:
+            raise LinkBroken("the other end speaks of a stream that there never was")
         stream = self._streams.get(message.stream)
         if stream is None:
             return
@@ -114,9 +121,10 @@ class Streams:
 
     def consumed(self, number: int, count: int) -> None:
         stream = self._streams.get(number)
-        if stream is None or not count:
+        if stream is None or count <= 0:
             return
-        stream.passed_on += count
+        held = LINK_STREAM_BYTES_MAX - stream.granted - stream.passed_on
+        stream.passed_on += min(count, held)  # nobody passes on more than came
         if stream.passed_on * 2 >= LINK_STREAM_BYTES_MAX:
             stream.granted += stream.passed_on
             self._control.append(Credit(number, stream.passed_on))
@@ -126,11 +134,15 @@ class Streams:
         stream = self._streams.get(number)
         if stream is None:
             return
-        if error or not stream.out:
-            self._forget(number)
-            self._control.append(Close(number, error))
-        else:
+        if not error and stream.out:
             stream.closing = True
+            return
+        unsaid = next((one for one in self._control if isinstance(one, Open) and one.stream == number), None)
+        self._forget(number)
+        if unsaid is not None:
+            self._control.remove(unsaid)  # the node need not know of it
+        else:
+            self._control.append(Close(number, error))
 
     def _takes_turn(self, number: int) -> None:
         if number not in self._turn:
