@@ -116,7 +116,9 @@ class Cluster:
         self.wait_connected(node)
 
     def wait_connected(self, node: Node) -> None:
-        self.wait(lambda: self.condition(node.name, CONNECTED) == "True" and node.api("v1/status")["link"]["inSync"])
+        self.wait(
+            lambda: self.condition(node.name, CONNECTED) == "True" and node.api("v1/status")["link"].get("synced")
+        )
 
     def condition(self, node: str, kind: str) -> str:
         found = self.get("node", node) or {}

@@ -226,8 +226,8 @@ def test_no_pod_is_touched_when_the_gateway_dies_and_returns(cluster: Cluster, m
         assert identities(found) == then
         assert is_ready(found)
     sync = member.api("v1/status")["link"]["sync"]
-    assert sync["bytesUp"] < RECONNECT_BYTES_MAX, sync
-    assert sync["bytesDown"] < RECONNECT_BYTES_MAX, sync
+    assert sync["sentBytes"] < RECONNECT_BYTES_MAX, sync
+    assert sync["receivedBytes"] < RECONNECT_BYTES_MAX, sync
 
 
 def test_a_node_that_loses_power_while_the_cloud_is_away_comes_back_by_itself(cluster: Cluster, member: Node) -> None:
