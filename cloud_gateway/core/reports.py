@@ -152,7 +152,7 @@ class Reports:
         if done.ok or done.status == 404 or translate.is_other_uid(done.status, done.message):
             if done.object is not None:
                 said.revision = status_revision(done.object.get("status") or {})
-                said.version = done.object["metadata"].get("resourceVersion", "")
+                said.version = (done.object.get("metadata") or {}).get("resourceVersion", "")
                 self._has(what.node, what.pod, said)
             if event is not None:
                 self._take(event)
