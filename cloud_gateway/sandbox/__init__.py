@@ -51,19 +51,20 @@ async def serve(
     listen: tuple[str, int] = ("127.0.0.1", 0),
     hosts: Sequence[str] = (),
     tls: bool = True,
+    scheduling: bool = True,
     wall_s: Callable[[], float] = time.time,
     log_changes_max: int = limits.SANDBOX_LOG_CHANGES_MAX,
     task_status: trio.TaskStatus[Sandbox] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled. `hosts`: further names and addresses of the certificate. Without `tls` only for tests, on
-    loopback. Raises WorldError when the folder can't be used."""
+    loopback; without `scheduling` pods wait until somebody binds them. Raises WorldError when the folder can't be used."""
     folder = Path(directory)
     of_certs = await trio.to_thread.run_sync(certs.open_certs, folder, [listen[0], *hosts], wall_s())
     of_tokens = Tokens(folder, wall_s=wall_s)
     store = Store(folder, index=fields.index, log_changes_max=log_changes_max)
     registry = Registry(store, Catalogue(), wall_s=wall_s)
     hub = Hub()
-    controllers = Controllers(registry, of_certs.ca_pem)
+    controllers = Controllers(registry, of_certs.ca_pem, scheduling=scheduling)
 
     def published(change: Change) -> None:
         hub.publish(change)

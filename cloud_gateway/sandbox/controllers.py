@@ -28,10 +28,11 @@ _SCHEDULER = "default-scheduler"
 class Controllers:
     """`ca_pem`: what pods trust the API by."""
 
-    def __init__(self, registry: Registry, ca_pem: str) -> None:
+    def __init__(self, registry: Registry, ca_pem: str, *, scheduling: bool = True) -> None:
         self._registry = registry
         self._store = registry.store
         self._ca_pem = ca_pem
+        self._scheduling = scheduling
         self._wake = trio.Event()
         self._ending: set[str] = set()  # namespaces
         self._dropping: set[str] = set()  # definitions
@@ -210,7 +211,7 @@ class Controllers:
                 yield self._registry.write(self._resource("nodes"), "", node).thing
 
     def _schedule(self) -> Iterable[Json]:
-        if not self._unbound:
+        if not self._unbound or not self._scheduling:
             return
         nodes = [entry.object() for entry in self._store.entries("nodes")]
         everywhere = [entry.object() for entry in self._store.entries("pods")]

@@ -143,6 +143,8 @@ class Api:
             return refusal(refused)
         except NoSuchPath:
             return Answer(404, b"404 page not found\n", "text/plain; charset=utf-8")
+        except Exception as error:  # noqa: BLE001 - a bug of ours costs one request, not all that runs here
+            return refusal(Refused(500, "InternalError", f"Internal error occurred: {error!r}"))
 
     async def _answer(self, request: Request) -> Answer:
         path, _, query = request.target.partition("?")
