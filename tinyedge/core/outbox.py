@@ -23,7 +23,7 @@ from tinyedge.core.desk import Desk
 from tinyedge.core.run import NEVER, PodRun
 from tinyedge.core.status import pod_status, was
 from tinyedge.events import CloudHave, Report, ReportRefused, ReportTaken
-from tinyedge.limits import CLOUD_GONE_MAX, EVENT_MESSAGE_BYTES_MAX
+from tinyedge.limits import CLOUD_GONE_MAX, CLOUD_REFUSED_MAX, EVENT_MESSAGE_BYTES_MAX
 from tinyedge.model.pod import Pod
 from tinyedge.protocol.revision import UP, encode, revision, status_revision
 from tinyedge.wire import CLOUD, PodRow
@@ -51,6 +51,7 @@ class Outbox:
         self._cloud = cloud
         self._touched: dict[str, None] = {}
         self._known: dict[str, dict[str, bytes]] = {kind: {} for kind in UP}
+        self._others: dict[str, bytes] = {}  # uid → status that the API server has of a pod that is not here
         self._under_way: dict[tuple[str, str], bytes] = {}
         self._refused: dict[tuple[str, str], tuple[str, str]] = {}
         self._mirrors: dict[str, Mirrored] = {}
@@ -92,6 +93,9 @@ class Outbox:
             return
         kind = event.kind
         self._known[kind] = {key: at for key, at in event.objects.items() if self._is_ours(kind, key)}
+        if kind == "podstatus":
+            others = [key for key in event.objects if key not in self._known[kind]]
+            self._others = {key: event.objects[key] for key in others[:CLOUD_REFUSED_MAX]}
         self._under_way = {name: at for name, at in self._under_way.items() if name[0] != kind}
         self._refused = {name: why for name, why in self._refused.items() if name[0] != kind}
         self.touch_all()
@@ -123,6 +127,7 @@ class Outbox:
         self._known = {kind: {} for kind in UP}
         self._under_way.clear()
         self._refused.clear()
+        self._others.clear()
         self._mirrors.clear()
         self._last_words.clear()
         self._node_of = ()
@@ -195,13 +200,13 @@ class Outbox:
         self._desk.say(Report("mirror", uid, b"", b""))
 
     def _is_ours(self, kind: str, key: str) -> bool:
-        """Whether this node speaks of it. A pod that was refused stays as the API server has it."""
+        """Whether this node speaks of it."""
         if kind == "node":
             return key == NODE
         run = self._runs.get(key)
         if run is not None and run.row is not None:
             return kind == "podstatus" or run.row.source != CLOUD
-        return kind == "podstatus" and (key in self._desk.tables.gone or self._cloud.refuses(key))
+        return kind == "podstatus" and key in self._desk.tables.gone
 
     def _forget(self, uid: str) -> None:
         if uid in self._mirrors:
@@ -238,10 +243,14 @@ class Outbox:
 
     def outline(self, kind: str) -> dict[str, bytes]:
         """Key → revision of what this node reports of a kind, as it is now. What is not settled yet stands as it was
-        told last, and not at all if this life has not told it."""
+        told last, and not at all if this life has not told it. The status of a refused pod stays as the API server has
+        it."""
         if not self._cloud.node:
             return {}
-        return dict(self._known[kind])
+        known = self._known[kind]
+        if kind != "podstatus":
+            return dict(known)
+        return {uid: at for uid, at in self._others.items() if self._cloud.refuses(uid)} | known
 
     def pending(self) -> int:
         """Reports of which nobody has said yet that the API server has them."""
