@@ -48,6 +48,7 @@ INBOX_MAX = 1024
 LIST_FIRST_S = 1.0
 STOP_S = 3.0
 CA_REFRESH_S = 300
+NODES_PER_S = 250  # that come back at once: so many seconds are the cap of their back-off
 DAY_S = 86400
 IDENTITY_SECRET = "tinyedge-identity"  # noqa: S105 - its name
 
@@ -155,6 +156,7 @@ class Daemon:
             heartbeat_s=config.heartbeat_s,
             software=f"tinyedge-gateway/{__version__}",
             joined=self._joined,
+            backoff_cap_s=lambda: max(2, min(60, self._core.fleet // NODES_PER_S)),
         )
         self._calls: Calls | None = None
         self._ports: KubeletPorts | None = None
@@ -326,7 +328,6 @@ class Daemon:
 
     def _numbers(self) -> dict[str, tuple[str, float]]:
         counts, traffic = self._core.counts(), self.edges.traffic
-        self.edges.backoff_cap_s = max(2, min(60, counts["nodes"] // 100))
         return {
             "tinyedge_gateway_nodes": ("Edge nodes that Kubernetes has.", counts["nodes"]),
             "tinyedge_gateway_nodes_connected": ("Nodes with a session here.", counts["connected"]),
@@ -338,8 +339,20 @@ class Daemon:
             "tinyedge_gateway_api_calls_waiting": ("Calls that wait for their turn.", counts["calls"]),
             'tinyedge_gateway_link_bytes_total{direction="sent"}': ("Bytes of links below TLS.", traffic.sent),
             'tinyedge_gateway_link_bytes_total{direction="received"}': ("", traffic.received),
+            "tinyedge_gateway_api_throttled_seconds_total": (
+                "Seconds for which requests waited, for our own limit or the API server's.",
+                self._kube.counters.throttled_s,
+            ),
+            **self._requests(),
             "tinyedge_gateway_handshakes_total": ("TLS handshakes that succeeded.", traffic.handshakes),
             "tinyedge_gateway_handshakes_failed_total": ("TLS handshakes that did not.", traffic.failed),
+        }
+
+    def _requests(self) -> dict[str, tuple[str, float]]:
+        words = "Requests to the API server, watches included."
+        return {
+            f'tinyedge_gateway_api_requests_total{{verb="{verb}",resource="{resource}",code="{code}"}}': (words, number)
+            for (verb, resource, code), number in sorted(self._kube.counters.requests.items())
         }
 
 

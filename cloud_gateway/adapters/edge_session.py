@@ -158,6 +158,7 @@ class EdgeSession:
             data = bytes(await self._stream.receive_some(limits.EDGE_READ_BYTES))
             if not data:
                 return
+            self.link.heard(self._mono_ms())
 
     async def _write(self) -> None:
         """What is to be said, in writes of several messages; and the time."""

@@ -95,6 +95,7 @@ class Edges:
         heartbeat_s: int,
         software: str,
         joined: Callable[[Joined], Awaitable[None]],
+        backoff_cap_s: Callable[[], int],
     ) -> None:
         self._joining = joining
         self._context = context
@@ -110,7 +111,8 @@ class Edges:
         self._fewer = trio.Event()
         self._strangers = trio.CapacityLimiter(limits.EDGE_STRANGERS_MAX)
         self.traffic = Traffic()
-        self.backoff_cap_s = 2
+        self._backoff_cap_s = backoff_cap_s
+        self._stops = False
 
     async def serve(
         self, address: tuple[str, int], *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
@@ -235,7 +237,7 @@ class Edges:
             refusal = words.Refusal("a link needs a node's certificate", "", "tinyedge join", "Unknown")
             await _respond(stream, 401, words.encode(refusal))
             return
-        if len(self._sessions) >= limits.EDGE_SESSIONS_MAX:
+        if self._stops or len(self._sessions) >= limits.EDGE_SESSIONS_MAX:
             refusal = words.Refusal("this gateway has as many nodes as it takes", "", "try again later", "Full")
             await _respond(stream, 503, words.encode(refusal))
             return
@@ -274,7 +276,7 @@ class Edges:
         session.welcome(
             software=self._software,
             time_ms=self._wall_ms(),
-            backoff_cap_s=self.backoff_cap_s,
+            backoff_cap_s=self._backoff_cap_s(),
             want=want,
             have=have,
         )
@@ -290,7 +292,9 @@ class Edges:
                 session.bye(reason, message, -1)
 
     async def end_all(self) -> None:
-        """This gateway stops: come back to another one, not all at once. Returns when all have been told."""
+        """This gateway stops: come back to another one, not all at once. Returns when all have been told; no other
+        session begins."""
+        self._stops = True
         for session in self._sessions.values():
             session.bye("Stopping", "this gateway stops", 0)
         while self._sessions:
