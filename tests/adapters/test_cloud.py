@@ -18,7 +18,7 @@ from tests.fakes.link_gateway import LinkGateway
 from tinyedge import events as ev
 from tinyedge.adapters.cloud_session import Pipe
 from tinyedge.errors import PeerError
-from tinyedge.limits import CLOUD_SERIES_WINDOW_BYTES, LINK_STREAM_BYTES_MAX
+from tinyedge.limits import CLOUD_SERIES_WINDOW_BYTES, LINK_OBJECT_BYTES_MAX, LINK_STREAM_BYTES_MAX
 from tinyedge.protocol import asks, link, link_messages
 from tinyedge.protocol.joining import Refusal
 from tinyedge.protocol.revision import encode, revision
@@ -155,6 +155,20 @@ async def test_a_report_between_the_digests_and_the_welcome_is_not_lost(autojump
             peer.take(event)
         await peer.flush()
         assert (await peer.until(lambda: peer.of(link.State)))[0].key == "u-1"
+
+
+@pytest.mark.parametrize("linked", [True, False])
+async def test_a_report_that_the_gateway_can_not_take_is_refused_here(autojump_clock: object, linked: bool) -> None:
+    async with running() as rig:
+        if linked:
+            await rig.linked()
+        rig.cloud.carry_out(ev.Report("node", "self", REV, bytes(LINK_OBJECT_BYTES_MAX + 1)))
+        if linked:
+            [refused] = await rig.until(lambda: rig.of(ev.ReportRefused))
+            assert (refused.kind, refused.key, refused.revision, refused.reason) == ("node", "self", REV, "TooLarge")
+        else:  # without a link it is not even kept
+            peer = await rig.linked()
+            assert peer.of(link.State) == []
 
 
 async def test_reports_without_a_link_are_found_by_the_next_comparison_and_not_kept(autojump_clock: object) -> None:

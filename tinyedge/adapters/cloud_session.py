@@ -42,6 +42,7 @@ Effect = ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken
 _READ_BYTES = 64 * 1024
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _KINDS = {"pod": "Pod", "configmap": "ConfigMap", "secret": "Secret"}
+_FULL_S = 1.0  # until there is room again for what waits to be sent
 _WORDS_MAX = 1000  # of an error that the other end gets to read
 
 
@@ -237,6 +238,7 @@ class CloudSession:
             if not data:
                 self._end(Ended("the gateway closed the connection"))
                 return
+            self._machine.heard(_now_ms())
             messages = self._socket.receive(bytes(data))
 
     async def _write(self) -> None:
@@ -339,7 +341,8 @@ class CloudSession:
                 if session == self._number:
                     self._machine.refuse(seq, reason, message)
             case ev.Report(kind, key, revision, body):
-                self._machine.state(kind, key, revision, body)
+                if (refused := self._machine.state(kind, key, revision, body)) is not None:
+                    self._around.later(ev.ReportRefused(kind, key, revision, refused.reason, refused.message))
             case ev.RequestToken():
                 if self._tasks is not None:
                     self._tasks.start_soon(self._token, effect)
@@ -430,9 +433,11 @@ class CloudSession:
             return False
         first = items[0][0]
         run = [item for n, (number, item) in enumerate(items) if number == first + n]
+        if not self._machine.series(name, info.epoch, first, run, first - after - 1):
+            await trio.sleep(_FULL_S)  # many series, and a slow line
+            return True
         state.sent = first + len(run) - 1
         state.unacknowledged.append((state.sent, sum(map(len, run))))
-        self._machine.series(name, info.epoch, first, run, first - after - 1)
         self._wake()
         return True
 
