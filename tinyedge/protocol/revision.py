@@ -38,6 +38,7 @@ _CONTAINER = (
     "containerID",
     "started",
 )
+_LEVELS = 3  # state, running, startedAt: nothing of a container lies deeper
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 
 
@@ -79,26 +80,37 @@ def status_revision(status: Json) -> bytes:
 
 
 def status_projection(status: Json) -> Json:
-    """Of a pod's status what a node decides on and what a trip through the API server leaves as it is."""
-    found: Json = {name: status[name] for name in _STATUS if status.get(name)}
-    found["podIPs"] = sorted(one["ip"] for one in status.get("podIPs") or () if one.get("ip"))
-    found["conditions"] = sorted(
-        (_some(one, _CONDITION) for one in status.get("conditions") or () if one.get("type") in POD_CONDITIONS),
-        key=lambda one: str(one["type"]),
-    )
+    """Of a pod's status what a node decides on and what a trip through the API server leaves as it is. Whatever is not
+    shaped like a status is left out: both ends get to see what others wrote."""
+    found = _some(status, _STATUS)
+    found["podIPs"] = sorted(one["ip"] for one in _dicts(status.get("podIPs")) if _is_name(one.get("ip")))
+    conditions = (_some(one, _CONDITION) for one in _dicts(status.get("conditions")) if _is_ours(one.get("type")))
+    found["conditions"] = sorted(conditions, key=lambda one: str(one["type"]))
     for name in ("containerStatuses", "initContainerStatuses"):
-        found[name] = sorted(
-            (_some(one, _CONTAINER) for one in status.get(name) or ()), key=lambda one: str(one.get("name"))
-        )
+        containers = (_some(one, _CONTAINER) for one in _dicts(status.get(name)) if _is_name(one.get("name")))
+        found[name] = sorted(containers, key=lambda one: str(one["name"]))
     return {key: value for key, value in found.items() if value}
 
 
+def _dicts(value: object) -> list[Json]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list | tuple) else []
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_ours(kind: object) -> bool:
+    return isinstance(kind, str) and kind in POD_CONDITIONS
+
+
 def _some(value: Json, names: tuple[str, ...]) -> Json:
-    return {name: kept for name in names if (kept := _plain(value.get(name)))}
+    return {name: kept for name in names if (kept := _plain(value.get(name), _LEVELS))}
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, levels: int) -> object:
     """Without what says nothing: null, empty, false and 0 are what an API server fills in or leaves out."""
     if isinstance(value, dict):
-        return {key: kept for key, one in value.items() if (kept := _plain(one))}
-    return value
+        parts = ((key, _plain(one, levels - 1)) for key, one in value.items() if levels and isinstance(key, str))
+        return {key: kept for key, kept in parts if kept}
+    return value if isinstance(value, str | int | float) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import ConnectionState
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -30,6 +31,9 @@ from tinyedge.limits import KIB, LINK_MESSAGE_BYTES_MAX
 PROTOCOL = "tinyedge.link"
 _REFUSAL_BYTES_MAX = 4 * KIB  # of the body of an answer that is no 101; the rest is dropped
 _HEAD_BYTES_MAX = 16 * KIB
+_WORDS_MAX = 200
+_BITE_BYTES = 4 * KIB  # of the handshake at a time, so that its limits hold however much came at once
+_PONGS_BYTES_MAX = 16 * KIB  # that wait; a peer that pings and reads nothing gets no more
 
 
 class WebSocketBroken(PeerError):
@@ -72,22 +76,22 @@ class WebSocket:
             if len(events) != 1 or not isinstance(events[0], Request) or PROTOCOL not in events[0].subprotocols:
                 raise WebSocketBroken("this is no request for a link")
             answer = self._ws.send(AcceptConnection(subprotocol=PROTOCOL))
-        except ProtocolError as error:
-            raise WebSocketBroken("this is no request for a link", str(error)) from None
+        except WebSocketBroken:
+            raise
+        except Exception as error:  # noqa: BLE001 - a parser of others, on the bytes of a stranger
+            raise WebSocketBroken("this is no request for a link", str(error)[:_WORDS_MAX]) from None
         self.is_open = True
         return answer
 
     # --- messages ------------------------------------------------------------------------------------
 
     def send(self, message: bytes) -> bytes:
-        return self._ws.send(BytesMessage(data=message))
+        """Nothing once it is closed."""
+        return self._say(BytesMessage(data=message))
 
     def close(self, code: int = CloseReason.NORMAL_CLOSURE, reason: str = "") -> bytes:
         """Nothing once it is closed."""
-        try:
-            return self._ws.send(CloseConnection(code=code, reason=reason[:100]))
-        except ProtocolError:
-            return b""
+        return self._say(CloseConnection(code=code, reason=reason[:100])) if self.is_open else b""
 
     def to_send(self) -> bytes:
         """What must be sent because of what came: answers to pings and to a close."""
@@ -95,25 +99,44 @@ class WebSocket:
         return out
 
     def receive(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now. No data: the other end's TCP has ended."""
+        """The messages that are whole now. No data: the other end's TCP has ended. Raises WebSocketBroken, and nothing
+        else."""
         messages: list[bytes] = []
         if self.is_closed:
             return messages
-        if not self.is_open:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES_MAX + _REFUSAL_BYTES_MAX:
-                raise WebSocketBroken("the gateway's answer is too long")
         try:
-            self._ws.receive_data(data or None)
-            for event in self._ws.events():
-                self._take(event, messages)
-        except ProtocolError as error:
+            while data and not self.is_open:
+                bite, data = data[:_BITE_BYTES], data[_BITE_BYTES:]
+                self._shake_hands(bite, messages)
+                if not data:
+                    return messages
+            self._feed(data, messages)
+            if not self.is_open:
+                raise WebSocketBroken("the connection was closed instead of an answer")
+        except WebSocketBroken:
             self.is_closed = True
-            hint = getattr(error, "event_hint", None)
-            if isinstance(hint, CloseConnection):
-                self._out += self.close(hint.code, hint.reason or "")
-            raise WebSocketBroken("the other end does not speak WebSocket", str(error)) from None
+            raise
+        except Exception as error:  # noqa: BLE001 - a parser of others, on the bytes of a stranger
+            self.is_closed = True
+            if self._status:
+                self._rejected()  # what broke is but the body of a refusal
+            raise WebSocketBroken("the other end does not speak WebSocket", str(error)[:_WORDS_MAX]) from None
         return messages
+
+    def _shake_hands(self, bite: bytes, messages: list[bytes]) -> None:
+        self._head_bytes += len(bite)
+        self._feed(bite, messages)
+        if not self.is_open and self._head_bytes > _HEAD_BYTES_MAX + _REFUSAL_BYTES_MAX:
+            if self._status:
+                self._rejected()
+            raise WebSocketBroken("the gateway's answer is too long")
+
+    def _feed(self, data: bytes, messages: list[bytes]) -> None:
+        self._ws.receive_data(data or None)
+        for event in self._ws.events():
+            self._take(event, messages)
+            if self.is_closed:
+                return
 
     def _take(self, event: WsEvent, messages: list[bytes]) -> None:
         match event:
@@ -122,11 +145,13 @@ class WebSocket:
             case TextMessage():
                 self._refuse(CloseReason.UNSUPPORTED_DATA, "text is no message of a link")
             case Ping():
-                if len(self._out) < self._max_bytes:
-                    self._out += self._ws.send(event.response())
+                if len(self._out) < _PONGS_BYTES_MAX:
+                    self._out += self._say(event.response())
             case CloseConnection():
+                if self._ws.state is ConnectionState.OPEN:  # not said by the other end: what it sent is no frame
+                    self._refuse(event.code, event.reason or "this is no frame")
                 self.is_closed = True
-                self._out += self._answer_close(event)
+                self._out += self._say(event.response())
             case AcceptConnection() | RejectConnection() | RejectData():
                 self._answered(event)
 
@@ -153,18 +178,19 @@ class WebSocket:
             messages.append(bytes(self._partial))
             self._partial = bytearray()
 
-    def _refuse(self, code: CloseReason, words: str) -> None:
+    def _refuse(self, code: int, words: str) -> None:
         self._out += self.close(code, words)
         self.is_closed = True
         raise WebSocketBroken("the other end sent what it may not", words)
 
-    def _answer_close(self, event: CloseConnection) -> bytes:
+    def _say(self, event: WsEvent) -> bytes:
         try:
-            return self._ws.send(event.response())
-        except ProtocolError:
+            return self._ws.send(event)
+        except ProtocolError:  # not open any more
             return b""
 
     def _rejected(self) -> None:
         self.is_closed = True
-        words = self._refusal.decode("utf-8", "replace").strip()
+        text = self._refusal.decode("utf-8", "replace").strip()
+        words = "".join(char if char.isprintable() else " " for char in text)
         raise WebSocketBroken("the gateway does not open a link", words or f"HTTP {self._status}", status=self._status)
