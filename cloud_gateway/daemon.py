@@ -29,6 +29,7 @@ from cloud_gateway.adapters.edges import Edges
 from cloud_gateway.adapters.joining import Joined, Joining
 from cloud_gateway.adapters.kube import Kube
 from cloud_gateway.adapters.kube_config import Endpoint, from_kubeconfig, from_url, in_cluster
+from cloud_gateway.adapters.kube_limits import watch_numbers
 from cloud_gateway.adapters.kube_secrets import KubeSecrets
 from cloud_gateway.adapters.kube_types import Change, KubeError, Resource
 from cloud_gateway.adapters.kubelet_ports import KubeletPorts, open_ports
@@ -45,8 +46,8 @@ from tinyedge.errors import TinyEdgeError
 from tinyedge.log import Log
 
 INBOX_MAX = 1024
-LIST_FIRST_S = 1.0
 STOP_S = 3.0
+OPEN_AGAIN_S, OPEN_AGAIN_S_MAX = 0.5, 15.0
 CA_REFRESH_S = 300
 NODES_PER_S = 250  # that come back at once: so many seconds are the cap of their back-off
 DAY_S = 86400
@@ -98,12 +99,13 @@ async def run(config: Config, log: Log) -> None:
             Kube(endpoint, qps=config.qps, burst=config.burst) as kube,
             trio.open_nursery() as nursery,
         ):
-            daemon = await nursery.start(_started, config, log, kube, endpoint)
+            daemon = Daemon(config, log, kube)
+            nursery.start_soon(daemon.run, endpoint)
             async for number in signals:
                 log.note("info", "gateway.stopping", {"signal": signal.Signals(number).name})
                 break
             with trio.move_on_after(STOP_S):
-                await daemon.edges.end_all()
+                await daemon.stop()
             nursery.cancel_scope.cancel()
 
 
@@ -120,15 +122,6 @@ async def _cluster(config: Config, log: Log) -> AsyncIterator[Endpoint]:
         log.note("info", "sandbox.ready", {"url": found.url, "kubeconfig": found.kubeconfig})
         yield from_url(found.url, found.ca_pem, found.admin_token)
         nursery.cancel_scope.cancel()
-
-
-async def _started(
-    config: Config, log: Log, kube: Kube, endpoint: Endpoint, *, task_status: trio.TaskStatus[Daemon]
-) -> None:
-    daemon = Daemon(config, log, kube)
-    async with trio.open_nursery() as nursery:
-        await daemon.start(nursery, endpoint)
-        task_status.started(daemon)
 
 
 class Daemon:
@@ -160,14 +153,25 @@ class Daemon:
         )
         self._calls: Calls | None = None
         self._ports: KubeletPorts | None = None
+        self._replicas = Replicas(kube, config.namespace, config.replica_name, wall_ms=wall_ms)
 
-    async def start(self, nursery: trio.Nursery, endpoint: Endpoint) -> None:
+    async def run(self, endpoint: Endpoint) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await self.start(nursery, endpoint)
+
+    async def stop(self) -> None:
+        """Nodes go to another gateway, and that may look after those that are away at once."""
+        await self.edges.end_all()
+        await self._replicas.leave()
+
+    async def start(self, nursery: trio.Nursery, endpoint: Endpoint) -> int:
+        """Returns the port that edges come to."""
         config = self._config
         page = StatusPage(ready=self._ready, numbers=self._numbers, nodes=self._core.nodes)
         if config.metrics is not None:
             await nursery.start(page.serve, config.metrics)
-        await self._make_namespace()
-        await self._store.open()
+        await self._open_store()
         self._calls = Calls(self._kube, nursery, self._send.send)
         self._ports = await open_ports(
             config,
@@ -182,12 +186,12 @@ class Daemon:
         nursery.start_soon(self._follow_all, nursery)
         nursery.start_soon(self._follow_identity)
         nursery.start_soon(self._refresh_ca)
-        replicas = Replicas(self._kube, config.namespace, config.replica_name, wall_ms=wall_ms)
-        nursery.start_soon(replicas.run, self._send.send)
-        port = await nursery.start(self.edges.serve, config.listen)
+        nursery.start_soon(self._replicas.run, self._send.send)
+        port: int = await nursery.start(self.edges.serve, config.listen)
         self._log.note(
             "info", "gateway.ready", {"version": __version__, "port": port, "kubernetes": ", ".join(endpoint.urls)}
         )
+        return port
 
     # --- deciding ------------------------------------------------------------------------------------
 
@@ -263,6 +267,21 @@ class Daemon:
     def _trouble(self, resource: str, error: KubeError) -> None:
         self._log.note("warning", "kube.watch", {"resource": resource, "why": str(error)[:300]})
 
+    async def _open_store(self) -> None:
+        """Kubernetes may come up later than we do."""
+        pause_s = OPEN_AGAIN_S
+        while True:
+            await self._make_namespace()
+            try:
+                await self._store.open()
+                return
+            except KubeError as error:
+                if not error.retryable:
+                    raise
+                self._trouble("secrets", error)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, OPEN_AGAIN_S_MAX)
+
     async def _make_namespace(self) -> None:
         """In a sandbox nobody else has made it; elsewhere we may not be allowed to, and need not."""
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self._config.namespace}}
@@ -301,6 +320,8 @@ class Daemon:
                 self.edges.recheck()
                 for name in before - set(self._store.state.bindings):
                     await self._send.send(facts.Deleted(name))
+                revoked = [name for name, one in self._store.state.bindings.items() if one.revoked_s]
+                await self._send.send(facts.Barred(frozenset(revoked)))
 
         await self._kube.follow(
             types.SECRETS,
@@ -344,6 +365,7 @@ class Daemon:
                 self._kube.counters.throttled_s,
             ),
             **self._requests(),
+            **watch_numbers(self._kube.counters),
             "tinyedge_gateway_handshakes_total": ("TLS handshakes that succeeded.", traffic.handshakes),
             "tinyedge_gateway_handshakes_failed_total": ("TLS handshakes that did not.", traffic.failed),
         }

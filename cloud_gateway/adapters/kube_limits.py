@@ -20,6 +20,20 @@ class Counters(Struct):
     throttled_s: float = 0.0
 
 
+def watch_numbers(counters: Counters) -> dict[str, tuple[str, float]]:
+    """For the metrics page: name with labels → (help, value)."""
+    by_resource = (
+        ("lists", "Lists begun.", counters.lists),
+        ("watches", "Watches begun.", counters.watches),
+        ("watch_breaks", "Watches that broke.", counters.watch_breaks),
+    )
+    return {
+        f'tinyedge_gateway_api_{name}_total{{resource="{resource}"}}': (words, count)
+        for name, words, counts in by_resource
+        for resource, count in sorted(counts.items())
+    }
+
+
 class Bucket:
     """`qps` in the long run, `burst` at once; waiters go in the order in which they came."""
 

@@ -139,11 +139,6 @@ class Gateway:
         """How many nodes there are, connected or not."""
         return len(self._nodes)
 
-    @property
-    def fleet(self) -> int:
-        """How many edge nodes there are."""
-        return len(self._nodes)
-
     def is_ready(self) -> bool:
         return all(self._is_listed(one) for one in NEEDED)
 
