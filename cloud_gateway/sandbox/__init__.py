@@ -56,8 +56,8 @@ async def serve(
     log_changes_max: int = limits.SANDBOX_LOG_CHANGES_MAX,
     task_status: trio.TaskStatus[Sandbox] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. `hosts`: further names and addresses of the certificate. Without `tls` only for tests, on
-    loopback; without `scheduling` pods wait until somebody binds them. Raises WorldError when the folder can't be used."""
+    """Serve until cancelled. `hosts`: further names and addresses of the certificate. Without `scheduling` pods wait
+    until somebody binds them; without `tls` is for tests only. Raises WorldError when the folder can't be used."""
     folder = Path(directory)
     of_certs = await trio.to_thread.run_sync(certs.open_certs, folder, [listen[0], *hosts], wall_s())
     of_tokens = Tokens(folder, wall_s=wall_s)

@@ -89,7 +89,7 @@ class Controllers:
             gone = change.type == DELETED
             self._registry.catalogue.change(name, None if gone else change.entry.object())
         if change.type == DELETED:
-            if namespace in self._ending or storage in ("pods", "nodes"):
+            if namespace in self._ending or self._dropping or storage in ("pods", "nodes"):
                 self._wake.set()
             if storage == "configmaps" and name == ROOT_CA:
                 self._wake.set()

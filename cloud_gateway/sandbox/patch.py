@@ -170,7 +170,8 @@ def strategic_merge(target: Json, patch: Json, type_name: str) -> Json:
     """Changes `target` and gives it back."""
     directive = patch.get(_PATCH)
     if directive == "replace":
-        return _without_directives({key: value for key, value in patch.items() if key != _PATCH})
+        replaced: Json = _without_directives(patch)
+        return replaced
     if directive == "delete":
         return {}
     if directive not in (None, "merge"):

@@ -11,7 +11,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from cloud_gateway.sandbox import discovery, forms, kubelet_proxy, patch, status, tokens
+from cloud_gateway.sandbox import discovery, forms, kubelet_proxy, patch, protobuf, status, tokens
 from cloud_gateway.sandbox.forms import Form
 from cloud_gateway.sandbox.reads import Query, Reads
 from cloud_gateway.sandbox.registry import Deletion, Done, Options, Place, Registry
@@ -110,6 +110,17 @@ def refusal(refused: Refused) -> Answer:
     return answer
 
 
+def _impersonated(request: Request) -> Request:
+    """`kubectl --as`: who may everything may also be somebody else."""
+    name, user = request.header("impersonate-user"), request.user
+    if not name or user is None:
+        return request
+    if not tokens.allowed(user.username, user.groups):
+        raise tokens.denied(user, "impersonate", "users", "", name=name)
+    groups = tuple(value for key, value in request.headers if key == "impersonate-group")
+    return msgspec.structs.replace(request, user=User(name, groups=(*groups, "system:authenticated")))
+
+
 class Api:
     """`kubelets`: the TLS context for connections to kubelet endpoints. `address`: ours, as clients are told."""
 
@@ -151,6 +162,7 @@ class Api:
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts[0] in _HEALTH:
             return Answer(200, b"ok", "text/plain; charset=utf-8")
+        request = _impersonated(request)
         if request.user is None:
             raise status.unauthorized()
         pairs = tuple(parse_qsl(query, keep_blank_values=True))
@@ -285,8 +297,10 @@ class Api:
         content_type = request.header("content-type").partition(";")[0].strip().lower()
         if not request.body and not required:
             return {}
+        if content_type == protobuf.CONTENT_TYPE:
+            return protobuf.decode(request.body)
         if content_type not in ("", JSON):
-            raise status.unsupported_media([JSON])
+            raise status.unsupported_media([JSON, protobuf.CONTENT_TYPE])
         return self._decoded(request.body)
 
     def _decoded(self, body: bytes) -> Json:
