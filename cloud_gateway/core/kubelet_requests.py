@@ -4,23 +4,31 @@ GET       /containerLogs/NS/POD/CONTAINER                       get    nodes/pro
 GET POST  /exec/NS/POD[/UID]/CONTAINER  /attach/…               create nodes/proxy
 GET POST  /portForward/NS/POD[/UID]                             create nodes/proxy
 GET       /stats/summary                                        get    nodes/stats, else nodes/proxy
-GET       /metrics/resource  /metrics                           get    nodes/metrics, else nodes/proxy
+GET       /metrics/resource                                     get    nodes/metrics, else nodes/proxy
 GET       /pods                                                 get    nodes/pods, else nodes/proxy
 GET       /healthz                                              get    nodes/healthz, else nodes/proxy
+
+Whatever leaves here fits into a message of the link: a caller must not be able to end a node's session by asking for
+more than its other end takes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from urllib.parse import parse_qsl, unquote
 
 from msgspec import Struct
 
+from tinyedge.limits import LIST_ITEMS_MAX
 from tinyedge.model.names import is_label, is_subdomain, is_uid
 from tinyedge.protocol.link import Param
 
-QUERY_FIELDS_MAX = 1100  # a command of a thousand words, and some flags
+COMMAND_WORDS_MAX = LIST_ITEMS_MAX
+QUERY_FIELDS_MAX = COMMAND_WORDS_MAX + 100  # a command, and some flags
 TARGET_BYTES_MAX = 64 * 1024
+PORTS_MAX = 100
+HEADERS_MAX = 32  # that go on
 
 Access = tuple[str, str]  # verb and subresource of nodes
 _PROXY: tuple[Access, ...] = (("get", "proxy"),)
@@ -34,6 +42,7 @@ _DOCUMENTS: dict[str, tuple[str, str]] = {
 _LOG_NUMBERS = ("tailLines", "sinceSeconds", "limitBytes")
 _TRUE = ("1", "true", "True", "t", "T", "TRUE")
 _FALSE = ("0", "false", "False", "f", "F", "FALSE", "")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class Asked(Struct, frozen=True):
@@ -57,7 +66,7 @@ class BadRequest(Exception):
 
 
 def parse(method: str, target: str, headers: Sequence[tuple[str, str]] = ()) -> Asked:
-    """What a request means. Raises BadRequest."""
+    """What a request means. `headers` have lower-case names. Raises BadRequest."""
     if len(target) > TARGET_BYTES_MAX:
         raise BadRequest(400, "the request is too long")
     path, _, query = target.partition("?")
@@ -111,12 +120,14 @@ def _logs(container: str, fields: list[tuple[str, str]]) -> dict[str, Param]:
             params[name] = True
     given = dict(fields)
     for name in _LOG_NUMBERS:
-        if text := given.get(name):
+        if (text := given.get(name)) is not None:
             if not text.isascii() or not text.isdigit() or len(text) > 15:
                 raise BadRequest(400, f"{name} is {text[:40]!r}: expected a whole number, not negative")
             params[name] = int(text)
     if since := given.get("sinceTime"):
-        params["sinceTime"] = since[:64]
+        if not _TIME.fullmatch(since):
+            raise BadRequest(400, f"sinceTime is {since[:40]!r}: expected a time such as 2026-11-23T13:33:49Z")
+        params["sinceTime"] = since
     return params
 
 
@@ -129,9 +140,13 @@ def _session(what: str, container: str, fields: list[tuple[str, str]]) -> dict[s
         command: list[str | list[str]] = [value for key, value in fields if key == "command"]
         if not command:
             raise BadRequest(400, "you must specify at least 1 command")
+        if len(command) > COMMAND_WORDS_MAX:
+            raise BadRequest(400, f"the command has {len(command)} words: expected at most {COMMAND_WORDS_MAX}")
         params["command"] = command
     if not (params["stdin"] or params["stdout"] or params["stderr"]):
         raise BadRequest(400, "you must specify at least 1 of stdin, stdout, stderr")
+    if params["tty"]:
+        params["stderr"] = False  # a terminal has one output, and runtimes refuse two; so does a kubelet
     return params
 
 
@@ -141,6 +156,8 @@ def _ports(fields: list[tuple[str, str]]) -> dict[str, Param]:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6] or 0) <= 65535:
             raise BadRequest(400, f"port is {text[:40]!r}: expected 1 to 65535")
         ports.append(text)
+    if len(ports) > PORTS_MAX:
+        raise BadRequest(400, f"{len(ports)} ports: expected at most {PORTS_MAX}")
     return {"ports": ports}
 
 
@@ -149,5 +166,7 @@ def _entered(method: str, headers: Sequence[tuple[str, str]], params: dict[str, 
     kept = [[name, value] for name, value in headers if name in names or name.startswith("sec-websocket-")]
     if not any(name == "upgrade" for name, _ in kept):
         raise BadRequest(400, "Upgrade request required")
+    if len(kept) > HEADERS_MAX:
+        raise BadRequest(400, "there are too many headers about the upgrade")
     listed: list[str | list[str]] = list(kept)
     return params | {"headers": listed, "method": method}
