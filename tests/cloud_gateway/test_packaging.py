@@ -43,7 +43,7 @@ USES: set[Use] = {
     ("create", "tokenreviews", ""),
     ("create", "subjectaccessreviews", ""),
     *((verb, "leases", LEASES_IN) for verb in ("create", "patch", "delete")),
-    *((verb, "leases", OWN) for verb in ("list", "create", "patch")),
+    *((verb, "leases", OWN) for verb in ("list", "create", "patch", "delete")),
     *((verb, "secrets", OWN) for verb in ("get", "list", "watch", "create", "update")),
 }
 NOT_NEEDED = {("create", "namespaces")}  # tried, for sandboxes; its refusal changes nothing
