@@ -111,7 +111,7 @@ def test_before_the_runtime_has_told_a_pod_is_unknown_and_nothing_is_written() -
 def test_a_pod_that_is_well_has_nothing_to_explain() -> None:
     rig = Rig()
     rig.start(pod("web"))
-    assert rig.why() == {"state": "Running", "summary": "web runs and is ready.", "reasons": []}
+    assert rig.why() == {"state": "Running", "summary": "web runs and is ready.", "reasons": [], "source": "api"}
 
 
 def test_a_pod_on_its_way_says_what_is_being_done() -> None:
