@@ -80,6 +80,12 @@ RUN = (
         "FIRST-LAST",
     ),
     Option(
+        ("--kubelet-listen",),
+        "address that those ports listen on (default 0.0.0.0: all)",
+        "ADDR",
+        default="0.0.0.0",  # noqa: S104
+    ),
+    Option(
         ("--kubelet-address",),
         "address at which the API server reaches those ports (default: $POD_IP, else 127.0.0.1)",
         "ADDR",

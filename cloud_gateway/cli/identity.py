@@ -18,6 +18,7 @@ from cloud_gateway.adapters.kube_types import NODES, KubeError
 from cloud_gateway.cli.cluster import talk
 from cloud_gateway.cli.output import show, show_json
 from cloud_gateway.core.translate import EDGE_LABEL
+from tinyedge.cli.errors import CliError
 from tinyedge.cli.text import duration, parse_duration, table
 from tinyedge.errors import BadInput
 from tinyedge.protocol.joining import Taint
@@ -36,7 +37,13 @@ def run(args: argparse.Namespace) -> int:
 
 async def _opened(kube: Kube, namespace: str) -> tuple[IdentityStore, Joining]:
     store = IdentityStore(KubeSecrets(kube), namespace, wall_s=time.time)
-    await store.open()
+    try:
+        await store.open()
+    except KubeError as error:
+        if not error.not_found:
+            raise
+        remedy = "install the gateway (docs/gateway.md), or name its namespace: --namespace NAME"
+        raise CliError(f"there is no namespace {namespace}", error.message, remedy) from None
 
     async def foreign(name: str) -> bool:
         return False  # asked at a join only

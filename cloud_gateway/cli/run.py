@@ -40,6 +40,7 @@ def config_of(args: argparse.Namespace) -> Config:
         sandbox_listen=address(args.sandbox_listen, "--sandbox-listen"),
         listen=address(args.listen, "--listen"),
         kubelet_ports=ports(args.kubelet_ports, "--kubelet-ports") if args.kubelet_ports else (0, 0),
+        kubelet_listen=args.kubelet_listen,
         kubelet_address=args.kubelet_address or os.environ.get("POD_IP", ""),
         kubelet_cert=args.kubelet_cert,
         kubelet_key=args.kubelet_key,
