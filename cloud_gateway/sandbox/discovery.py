@@ -234,6 +234,7 @@ def _shape(type_name: str, schemas: Json) -> Json:
 _PLAIN: dict[str, Json] = {
     "s": {"type": "string"},
     "t": {"type": "string", "format": "date-time"},
+    "u": {"type": "string", "format": "date-time"},
     "i": {"type": "integer"},
     "b": {"type": "boolean"},
     "f": {"type": "number"},

@@ -314,4 +314,4 @@ def event_to_core(thing: Json) -> Json:
 
 
 def event_from_core(thing: Json) -> Json:
-    return {_CORE_NAMES.get(key, key): value for key, value in thing.items() if value is not None}
+    return {_CORE_NAMES.get(key, key): value for key, value in thing.items() if value is not None or key == "eventTime"}

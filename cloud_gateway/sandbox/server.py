@@ -8,6 +8,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
+from http.client import responses
 from typing import Any
 
 import h11
@@ -100,6 +101,10 @@ def _certified(stream: trio.SSLStream[Any]) -> User | None:
     return User(name, groups=(*groups, "system:authenticated")) if name else None
 
 
+def _head(answer: Answer, headers: list[tuple[str, str]]) -> h11.Response:
+    return h11.Response(status_code=answer.code, reason=responses.get(answer.code, ""), headers=headers)
+
+
 class _Connection:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
@@ -152,7 +157,7 @@ class _Connection:
         headers.append(("Content-Length", str(len(answer.body))))
         if self._h11.their_state is h11.ERROR or self._h11.our_state is h11.IDLE:
             headers.append(("Connection", "close"))
-        sent = [self._h11.send(h11.Response(status_code=answer.code, headers=headers))]
+        sent = [self._h11.send(_head(answer, headers))]
         if not head:
             sent.append(self._h11.send(h11.Data(data=answer.body)))
         sent.append(self._h11.send(h11.EndOfMessage()))
@@ -168,7 +173,7 @@ class _Connection:
     async def _lines(self, answer: Answer, headers: list[tuple[str, str]]) -> bool:
         """A body that goes on until it ends, or the client goes away."""
         headers.append(("Transfer-Encoding", "chunked"))
-        await self._send(self._h11.send(h11.Response(status_code=answer.code, headers=headers)))
+        await self._send(self._h11.send(_head(answer, headers)))
         gone = False
         async with trio.open_nursery() as nursery:
 

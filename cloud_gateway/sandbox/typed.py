@@ -1,12 +1,14 @@
 """The types of the core objects: which fields they have, which are always told, and how their lists merge.
 
 `types.txt` beside this file has one type a line: its name, then `field:kind`. Kinds: s text, i whole number, b yes or
-no, f number, t time, o anything, `[kind]` a list, `{kind}` a map of texts to it, else the name of a type. The names are
-those of Kubernetes' OpenAPI (1.36).
+no, f number, t time, u time with microseconds, o anything, `[kind]` a list, `{kind}` a map of texts to it, else the
+name of a type. The names are those of Kubernetes' OpenAPI (1.36).
 """
 
 from __future__ import annotations
 
+import datetime
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -126,7 +128,7 @@ class Checked(Struct):
     unknown: list[str]
 
 
-_GO = {"s": "string", "i": "int32", "b": "bool", "f": "float64", "t": "string"}
+_GO = {"s": "string", "i": "int32", "b": "bool", "f": "float64", "t": "string", "u": "string"}
 
 
 def _go(kind: str) -> str:
@@ -139,7 +141,7 @@ def _go(kind: str) -> str:
 
 def _is_of(kind: str, value: Any) -> bool:
     match kind:
-        case "s" | "t":
+        case "s" | "t" | "u":
             return isinstance(value, str)
         case "i":
             return isinstance(value, int) and not isinstance(value, bool)
@@ -170,6 +172,11 @@ def check(thing: Json, type_name: str, kind: str, version: str) -> Checked:
 
     walk = _Walk(unknown, wrong)
     return Checked(walk.struct(thing, type_name, "", 0), unknown)
+
+
+_SECONDS = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_MICRO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
 class _Walk:
@@ -211,10 +218,22 @@ class _Walk:
         if len(kind) == 1:
             if not _is_of(kind, value):
                 raise self.wrong(path, value, kind)
-            return value
+            return self.time(value, path, exact=kind == "u") if kind in ("t", "u") else value
         if not isinstance(value, dict):
             raise self.wrong(path, value, kind)
         return self.struct(value, kind, path, depth)
+
+    def time(self, text: str, path: str, *, exact: bool) -> str:
+        """In UTC, as the server always writes it."""
+        if (_MICRO if exact else _SECONDS).fullmatch(text):
+            return text
+        if not _RFC3339.fullmatch(text):
+            raise bad_request(f'{path.lstrip(".")}: parsing time "{text}" as "2006-01-02T15:04:05Z07:00": cannot parse')
+        try:
+            at = datetime.datetime.fromisoformat(text.upper()).astimezone(datetime.UTC)
+        except (ValueError, OverflowError):
+            raise bad_request(f'{path.lstrip(".")}: parsing time "{text}": out of range') from None
+        return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if exact else "%Y-%m-%dT%H:%M:%SZ")
 
     def entry(self, item: Any, kind: str, path: str, depth: int) -> Any:
         """A value of a map. Null is the empty text there; a quantity may be written as a number."""
