@@ -219,7 +219,12 @@ def retry_after_s(response: httpx.Response) -> float:
 
 
 def _words(error: httpx.HTTPError) -> str:
-    return str(error) or type(error).__name__
+    """The words of what lies deepest: on Trio the layers above it often have none."""
+    found, cause = "", error.__cause__ or error.__context__
+    while cause is not None:
+        found = str(cause) or found
+        cause = cause.__cause__ or cause.__context__
+    return found or str(error) or type(error).__name__
 
 
 def _unreachable(why: str, urls: tuple[str, ...]) -> KubeError:
