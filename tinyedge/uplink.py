@@ -115,6 +115,8 @@ class Uplink:
             self._note("error", "link.refused", {"why": self._problem})
         elif self._identity is not None:
             await self._begin(self._identity, seen)
+        else:  # the power may have gone between the end of an identity and of what came by it
+            await self._post(ev.Joined("", ""))
 
     async def _begin(self, identity: Identity, seen: trio.Event | None = None) -> None:
         self._identity, self._problem = identity, ""

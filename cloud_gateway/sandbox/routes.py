@@ -11,7 +11,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from cloud_gateway.sandbox import discovery, forms, kubelet_proxy, patch, protobuf, status, tokens
+from cloud_gateway.sandbox import discovery, forms, kubelet_proxy, openapi_v2, patch, protobuf, status, tokens
 from cloud_gateway.sandbox.forms import Form
 from cloud_gateway.sandbox.reads import Query, Reads
 from cloud_gateway.sandbox.registry import Deletion, Done, Options, Place, Registry
@@ -165,6 +165,9 @@ class Api:
         request = _impersonated(request)
         if request.user is None:
             raise status.unauthorized()
+        if parts == ["openapi", "v2"] and "protobuf" in request.header("accept"):
+            body = openapi_v2.document(self._catalogue, discovery.VERSION["gitVersion"])
+            return Answer(200, body, openapi_v2.CONTENT_TYPE)
         pairs = tuple(parse_qsl(query, keep_blank_values=True))
         if parts[0] not in ("api", "apis") or len(parts) < (3 if parts[0] == "api" else 4):
             return self._discovered(request, parts)
