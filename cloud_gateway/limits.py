@@ -65,6 +65,7 @@ SANDBOX_DEPTH_MAX = 64  # of one object
 KUBELET_HEAD_BYTES_MAX = 96 * KIB  # a command of many words stands in it
 KUBELET_HEAD_S_MAX = 20
 KUBELET_CONNECTIONS_MAX = 512  # of all nodes together
+KUBELET_STRANGERS_MAX = 128  # beside them, who have not said yet who they are
 KUBELET_CACHE_MAX = 4096  # answers about callers
 
 require(KUBE_OBJECT_BYTES_MAX <= KUBE_PAGE_BYTES_MAX, "a page holds an object")

@@ -23,9 +23,12 @@ DENIED_S = 30
 
 
 class Caller(Struct, frozen=True):
+    """`extra` may narrow what a token is good for, so it goes along when rights are asked for."""
+
     name: str
     groups: tuple[str, ...] = ()
     uid: str = ""
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 class Access:
@@ -62,7 +65,8 @@ class Access:
         user = status.get("user") or {}
         if not status.get("authenticated") or not user.get("username"):
             return None
-        return Caller(user["username"], tuple(user.get("groups") or ()), user.get("uid") or "")
+        extra = tuple((key, tuple(values)) for key, values in sorted((user.get("extra") or {}).items()))
+        return Caller(user["username"], tuple(user.get("groups") or ()), user.get("uid") or "", extra)
 
     async def allowed(self, caller: Caller, node: str, access: Sequence[tuple[str, str]]) -> bool:
         """Whether one of these (verb, subresource of nodes) is. KubeError when nobody can say."""
@@ -80,6 +84,8 @@ class Access:
         spec: Json = {"user": caller.name, "groups": list(caller.groups), "resourceAttributes": attributes}
         if caller.uid:
             spec["uid"] = caller.uid
+        if caller.extra:
+            spec["extra"] = {key: list(values) for key, values in caller.extra}
         body = {"apiVersion": ACCESS_REVIEWS.api_version, "kind": ACCESS_REVIEWS.kind, "spec": spec}
         try:
             status = (await self._kube.create(ACCESS_REVIEWS, body)).get("status") or {}
