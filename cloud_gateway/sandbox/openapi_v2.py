@@ -12,7 +12,7 @@ import msgspec
 
 from cloud_gateway.sandbox.resources import Catalogue, Resource
 
-CONTENT_TYPE = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+CONTENT_TYPE = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"  # asked for with an @, which is no media type
 _GVK = "x-kubernetes-group-version-kind"
 
 # Numbers of fields, by message.
