@@ -222,6 +222,8 @@ def _words(error: httpx.HTTPError) -> str:
     """The words of what lies deepest: on Trio the layers above it often have none."""
     found, cause = "", error.__cause__ or error.__context__
     while cause is not None:
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
         found = str(cause) or found
         cause = cause.__cause__ or cause.__context__
     return found or str(error) or type(error).__name__
