@@ -175,7 +175,7 @@ class Session:
         self._sent = Window()
         self._came = Window()
         self._asks: set[int] = set()  # ours, not answered
-        self._asked: set[int] = set()  # theirs, until the answer has left
+        self._asked: dict[int, bool] = {}  # theirs, until the answer has left: has it been given?
         self._seq = 0
         self._heard_ms = now_ms
         self._spoke_ms = now_ms
@@ -209,7 +209,7 @@ class Session:
             raise LinkBroken(f"the other end sent {name}, which is not its to say")
         if not isinstance(message, Bye) and not self._is_time_for(message):
             raise LinkBroken(f"the other end sent {name} at the wrong time")
-        if len(self._control) + self.streams.control > LINK_CONTROL_MAX:
+        if len(self._control) > LINK_CONTROL_MAX or self.streams.is_stuck:
             raise LinkBroken("the other end says much and takes no answers")
         return self._take(message)
 
@@ -250,7 +250,7 @@ class Session:
             case Ask():
                 if message.id in self._asked or len(self._asked) >= LINK_ASKS_MAX:
                     raise LinkBroken("the node asks too much at once")
-                self._asked.add(message.id)
+                self._asked[message.id] = False
             case Series():
                 if len(self._series_acks) >= LINK_CONTROL_MAX:
                     raise LinkBroken("the node sends series and takes no answers")
@@ -411,8 +411,9 @@ class Session:
         self._series_acks[name, epoch] = max(through, self._series_acks.get((name, epoch), through))
 
     def reply(self, number: int, error: str = "", body: bytes = b"", *, retryable: bool = True) -> None:
-        """To what was asked in this session; to anything else it is none."""
-        if number in self._asked:
+        """Once, to what was asked in this session."""
+        if self._asked.get(number) is False:
+            self._asked[number] = True
             self._control.append(Reply(number, error, body, retryable))
 
     def open(self, what: str, params: Mapping[str, Param]) -> int:
@@ -468,7 +469,7 @@ class Session:
             case Refuse(seq) | StateRefuse(seq):
                 self._came.pop(seq)
             case Reply(number):
-                self._asked.discard(number)
+                self._asked.pop(number, None)
             case Bye():
                 self.closed = True
 

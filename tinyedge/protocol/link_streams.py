@@ -45,9 +45,9 @@ class Streams:
         return len(self._streams)
 
     @property
-    def control(self) -> int:
-        """Messages that wait, data aside."""
-        return len(self._control)
+    def is_stuck(self) -> bool:
+        """More waits, data aside, than the other end can have any reason to leave there."""
+        return len(self._control) > 8 * LINK_STREAMS_MAX
 
     # --- what comes --------------------------------------------------------------------------------
 
