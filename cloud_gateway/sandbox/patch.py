@@ -1,4 +1,5 @@
-"""The three patches: JSON (RFC 6902), merge (RFC 7386), strategic merge. Pure; the target is never changed in place.
+"""The three patches: JSON (RFC 6902), merge (RFC 7386), strategic merge. Pure; what is to be patched is given away, for
+it may be changed in place.
 
 A strategic merge needs to know of each list whether it is merged, and by which field of its items: typed.py says so.
 """
@@ -30,7 +31,7 @@ def apply(content_type: str, target: Json, body: Any, type_name: str) -> Json:
     if content_type == MERGE_PATCH:
         merged: Json = merge_patch(target, body)
         return merged
-    return strategic_merge(copy.deepcopy(target), body, type_name)
+    return strategic_merge(target, body, type_name)
 
 
 # --- RFC 6902 ---
@@ -45,7 +46,7 @@ def json_patch(target: Json, operations: Any) -> Json:
             f"got {len(operations)}"
         )
         raise Refused(413, "RequestEntityTooLarge", text)
-    document: Any = {"": copy.deepcopy(target)}  # so that the whole document can be replaced like any part
+    document: Any = {"": target}  # so that the whole document can be replaced like any part
     for operation in operations:
         _operate(document, operation)
     if not isinstance(document[""], dict):

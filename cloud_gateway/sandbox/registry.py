@@ -220,8 +220,9 @@ class Registry:
 
     def patch(self, place: Place, content_type: str, body: Any, options: Options) -> Done:
         resource = place.resource
-        old = self.latest(resource, place.namespace, place.name).object()
-        whole = {"kind": resource.kind, "apiVersion": resource.api_version, **old}
+        entry = self.latest(resource, place.namespace, place.name)
+        old = entry.object()
+        whole = {"kind": resource.kind, "apiVersion": resource.api_version, **entry.object()}  # its own copy
         if resource.type == "EventsV1Event":
             whole = kinds.event_from_core(whole)
         patched = patch.apply(content_type, whole, body, resource.type)

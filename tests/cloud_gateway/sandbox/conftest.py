@@ -63,13 +63,18 @@ class World:
 
     async def seen(self, path: str, wanted: str, *, of: str = "") -> Json:
         """Follow a watch until an event of type `wanted` (about the object `of`)."""
+        url = httpx.URL(self.sandbox.url)
+        head = f"GET {path} HTTP/1.1\r\nHost: sandbox\r\nAuthorization: Bearer {self.sandbox.admin_token}\r\n\r\n"
         with trio.fail_after(20):
-            async with self.client.stream("GET", path, timeout=30) as answer:
-                assert answer.status_code == 200
-                async for line in answer.aiter_lines():
-                    event: Json = json.loads(line)
-                    if event["type"] == wanted and of in ("", event["object"]["metadata"]["name"]):
-                        return event
+            async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
+                await stream.send_all(head.encode())
+                rest = b""
+                while data := await stream.receive_some(65536):
+                    *lines, rest = (rest + data).split(b"\n")
+                    for event in (json.loads(line) for line in lines if line.startswith(b'{"type"')):
+                        if event["type"] == wanted and of in ("", event["object"]["metadata"]["name"]):
+                            found: Json = event
+                            return found
         raise AssertionError(f"no {wanted} came")
 
 
