@@ -21,7 +21,8 @@ class Said(Struct):
     body: bytes = b""
     version: str = ""
     busy: int = 0  # patches under way
-    tries: int = 0  # at saying it again, because somebody else has written
+    tries: int = 0  # at saying it again, because somebody else has written; `again_ms` is when it is, or was last
+    again_ms: int = 0
 
 
 class Pod(Struct):

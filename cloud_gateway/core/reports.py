@@ -39,7 +39,7 @@ Json = dict[str, Any]
 EVENTS = "events"  # the series
 _TYPES = ("Normal", "Warning")
 TOKEN_S_MIN = 600  # as the API server
-FOREIGN_MS = 1_000  # so long what somebody else wrote into a status stands
+QUIET_MS = 300_000  # after so long a status that somebody else writes is contradicted at once again
 RELINK_MS, RELINK_AGAIN_MS = 30_000, 300_000
 
 
@@ -180,12 +180,19 @@ class Reports:
             return
         if translate.is_older(pod.resource_version, said.version):
             pod.status = said.revision
-        elif pod.status == said.revision:
+        elif pod.status != said.revision and node.session is not None and node.session.welcomed:
+            self._contradict(node, pod.key, said)
+
+    def _contradict(self, node: Node, key: str, said: Said) -> None:
+        """Soon; less and less soon to who always writes over it."""
+        now = self._desk.now
+        if said.again_ms > now:
+            return
+        if now > said.again_ms + QUIET_MS:
             said.tries = 0
-        elif node.session is not None and node.session.welcomed:
-            wait_ms = FOREIGN_MS if not said.tries else again_ms(said.tries)
-            said.tries += 1
-            self._desk.later(wait_ms, lambda: self._say_again(node, pod.key, said))
+        wait_ms = again_ms(said.tries)
+        said.tries, said.again_ms = said.tries + 1, now + wait_ms
+        self._desk.later(wait_ms, lambda: self._say_again(node, key, said))
 
     def _say_again(self, node: Node, key: str, said: Said) -> None:
         pod = node.pods.get(key)
