@@ -239,3 +239,40 @@ async def test_a_body_that_is_too_large_is_refused(world: World) -> None:
         CONFIGS, content=b"x" * (3 * 1024 * 1024 + 1), headers={"content-type": "application/json"}
     )
     assert answer.status_code == 413
+
+
+async def test_a_log_that_no_node_can_give_is_refused_in_words(world: World) -> None:
+    await world.create(PODS, pod("web", "gone"))
+    refused = await world.refused("GET", f"{PODS}/web/log")
+    assert (refused["code"], refused["details"]["name"]) == (404, "gone")
+    await world.create(PODS, pod("free"))
+    assert (await world.ask("GET", f"{PODS}/free/log")).text == ""
+
+
+@pytest.mark.parametrize("thing", [{}, [], "x", 7, None, {"a": []}, [{}]])
+@pytest.mark.parametrize("place", ["metadata", "spec", "status", "metadata.labels", "spec.containers", "spec.volumes"])
+async def test_no_value_in_the_wrong_place_is_an_error_of_ours(world: World, place: str, thing: Any) -> None:
+    body: Json = pod("web")
+    holder = body
+    *parts, last = place.split(".")
+    for part in parts:
+        holder = holder[part]
+    holder[last] = thing
+    answer = await world.ask("POST", PODS, body)
+    assert answer.status_code in (201, 400, 422), answer.text
+
+
+@pytest.mark.parametrize("thing", [{}, [], "x", 7, {"a": []}, [{}], [{"op": "add", "path": "/spec", "value": 7}]])
+@pytest.mark.parametrize("kind", [JSON_PATCH, MERGE, STRATEGIC])
+async def test_no_patch_is_an_error_of_ours(world: World, kind: str, thing: Any) -> None:
+    await world.create(PODS, pod("web"))
+    for body in (thing, {"metadata": thing}, {"spec": thing}, {"spec": {"containers": thing}}, {"status": thing}):
+        answer = await world.ask("PATCH", f"{PODS}/web", body, content_type=kind)
+        assert answer.status_code in (200, 400, 422), answer.text
+
+
+@pytest.mark.parametrize("spec", [{}, {"names": 7}, {"versions": [{}]}, {"versions": {}}, {"group": "x", "names": {}}])
+async def test_no_definition_is_an_error_of_ours(world: World, spec: Json) -> None:
+    path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    answer = await world.ask("POST", path, {"metadata": {"name": "a.b"}, "spec": spec})
+    assert answer.status_code in (400, 422), answer.text
