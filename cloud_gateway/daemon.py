@@ -181,6 +181,7 @@ class Daemon:
             stream=self._stream,
             ca=self._store,
             note=self._log.note,
+            away=self._away,
         )
         nursery.start_soon(self._decide)
         nursery.start_soon(self._follow_all, nursery)
@@ -343,6 +344,11 @@ class Daemon:
 
     async def _stream(self, node: str, what: str, params: dict[str, Any]) -> Any:
         return await self.edges.open(self._core.session_of(node), what, params)
+
+    def _away(self, node: str) -> str:
+        """Since when, as far as this gateway knows."""
+        away_s = self._core.away_s(node)
+        return translate.stamp(wall_ms() - away_s * 1000) if away_s else ""
 
     def _ready(self) -> str:
         return "" if self._core.is_ready() else "Kubernetes has not told of everything yet"

@@ -109,6 +109,11 @@ class Gateway:
         found = self._nodes.get(node)
         return found.session.number if found and found.session and found.session.welcomed else 0
 
+    def away_s(self, node: str) -> int:
+        """For how long it has had no session; 0 also for a node that is not known."""
+        found = self._nodes.get(node)
+        return self._tender.away_s(found) if found else 0
+
     def counts(self) -> dict[str, int]:
         """For metrics."""
         return {
