@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from cloud_gateway import limits
 from cloud_gateway.adapters.kube_config import Endpoint
+from cloud_gateway.adapters.kube_credentials import Headers
 from cloud_gateway.adapters.kube_types import UNREACHABLE, KubeError, error_of
 from tinyedge.errors import TinyEdgeError
 
@@ -59,15 +60,15 @@ class Wire:
         self._endpoint = endpoint
         self._user_agent = user_agent
         self._at = 0  # of the addresses, the one that worked last
-        self._transport: httpx.AsyncHTTPTransport | None = None
-        self._before: httpx.AsyncHTTPTransport | None = None  # with an older certificate; requests may be under way
+        self._free: list[httpx.AsyncHTTPTransport] = []
+        self._context: ssl.SSLContext | None = None
         self._certificate = ("", "")
 
     async def aclose(self) -> None:
-        for transport in (self._transport, self._before):
-            if transport is not None:
-                await transport.aclose()
-        self._transport = self._before = None
+        """Once nothing is under way."""
+        free, self._free = self._free, []
+        for transport in free:
+            await transport.aclose()
 
     async def exchange(self, ask: Ask) -> Answer:
         """The whole answer."""
@@ -83,29 +84,71 @@ class Wire:
     @asynccontextmanager
     async def stream(self, ask: Ask, silence_s: float) -> AsyncGenerator[httpx.Response, None]:
         """An answer whose body is read by the caller; silence ends it."""
-        response = await self._sent(ask, silence_s)
-        try:
-            if response.status_code == 401:
-                await response.aclose()
-                response = await self._sent(ask, silence_s, anew=True)
-            yield response
-        except httpx.HTTPError as error:
-            self._move_on(self._at)
-            raise _unreachable(_words(error), self._endpoint.urls) from None
-        finally:
-            with trio.CancelScope(shield=True), suppress(httpx.HTTPError):
-                await response.aclose()
+        async with self._answered(ask, silence_s, anew=False) as response:
+            refused = response.status_code == 401
+            if not refused:
+                yield response
+        if refused:
+            async with self._answered(ask, silence_s, anew=True) as response:
+                yield response
 
-    async def _sent(self, ask: Ask, silence_s: float, *, anew: bool = False) -> httpx.Response:
+    @asynccontextmanager
+    async def _answered(self, ask: Ask, silence_s: float, *, anew: bool) -> AsyncGenerator[httpx.Response, None]:
+        headers = await self._headers(ask, anew=anew)  # first: a plugin may bring another certificate
+        async with self._lent() as transport:
+            response = await self._sent(transport, ask, headers, silence_s)
+            try:
+                yield response
+            except httpx.HTTPError as error:
+                self._move_on(self._at)
+                raise _unreachable(_words(error), self._endpoint.urls) from None
+            finally:
+                with trio.CancelScope(shield=True), suppress(httpx.HTTPError):
+                    await response.aclose()
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncGenerator[httpx.AsyncHTTPTransport, None]:
+        """A connection for one request, the one used last if possible.
+
+        One transport for each: a common pool looks at all of its connections, for each of them, at each request.
+        """
+        certificate = self._endpoint.identity.certificate()
+        if self._context is None or certificate != self._certificate:
+            self._context, self._certificate = self._tls(), certificate
+            await self.aclose()
+        context = self._context
+        transport = self._free.pop() if self._free else self._made(context)
+        try:
+            yield transport
+        finally:
+            if context is self._context and len(self._free) < limits.KUBE_CONNECTIONS_MAX:
+                self._free.append(transport)
+            else:
+                with trio.CancelScope(shield=True):
+                    await transport.aclose()
+
+    def _made(self, context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+        return httpx.AsyncHTTPTransport(
+            verify=context,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=60),
+            proxy=self._endpoint.proxy or None,
+            socket_options=_SOCKET_OPTIONS,
+        )
+
+    async def _sent(
+        self, transport: httpx.AsyncHTTPTransport, ask: Ask, headers: Headers, silence_s: float
+    ) -> httpx.Response:
         """The head of the answer, from the first address that can be connected to."""
-        headers = await self._headers(ask, anew=anew)
         urls = self._endpoint.urls
         stale = ask.method == "GET"  # a kept connection that the server closed just now: once more is safe
         left = len(urls)
         while True:
             at = self._at
+            request = self._request(urls[at] + ask.target, ask, headers, silence_s)
             try:
-                return await self._try(urls[at] + ask.target, ask, headers, silence_s)
+                # Straight to the transport: cookies, redirects and environment variables have no say here.
+                return await transport.handle_async_request(request)
             except httpx.HTTPError as error:
                 self._move_on(at)
                 if isinstance(error, _NOT_SENT):
@@ -129,7 +172,7 @@ class Wire:
         if self._at == failed:
             self._at = (failed + 1) % len(self._endpoint.urls)
 
-    async def _headers(self, ask: Ask, *, anew: bool) -> list[tuple[str, str]]:
+    async def _headers(self, ask: Ask, *, anew: bool) -> Headers:
         headers = [("User-Agent", self._user_agent), ("Accept", ask.accept)]
         if self._endpoint.compress:
             headers.append(("Accept-Encoding", "gzip"))
@@ -140,37 +183,15 @@ class Wire:
         except TinyEdgeError as error:
             raise KubeError(error.what, error.why, error.remedy, reason="Credentials") from None
 
-    async def _try(self, url: str, ask: Ask, headers: list[tuple[str, str]], silence_s: float) -> httpx.Response:
-        """Straight to the transport: cookies, redirects and environment variables have no say here."""
+    def _request(self, url: str, ask: Ask, headers: Headers, silence_s: float) -> httpx.Request:
         timeout = {"connect": CONNECT_S, "read": silence_s, "write": silence_s, "pool": silence_s}
         extensions: dict[str, object] = {"timeout": timeout}
         if self._endpoint.server_name:
             extensions["sni_hostname"] = self._endpoint.server_name
-        transport = await self._open()
-        return await transport.handle_async_request(
-            httpx.Request(ask.method, url, headers=headers, content=ask.body or None, extensions=extensions)
-        )
-
-    async def _open(self) -> httpx.AsyncHTTPTransport:
-        """Made when first used, and anew when the certificate that we show has changed."""
-        certificate = self._endpoint.identity.certificate()
-        if self._transport is None or certificate != self._certificate:
-            old, self._before = self._before, self._transport
-            self._certificate = certificate
-            self._transport = httpx.AsyncHTTPTransport(
-                verify=self._tls(),
-                trust_env=False,
-                limits=httpx.Limits(
-                    max_connections=limits.KUBE_CONNECTIONS_MAX,
-                    max_keepalive_connections=limits.KUBE_CONNECTIONS_MAX,
-                    keepalive_expiry=60,
-                ),
-                proxy=self._endpoint.proxy or None,
-                socket_options=_SOCKET_OPTIONS,
-            )
-            if old is not None:
-                await old.aclose()
-        return self._transport
+        request = httpx.Request(ask.method, url, headers=headers, content=ask.body or None, extensions=extensions)
+        if ask.body:
+            request.stream = _Body(ask.body)
+        return request
 
     def _tls(self) -> ssl.SSLContext:
         try:
@@ -179,6 +200,21 @@ class Wire:
             raise KubeError(
                 "no TLS to Kubernetes", str(error), "look at its CA and our certificate", reason="Credentials"
             ) from None
+
+
+class _Body(httpx.AsyncByteStream):
+    """What is sent, without a generator that a cancelled request would leave half-way."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = [data]
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 async def each_chunk(response: httpx.Response, take: Callable[[bytes], Awaitable[None]]) -> None:

@@ -375,18 +375,39 @@ async def test_the_ca_and_the_name_are_checked(write: Callable[..., Path]) -> No
                     assert caught.value.unreachable
 
 
-async def test_our_certificate_is_shown(write: Callable[..., Path]) -> None:
+def client_certificate(name: str) -> tuple[str, str]:
     key = ec.generate_private_key(ec.SECP256R1())
-    chain = SIGNER.sign_node(key.public_key(), "gate-7", "01" * 8, NOW, 3600)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-    user = {"client-certificate-data": b64(chain), "client-key-data": b64(pem)}
-    cluster = {"certificate-authority-data": b64(CA), "tls-server-name": "tinyedge-gateway"}
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return SIGNER.sign_node(key.public_key(), name, "01" * 8, NOW, 3600), pem.decode()
+
+
+CHECKED = {"certificate-authority-data": b64(CA), "tls-server-name": "tinyedge-gateway"}
+
+
+async def test_our_certificate_is_shown(write: Callable[..., Path]) -> None:
+    chain, key = client_certificate("gate-7")
+    user = {"client-certificate-data": b64(chain), "client-key-data": b64(key)}
     async with tls_server() as (url, shown):
-        async with Kube(from_kubeconfig(write({"server": url, **cluster}, user))) as client:
+        async with Kube(from_kubeconfig(write({"server": url, **CHECKED}, user))) as client:
             await client.get(PODS, "web", "default")
         assert (("commonName", "gate-7"),) in shown[0]["subject"]
+
+
+async def test_a_certificate_of_a_plugin_is_shown_and_so_is_its_next_one(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    async with tls_server() as (url, shown):
+        endpoint = from_kubeconfig(write({"server": url, **CHECKED}))
+        endpoint.identity = plugin(tmp_path, f"print(open({str(given)!r}).read())")
+        async with Kube(endpoint) as client:
+            for name in ("one", "two"):
+                chain, key = client_certificate(name)
+                ended = "2001-01-01T00:00:00Z"  # so that it is run for each request
+                words = {"clientCertificateData": chain, "clientKeyData": key, "expirationTimestamp": ended}
+                given.write_text(json.dumps({"status": words}))
+                await client.get(PODS, "web", "default")
+        assert [dict(part[0] for part in one["subject"])["commonName"] for one in shown] == ["one", "two"]
 
 
 async def test_a_certificate_that_can_not_be_used_is_an_error_not_a_crash(write: Callable[..., Path]) -> None:
