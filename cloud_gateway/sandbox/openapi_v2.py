@@ -12,7 +12,9 @@ import msgspec
 
 from cloud_gateway.sandbox.resources import Catalogue, Resource
 
-CONTENT_TYPE = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"  # asked for with an @, which is no media type
+CONTENT_TYPE = (
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"  # asked for with an @, which is no media type
+)
 _GVK = "x-kubernetes-group-version-kind"
 
 # Numbers of fields, by message.
@@ -63,6 +65,4 @@ def _path(one: Resource) -> bytes:
     query = _field(_QUERY_IN, "query") + _field(_QUERY_NAME, "fieldValidation") + _field(_QUERY_TYPE, "string")
     operation = _field(_PARAMETERS, _field(_PARAMETER, _field(_NON_BODY, _field(_QUERY, query))))
     operation += _field(_EXTENSION, _field(_NAME, _GVK), _field(_VALUE, _field(_YAML, kind)))
-    return _field(
-        _PATH, _field(_NAME, f"{root}{space}/{one.name}/{{name}}"), _field(_VALUE, _field(_PATCH, operation))
-    )
+    return _field(_PATH, _field(_NAME, f"{root}{space}/{one.name}/{{name}}"), _field(_VALUE, _field(_PATCH, operation)))

@@ -174,9 +174,11 @@ def test_what_the_node_can_not_run_is_said_by_name_and_stops_nothing_else(cluste
 
 def test_a_pod_speaks_to_the_api_with_a_token_of_its_own(cluster: Cluster, member: Node) -> None:
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
-    cluster.apply(pod(member, "speaker", sh(f"cat {account}/token > /dev/null && cat {account}/namespace; {SLEEP}")))
+    cluster.apply(
+        pod(member, "speaker", sh(f"cat {account}/token > /dev/null && cat {account}/namespace; echo; {SLEEP}"))
+    )
     cluster.wait_pod("speaker", is_ready)
-    cluster.wait(lambda: cluster.kubectl("logs", "speaker") == cluster.namespace)
+    cluster.wait(lambda: cluster.kubectl("logs", "speaker") == f"{cluster.namespace}\n")
     token = cluster.kubectl("exec", "speaker", "--", "cat", f"{account}/token")
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
     answer = json.loads(cluster.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(review)))

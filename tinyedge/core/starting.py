@@ -10,6 +10,7 @@ from tinyedge.core.digest import digest
 from tinyedge.core.refs import Unready
 from tinyedge.core.run import CRASH_CAP_MS, CRASH_FIRST_MS, Look, PodRun, Stand, look
 from tinyedge.core.track import host_ip, pod_ip, post_start
+from tinyedge.core.volumes import WAITS_FOR_CLOUD
 from tinyedge.events import MountVolumes, PullImage, RunHook, RunSandbox, StartContainer, StopSandbox
 from tinyedge.model.image import find_image, registry_of
 from tinyedge.model.pod import Container, Pod
@@ -47,8 +48,11 @@ def volumes(run: PodRun, pod: Pod, desk: Desk) -> bool:
 def _trouble_with_volumes(run: PodRun, desk: Desk, trouble: Unready) -> None:
     if run.volumes.trouble != trouble:
         run.volumes.trouble = trouble
-        desk.event(run, "Warning", trouble.reason, trouble.message)
-        desk.note("warning", "pod.volumes", pod=run.key, reason=trouble.reason, message=trouble.message)
+        waits = trouble.message.endswith(WAITS_FOR_CLOUD)  # as every pod with a token does for a moment
+        if not waits:
+            desk.event(run, "Warning", trouble.reason, trouble.message)
+        level = "info" if waits else "warning"
+        desk.note(level, "pod.volumes", pod=run.key, reason=trouble.reason, message=trouble.message)
 
 
 # --- sandbox -------------------------------------------------------------------------------------
