@@ -52,6 +52,11 @@ class Joined:
     def carry_down(self, most: int = 10_000) -> int:
         return self._carry(self.gateway, self.edge, self.down, self.at_edge, most)
 
+    def carry_up_unheard(self) -> None:
+        """What the edge says, to nobody."""
+        while (message := self.edge.next(self.now_ms)) is not None:
+            self.up.append(message)
+
     def _carry(self, source: Session, target: Session, wire: list[bytes], seen: list[link.Event], most: int) -> int:
         for count in range(most):
             message = source.next(self.now_ms)
