@@ -39,6 +39,7 @@ class Calls:
         self._nursery = nursery
         self._done = done
         self._limit = trio.CapacityLimiter(PARALLEL)
+        self._leases = trio.CapacityLimiter(PARALLEL // 2)  # calls that hang must not keep Leases from being renewed
         self._queues: dict[str, deque[Call]] = {}
         self.made = 0
 
@@ -58,7 +59,7 @@ class Calls:
         queue = self._queues[key]
         while queue:
             call = queue[0]
-            async with self._limit:
+            async with self._leases if call.resource == types.LEASES.plural else self._limit:
                 outcome = await self._outcome(call)
             queue.popleft()
             await self._done(outcome)

@@ -27,7 +27,7 @@ from cloud_gateway.adapters.edge_session import EdgeSession, EdgeStream, Note, P
 from cloud_gateway.adapters.joining import Joined, Joining
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
-from tinyedge.errors import BadInput, PeerError, TinyEdgeError
+from tinyedge.errors import BadInput, PeerError, TinyEdgeError, WorldError
 from tinyedge.protocol import joining as words
 from tinyedge.protocol import link
 from tinyedge.protocol.websocket import WebSocket, WebSocketBroken
@@ -119,7 +119,11 @@ class Edges:
     ) -> None:
         """Until cancelled. Starts with the port that it listens on."""
         host, port = address
-        listeners = await trio.open_tcp_listeners(port, host=host, backlog=1024)
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host, backlog=1024)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise WorldError(f"can't listen on {host}:{port}", why, "give --listen another address") from None
         real: int = listeners[0].socket.getsockname()[1]
         task_status.started(real)
         await trio.serve_listeners(self._meet, listeners)

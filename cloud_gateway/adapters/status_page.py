@@ -14,6 +14,8 @@ import h11
 import msgspec
 import trio
 
+from tinyedge.errors import WorldError
+
 Json = dict[str, Any]
 _HEAD_BYTES_MAX = 8 * 1024
 _REQUEST_S = 10
@@ -38,7 +40,11 @@ class StatusPage:
     async def serve(
         self, address: tuple[str, int], *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        listeners = await trio.open_tcp_listeners(address[1], host=address[0])
+        try:
+            listeners = await trio.open_tcp_listeners(address[1], host=address[0])
+        except OSError as error:
+            where, why = f"{address[0]}:{address[1]}", error.strerror or str(error)
+            raise WorldError(f"can't listen on {where}", why, "give --metrics another address") from None
         port: int = listeners[0].socket.getsockname()[1]
         task_status.started(port)
         await trio.serve_listeners(self._serve, listeners)
