@@ -42,6 +42,7 @@ class Door:
             mono_ms=lambda: int(trio.current_time() * 1000),
             wall_ms=lambda: int(self.now_s() * 1000),
             heartbeat_s=30,
+            backoff_cap_s=lambda: 2,
             software="tinyedge-gateway/1",
             joined=self._joined,
         )
