@@ -7,6 +7,7 @@ import binascii
 import itertools
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -182,8 +183,9 @@ class Reads:
                 yield b"".join(encode.line(ADDED, entry.raw) for entry in present)
             if query.initial and query.bookmarks:
                 yield encode.bookmark(revision, initial_end=True)
-            async for lines in self._follow(watch, query, encode):
-                yield lines
+            async with aclosing(self._follow(watch, query, encode)) as following:
+                async for lines in following:
+                    yield lines
         finally:
             self._hub.close(watch)
 
