@@ -39,7 +39,7 @@ from tinyedge.core import specs
 from tinyedge.errors import require
 from tinyedge.events import NodeFacts
 from tinyedge.model.decode import decode_object
-from tinyedge.model.pod import ConfigMap, Pod, Secret
+from tinyedge.model.pod import ConfigMap, Pod, Secret, ServiceAccountTokenProjection
 from tinyedge.model.runtime import ContainerSpec
 from tinyedge.protocol import cri_pb2 as pb
 
@@ -89,6 +89,12 @@ class NoRefs:
         return None
 
     def secret(self, key: str) -> Secret | None:
+        return None
+
+    def from_cloud(self, pod: Pod) -> bool:
+        return False
+
+    def token(self, pod: Pod, wanted: ServiceAccountTokenProjection) -> str | None:
         return None
 
 

@@ -49,7 +49,8 @@ class HastyGateway(CloudWorld):
             nothing = [kind(resource) for resource in WATCHED for kind in (facts.Listing, facts.Listed)]
             super().gateway_step(*events[:1], *nothing)
             gateway, everything = self.gateway, events[1:]
-            self.at(5_000, lambda: self.gateway is gateway and super(HastyGateway, self).gateway_step(*everything))
+            late = super().gateway_step
+            self.at(5_000, lambda: late(*everything) if self.gateway is gateway else None)
             return
         super().gateway_step(*events)
 

@@ -88,7 +88,7 @@ def _link(link: Json, now: float) -> str:
     if state == "none":
         return message or "none"
     since = age(link.get("since", ""), now)
-    words = state if state in ("up", "joining", "connecting") else state.upper()
+    words: str = state if state in ("up", "joining", "connecting") else state.upper()
     words += "" if since == UNKNOWN else f" for {since}"
     words += f", {link['gateway']}" if link.get("gateway") else ""
     if state == "up":

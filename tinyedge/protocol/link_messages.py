@@ -279,9 +279,10 @@ def pack(message: Message, version: int = VERSION) -> bytes:
 def unpack(data: bytes) -> AnyMessage:
     """Raises LinkBroken, and nothing else, for whatever is no message."""
     try:
-        return _DECODER.decode(_inflated(data))
+        found: AnyMessage = _DECODER.decode(_inflated(data))
     except (msgspec.MsgspecError, zlib.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise LinkBroken("the other end of the link sent what is no message", str(error)[:200]) from None
+    return found
 
 
 def _inflated(data: bytes) -> bytes | memoryview:
