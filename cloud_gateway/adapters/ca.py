@@ -11,7 +11,6 @@ import binascii
 import datetime
 import ipaddress
 import math
-import os
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
 from cloud_gateway import limits
+from cloud_gateway.certificates import key_usage, load_chain
 from cloud_gateway.core import authority
 from cloud_gateway.core.authority import CertFacts, State
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError, WorldError
@@ -153,7 +153,7 @@ class Ca:
             .not_valid_before(start)
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(key_usage(signs_certificates=False), critical=True)
             .add_extension(issuer_key, critical=False)
         )
 
@@ -171,7 +171,7 @@ def make_ca(now_s: int) -> tuple[str, str]:
         .not_valid_before(_time(now_s - _BACK_S))
         .not_valid_after(_time(now_s + CA_LIFE_S))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(key_usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -192,20 +192,6 @@ def _may_sign(certificate: x509.Certificate) -> bool:
         return error.oid == x509.KeyUsage.oid
     except ValueError:
         return False
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _serial(data: bytes) -> int:
@@ -305,13 +291,7 @@ def server_context(ca: Ca, now_s: int) -> ssl.SSLContext:
     context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME) | ssl.VERIFY_X509_PARTIAL_CHAIN
     context.load_verify_locations(cadata=ca.trusted)
     signed = ca.server(now_s)
-    # The ssl module takes a file only; this one is never on a disk.
-    handle = os.memfd_create("server", os.MFD_CLOEXEC)
-    try:
-        os.write(handle, (signed.chain + signed.key).encode())
-        context.load_cert_chain(f"/proc/self/fd/{handle}")
-    finally:
-        os.close(handle)
+    load_chain(context, signed.chain + signed.key)
     return context
 
 

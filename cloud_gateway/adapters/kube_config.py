@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from cloud_gateway import limits
 from cloud_gateway.adapters.kube_credentials import ExecPlugin, Fixed, Identity, TokenFile
+from cloud_gateway.certificates import load_chain
 from tinyedge.errors import BadInput, WorldError
 
 Json = dict[str, Any]
@@ -55,18 +56,12 @@ class Endpoint(Struct):
 
 
 def _load_chain(context: ssl.SSLContext, chain: str, key: str) -> None:
-    # The ssl module takes a file only; this one is never on a disk.
-    handle = os.memfd_create("client", os.MFD_CLOEXEC)
     try:
-        with open(handle, "wb", closefd=False) as file:
-            file.write((chain.rstrip() + "\n" + key).encode())
-        context.load_cert_chain(f"/proc/self/fd/{handle}")
+        load_chain(context, chain.rstrip() + "\n" + key)
     except (ssl.SSLError, ValueError) as error:
         raise WorldError(
             "the client certificate for Kubernetes can't be used", str(error), "look at both files"
         ) from None
-    finally:
-        os.close(handle)
 
 
 def from_url(url: str | Sequence[str], ca_pem: str = "", token: str = "", namespace: str = "default") -> Endpoint:

@@ -16,6 +16,7 @@ from cloud_gateway.adapters.kube import Kube
 from cloud_gateway.adapters.kube_types import CONFIGMAPS, KubeError
 from cloud_gateway.adapters.kubelet_access import Access
 from cloud_gateway.adapters.kubelet_api import Find, KubeletApi, Note, Open, Room
+from cloud_gateway.certificates import load_chain
 from cloud_gateway.config import Config
 from tinyedge.errors import TinyEdgeError, WorldError
 
@@ -176,9 +177,4 @@ class _Tls:
 
     def _load_own(self, context: ssl.SSLContext) -> None:
         signed = self._store.ca.server(int(time.time()), [self._config.kubelet_address or "127.0.0.1"])
-        handle = os.memfd_create("kubelet", os.MFD_CLOEXEC)  # the ssl module takes a file only
-        try:
-            os.write(handle, (signed.chain + signed.key).encode())
-            context.load_cert_chain(f"/proc/self/fd/{handle}")
-        finally:
-            os.close(handle)
+        load_chain(context, signed.chain + signed.key)

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
+from cloud_gateway.certificates import key_usage
 from tinyedge.errors import WorldError
 
 CLUSTER = "tinyedge-sandbox"
@@ -184,7 +185,7 @@ def _new_ca(now: datetime.datetime) -> _Pair:
     certificate = (
         _begun(name, name, key, now, _CA_LIFE_S)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs=True), critical=True)
+        .add_extension(key_usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -199,7 +200,7 @@ def _issued(ca: _Pair, now: datetime.datetime, subject: x509.Name, names: Sequen
     builder = (
         _begun(subject, ca.certificate.subject, key, now, _LIFE_S)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs=False), critical=True)
+        .add_extension(key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(issuer_key, critical=False)
     )
@@ -231,17 +232,3 @@ def _general(name: str) -> x509.GeneralName:
 
 def _cn(name: str) -> x509.NameAttribute[str]:
     return x509.NameAttribute(NameOID.COMMON_NAME, name)
-
-
-def _usage(*, signs: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=signs,
-        crl_sign=signs,
-        encipher_only=False,
-        decipher_only=False,
-    )
