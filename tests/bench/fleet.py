@@ -44,7 +44,7 @@ from cloud_gateway.adapters.kube_secrets import KubeSecrets
 from cloud_gateway.config import DEFAULT_NAMESPACE
 from cloud_gateway.core import translate
 from cloud_gateway.core.authority import Binding, State
-from tests.e2e.cluster import free_ports
+from tests.e2e.cluster import free_ports, says_ready
 from tinyedge.protocol import joining, link
 from tinyedge.protocol.revision import DOWN, digest, encode, revision, status_revision
 from tinyedge.protocol.websocket import WebSocket, WebSocketBroken
@@ -346,21 +346,11 @@ class Gateway:
             connection.close()
         return {name: float(value) for name, value in re.findall(r"^(tinyedge\S+) (\S+)$", text, re.MULTILINE)}
 
-    def is_ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=30)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.client.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
-
     def until_synced(self, count: int) -> dict[str, float]:
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             found = self.metrics()
-            if found.get("tinyedge_gateway_nodes_synced", 0) >= count and self.is_ready():
+            if found.get("tinyedge_gateway_nodes_synced", 0) >= count and says_ready(self.metrics_port):
                 return found
             if self.process is not None and self.process.poll() is not None:
                 raise RuntimeError((self.folder / "gateway.log").read_text()[-3000:])

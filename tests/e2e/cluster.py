@@ -39,6 +39,18 @@ def free_ports(count: int) -> list[int]:
             sock.close()
 
 
+def says_ready(port: int) -> bool:
+    """Whether the gateway whose metrics are at this port of the machine can serve nodes."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
 class Cluster:
     """`start`, `kill` and `stop` are the gateway's; with the sandbox its API server lives and dies with it."""
 
@@ -71,7 +83,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
             )
-        self.wait(self._is_ready)
+        self.wait(lambda: says_ready(self._metrics))
 
     def kill(self) -> None:
         """Ends the gateway, and with it the sandbox, without a word."""
@@ -97,16 +109,6 @@ class Cluster:
         )
         assert done.returncode == 0, f"{words}: {done.returncode} {done.stdout}{done.stderr}"
         return done.stdout
-
-    def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self._metrics, timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            return connection.getresponse().status == http.client.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
 
     # nodes
 
