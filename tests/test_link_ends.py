@@ -157,5 +157,6 @@ async def test_a_gateway_that_stops_is_come_back_to(tmp_path: Path) -> None:
         await join(door, uplink)
         await rig.until(lambda: rig.of(ev.CloudSynced))
         await door.edges.end_all()
+        door.edges._stops = False  # the next gateway, at the same address
         await rig.until(lambda: len(rig.of(ev.CloudSynced)) == 2)
         assert (uplink.status()["state"], uplink.status()["reconnects"]) == ("up", 1)

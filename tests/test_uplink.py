@@ -292,7 +292,7 @@ async def test_a_copied_card_is_told_and_does_not_link_as_its_twin(
         status = uplink.status()
         assert (status["state"], status["gateway"]) == ("down", rig.gateway.url)
         assert "was made on another machine" in status["message"]
-        assert rig.posted == [ev.Joined("", "")]
+        assert not rig.posted
         assert "link.refused" in rig.notes
         await uplink.leave(local=True)
         assert uplink.status()["state"] == "none"

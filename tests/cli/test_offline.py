@@ -224,6 +224,8 @@ def test_every_command_is_looked_at_for_secrets_or_has_a_reason_not_to() -> None
         "collect": "above",
         "completion": "is text",
         "restart": "shows a name",
+        "join": "sends a token, and shows names",
+        "leave": "shows a name",
     }
     assert {command.name for command in COMMANDS} == {words[0] for words in SHOWN} | set(elsewhere)
 
