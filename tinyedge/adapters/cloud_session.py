@@ -40,6 +40,7 @@ Decode = Callable[[object], Object]
 Effect = ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken
 
 _READ_BYTES = 64 * 1024
+_PIECE_BYTES = 16 * 1024  # that leave at a time: a slow line is one that takes these, a dead one takes none
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
 _KINDS = {"pod": "Pod", "configmap": "ConfigMap", "secret": "Secret"}
 _FULL_S = 1.0  # until there is room again for what waits to be sent
@@ -246,12 +247,22 @@ class CloudSession:
             self._woken = trio.Event()
             wake_ms = self._machine.tick(_now_ms())
             while data := self._next():
-                await self._stream.send_all(data)
+                await self._send(data)
             if self._machine.closed and self._ended is None:
                 self._end(Ended("we said goodbye"))
                 return
             with trio.move_on_at(_when(wake_ms)):
                 await self._woken.wait()
+
+    async def _send(self, data: bytes) -> None:
+        """However long it takes, as long as the gateway takes some of it."""
+        view = memoryview(data)
+        for start in range(0, len(view), _PIECE_BYTES):
+            stall_s = 2 * self._machine.heartbeat_s
+            with trio.move_on_after(stall_s):
+                await self._stream.send_all(view[start : start + _PIECE_BYTES])
+                continue
+            raise PeerError("the gateway takes nothing", f"{len(view) - start} bytes have waited for {stall_s} s")
 
     def _next(self) -> bytes:
         """Answers of the WebSocket itself (pongs) go first."""
