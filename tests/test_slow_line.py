@@ -23,6 +23,7 @@ from tests.fakes.secrets import FakeSecrets
 from tests.fakes.slow_line import SlowEnd, slow_line
 from tinyedge import events as ev
 from tinyedge.adapters.cloud import Credentials
+from tinyedge.adapters.cloud_session import Pipe
 from tinyedge.protocol import link, link_messages
 from tinyedge.protocol.revision import encode, revision
 from tinyedge.protocol.websocket import WebSocket
@@ -192,3 +193,21 @@ async def test_a_gateway_that_speaks_and_takes_nothing_is_left(
                     await rig.heard.wait()
         assert rig.of(ev.Unlinked)[0].reason.startswith("the gateway takes nothing: ")
         assert trio.current_time() - began <= 2 * HEARTBEAT_S + 10
+
+
+async def test_crumbs_of_a_stream_that_the_gateway_leaves_lying_are_joined(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(what: str, params: dict[str, Any], pipe: Pipe) -> None:
+        await trio.sleep_forever()
+
+    async with linked(monkeypatch) as (rig, gateway, _):
+        rig.served = wait
+        stream = gateway.sessions[0].open("logs", {})
+        await trio.sleep(1)
+        node = rig.cloud._session
+        assert node is not None
+        node._machine._control.extend(link.Data(1, bytes([n % 256])) for n in range(1000))
+        rig.report("node", "self", revision(b"body"))  # goes behind them
+        await gateway.told(facts.Reported)
+        assert await stream.receive() == bytes(n % 256 for n in range(1000))

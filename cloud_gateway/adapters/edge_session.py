@@ -37,7 +37,7 @@ class EdgeStream:
     def __init__(self, number: int, session: EdgeSession) -> None:
         self._number = number
         self._session = session
-        self._came: deque[bytes] = deque()
+        self._came = bytearray()  # joined: many small pieces weigh more than their bytes
         self._changed = trio.Event()
         self._ended = False
         self._error: str | None = None
@@ -61,7 +61,8 @@ class EdgeStream:
             if self._ended or self._error is not None:
                 return b""
             await self._change()
-        data = self._came.popleft()
+        data = bytes(self._came[: limits.EDGE_READ_BYTES])
+        del self._came[: limits.EDGE_READ_BYTES]
         self._session.link.consumed(self._number, len(data))
         self._session.wake()
         return data
@@ -75,10 +76,8 @@ class EdgeStream:
         self._session.forget(self._number)
 
     def came(self, data: bytes) -> None:
-        if data:
-            self._came.append(data)
-        else:
-            self._ended = True
+        self._came += data
+        self._ended = self._ended or not data
         self.notify()
 
     def closed(self, error: str) -> None:

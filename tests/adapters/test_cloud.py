@@ -592,6 +592,30 @@ async def test_what_can_not_be_served_is_told_in_words_and_a_bug_costs_one_strea
         assert rig.cloud.status.state == "up"
 
 
+async def test_crumbs_that_a_slow_reader_leaves_lying_are_joined_up_to_the_end(autojump_clock: object) -> None:
+    heard: list[bytes] = []
+    reads = trio.Event()
+
+    async def slow(what: str, params: dict[str, Any], pipe: Pipe) -> None:
+        await reads.wait()
+        while data := await pipe.receive():
+            heard.append(data)
+        heard.append(await pipe.receive())
+
+    async with running() as rig:
+        rig.served = slow
+        peer = await rig.linked()
+        stream = peer.session.open("exec", {})
+        await peer.flush()
+        for n in range(1000):
+            await peer.raw(link.pack(link.Data(stream, bytes([n % 256]))))
+        await peer.raw(link.pack(link.Data(stream, b"")))
+        await trio.testing.wait_all_tasks_blocked()
+        reads.set()
+        await peer.until(lambda: stream in peer.closed)
+        assert heard == [bytes(n % 256 for n in range(1000)), b""]
+
+
 async def test_who_serves_a_stream_is_cancelled_when_the_gateway_closes_it_and_when_the_link_goes(
     autojump_clock: object,
 ) -> None:

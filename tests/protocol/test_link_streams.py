@@ -86,6 +86,19 @@ def test_much_is_carried_whole_by_a_reader_that_keeps_up() -> None:
     assert len(said) <= len(data) // (LINK_STREAM_BYTES_MAX // 2)
 
 
+def test_what_is_given_in_crumbs_leaves_in_whole_pieces() -> None:
+    joined, stream = _opened()
+    crumbs = [bytes([n % 251]) for n in range(LINK_PIECE_BYTES + 100)]
+    for crumb in crumbs:
+        assert joined.edge.send(stream, crumb) == 1
+    joined.carry_up()
+    whole = b"".join(crumbs)
+    assert joined.at_gateway == [
+        link.Data(stream, whole[:LINK_PIECE_BYTES]),
+        link.Data(stream, whole[LINK_PIECE_BYTES:]),
+    ]
+
+
 def test_streams_take_turns() -> None:
     joined = Joined().greeted()
     streams = [joined.gateway.open("logs", {}) for _ in range(3)]

@@ -72,7 +72,8 @@ class Pipe:
     def __init__(self, number: int, session: CloudSession) -> None:
         self._number = number
         self._session = session
-        self._came: deque[bytes] = deque()
+        self._came = bytearray()  # joined: many small pieces weigh more than their bytes
+        self._ended = False
         self._passed_on = 0
         self._changed = trio.Event()
         self.scope = trio.CancelScope()
@@ -82,9 +83,10 @@ class Pipe:
         await trio.lowlevel.checkpoint()
         self._session.consumed(self._number, self._passed_on)
         self._passed_on = 0
-        while not self._came:
+        while not self._came and not self._ended:
             await self._change()
-        data = self._came.popleft()
+        data = bytes(self._came[:_READ_BYTES])
+        del self._came[:_READ_BYTES]
         self._passed_on = len(data)
         return data
 
@@ -100,7 +102,8 @@ class Pipe:
 
     def feed(self, data: bytes) -> None:
         """From the other end, which sends no more than it was allowed to."""
-        self._came.append(data)
+        self._came += data
+        self._ended = self._ended or not data
         self.changed()
 
     def changed(self) -> None:

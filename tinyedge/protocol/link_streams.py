@@ -25,8 +25,7 @@ class _Stream(Struct):
     credit: int = LINK_STREAM_BYTES_MAX  # bytes that the other end still takes
     granted: int = LINK_STREAM_BYTES_MAX  # bytes that it may still send us
     passed_on: int = 0  # bytes taken since the last Credit
-    out: deque[bytes] = field(default_factory=deque)
-    out_bytes: int = 0
+    out: bytearray = field(default_factory=bytearray)  # joined: many small pieces weigh more than their bytes
     stalled: bool = False  # somebody waits for Writable
     ended: bool = False  # we send no more; said once `out` is empty
     end_said: bool = False
@@ -69,7 +68,7 @@ class Streams:
                 stream.their_end = not data
                 yield message
             case Credit(bytes=more):
-                if not 0 < more <= LINK_STREAM_BYTES_MAX - stream.credit - stream.out_bytes:
+                if not 0 < more <= LINK_STREAM_BYTES_MAX - stream.credit - len(stream.out):
                     raise LinkBroken("the other end allows more on a stream than there was")
                 stream.credit += more
                 if stream.stalled:
@@ -105,10 +104,8 @@ class Streams:
             return len(data)  # nobody will read it
         room = min(len(data), stream.credit)
         if room:
-            for start in range(0, room, LINK_PIECE_BYTES):
-                stream.out.append(data[start : min(start + LINK_PIECE_BYTES, room)])
+            stream.out += data[:room]
             stream.credit -= room
-            stream.out_bytes += room
             self._takes_turn(number)
         stream.stalled = room < len(data)
         return room
@@ -165,8 +162,8 @@ class Streams:
             number = self._turn.popleft()
             stream = self._streams[number]
             if stream.out:
-                data = stream.out.popleft()
-                stream.out_bytes -= len(data)
+                data = bytes(stream.out[:LINK_PIECE_BYTES])
+                del stream.out[:LINK_PIECE_BYTES]
                 if stream.out or stream.ended or stream.closing:
                     self._turn.append(number)
                 return Data(number, data)
