@@ -8,9 +8,10 @@ SEED ?=
 GIVE_UP_S ?=
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
 BENCH ?= store pods link fleet
+OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint fmt bench sim crash e2e proto docs clean
+.PHONY: demo test lint fmt bench outage sim crash e2e proto docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml
@@ -43,6 +44,9 @@ fmt: .venv/.dev
 
 bench: .venv/.dev
 	@for bench in $(BENCH); do .venv/bin/python -m tests.bench.$$bench || exit 1; done
+
+outage: .venv/.dev
+	@.venv/bin/python -m tests.bench.link --outage $(OUTAGE_S)
 
 sim: .venv/.dev
 	@.venv/bin/python -m tests.sim --seeds $(SEEDS)

@@ -10,6 +10,15 @@ own count of what passed below TLS, from the end of the handshake on, failed att
     outage_pods_killed    containers that are not the ones of before
     idle_*                from the bytes of a quiet minute at the default heartbeat
     put_ack_*_ms_N        from Put to the acknowledgement after the node's commit, N ConfigMaps at once
+
+With `--outage SECONDS` (`make outage`: eight minutes, which is longer than Kubernetes waits before it evicts) all that
+is measured is one outage of that length:
+
+    long_outage_pods_killed    containers that are not the ones of before
+    long_outage_pods_replaced  pods that the API server no longer has, has anew or marks for deletion
+    long_outage_reconnect_s    from when the gateway listens again until the node is in sync
+    long_outage_*_bytes        that the node sent and received for it, failed attempts included
+    long_outage_told_s         from when the gateway listens again until the cluster shows the node connected and ready
 """
 
 from __future__ import annotations
@@ -23,14 +32,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from tests.e2e.cluster import Cluster, free_ports
+from tests.e2e.cluster import CONNECTED, Cluster, free_ports
 from tests.fakes.link_gateway import LinkGateway, Peer
 from tests.test_daemon import Node
 from tests.test_uplink import Gateway
@@ -136,7 +145,9 @@ class Outages:
         self.cluster = Cluster(folder)
         self.forwarder = Forwarder(free_ports(1)[0], int(self.cluster.url.rpartition(":")[2]))
 
-    def run(self, outages: int) -> None:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """All pods run, and the cluster knows."""
         cluster, node = self.cluster, self.node
         cluster.start()
         self.forwarder.listen()
@@ -152,7 +163,8 @@ class Outages:
             until(lambda: cluster.condition(NAME, "Ready") == "True", "the node is ready", 0.2)
             cluster.apply(*(pod(number) for number in range(PODS)))
             until(self.is_quiet, "all pods run and that has been told", 0.2)
-            self.measure(outages)
+            time.sleep(5)  # until events and statuses of the start have gone
+            yield
         finally:
             self.forwarder.cut()
             node.stop(signal.SIGKILL)
@@ -172,7 +184,6 @@ class Outages:
         return {one["metadata"]["name"]: one["status"]["containerStatuses"] for one in pods}
 
     def measure(self, outages: int) -> None:
-        time.sleep(5)  # until events and statuses of the start have gone
         before = self.identities()
         self.outage(2.0)  # events that were left
         took = [self.outage(1.0 + turn % 4) for turn in range(outages)]
@@ -181,10 +192,40 @@ class Outages:
         report("reconnect_same_down_bytes", sync["receivedBytes"], "bytes")
         report("reconnect_p50_s", statistics.median(took), "s")
         report("reconnect_p99_s", percentile(took, 0.99), "s", max=max(took))
-        changed = [name for name, now in self.identities().items() if before.get(name) != now]
-        report("outage_pods_killed", len(changed), "pods")
+        report("outage_pods_killed", self.changed(before), "pods")
         self.change()
         self.idle()
+
+    def changed(self, before: dict[str, Any]) -> int:
+        now = self.identities()
+        return sum(now.get(name) != one for name, one in before.items())
+
+    def uids(self) -> dict[str, str]:
+        """Of the pods that the API server has and does not delete."""
+        items = json.loads(self.cluster.kubectl("get", "pods", "-o", "json"))["items"]
+        kept = (one["metadata"] for one in items if "deletionTimestamp" not in one["metadata"])
+        return {meta["name"]: meta["uid"] for meta in kept}
+
+    def long_outage(self, seconds: float) -> None:
+        before, uids = self.identities(), self.uids()
+        self.outage(2.0)  # events that were left
+        tell(f"away for {seconds:.0f} s")
+        began = time.monotonic()
+        took = self.outage(seconds)
+        back = time.monotonic() - took
+        until(self.is_told, "the cluster shows the node connected and ready", 0.1)
+        told, sync, now = time.monotonic() - back, self.link()["sync"], self.uids()
+        replaced = sum(now.get(name) != uid for name, uid in uids.items())
+        report("long_outage_pods_killed", self.changed(before), "pods", away_s=back - began)
+        report("long_outage_pods_replaced", replaced, "pods")
+        report("long_outage_reconnect_s", took, "s")
+        report("long_outage_told_s", told, "s")
+        report("long_outage_up_bytes", sync["sentBytes"], "bytes")
+        report("long_outage_down_bytes", sync["receivedBytes"], "bytes")
+
+    def is_told(self) -> bool:
+        conditions = [self.cluster.condition(NAME, kind) for kind in (CONNECTED, "Ready")]
+        return conditions == ["True", "True"] and self.is_quiet()
 
     def outage(self, seconds: float) -> float:
         """The seconds from the moment at which the gateway listens again until the node is in sync."""
@@ -286,6 +327,7 @@ async def put(peer: Peer, gateway: LinkGateway, count: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench BENCH=link")
     parser.add_argument("--outages", type=int, default=40)
+    parser.add_argument("--outage", type=float, default=0, metavar="SECONDS", help="measure one of this length only")
     parser.add_argument("--forward", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.forward:
@@ -295,9 +337,12 @@ def main() -> int:
     adopt_orphans()  # pods outlive their daemon on purpose; here they end with the bench
     with tempfile.TemporaryDirectory(prefix="tinyedge-link-") as scratch:
         try:
-            (Path(scratch) / "puts").mkdir()
-            trio.run(puts, Path(scratch) / "puts")
-            Outages(Path(scratch)).run(args.outages)
+            if not args.outage:
+                (Path(scratch) / "puts").mkdir()
+                trio.run(puts, Path(scratch) / "puts")
+            outages = Outages(Path(scratch))
+            with outages.running():
+                outages.long_outage(args.outage) if args.outage else outages.measure(args.outages)
         finally:
             kill_below(os.getpid())
     return 0
