@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from tinyedge.model.device import Device, DeviceModel
 from tinyedge.model.pod import Object
 from tinyedge.model.runtime import (
     Check,
@@ -146,6 +147,32 @@ class DeleteObject(Struct, frozen=True):
     grace_s: int | None = None
 
 
+class SetDesired(Struct, frozen=True):
+    """On site: `value` is what a property of a device is to have, until the cloud wants another."""
+
+    namespace: str
+    name: str
+    property: str
+    value: str
+
+
+class ReadDevice(Struct, frozen=True):
+    """Ask the device's mapper for its values now. Answered with `data` in JSON: property → value."""
+
+    namespace: str
+    name: str
+    property: str = ""  # all
+
+
+class CallMethod(Struct, frozen=True):
+    """Call a method of a device; `arguments` by property."""
+
+    namespace: str
+    name: str
+    method: str
+    arguments: dict[str, str]
+
+
 class RestartPod(Struct, frozen=True):
     """Stop and start the containers of a pod (all of them, or one) where they stand."""
 
@@ -154,12 +181,15 @@ class RestartPod(Struct, frozen=True):
     container: str = ""
 
 
+Request = Apply | DeleteObject | RestartPod | SetDesired | ReadDevice | CallMethod
+
+
 class Requested(Struct, frozen=True):
     """A request over the local API; `uid` is the caller's. Answered by exactly one `Answer`."""
 
     request: int
     uid: int
-    what: Apply | DeleteObject | RestartPod
+    what: Request
 
 
 class RuntimeUp(Struct, frozen=True):
@@ -335,6 +365,77 @@ class TokenGiven(Struct, frozen=True):
         return f"TokenGiven(op={self.op}, expires_ms={self.expires_ms}, error={self.error!r})"
 
 
+class MapperInfo(Struct, frozen=True):
+    """A mapper as it introduces itself. `address` is its unix socket, empty for the drivers inside the daemon; `uid`
+    the one it registered as. `own` mappers take Doubles and methods (our drivers, and mappers made with our SDK)."""
+
+    name: str
+    protocol: str
+    address: str = ""
+    version: str = ""
+    api_version: str = ""
+    state: str = ""
+    uid: int = 0
+    own: bool = False
+
+
+class MapperRegistered(Struct, frozen=True):
+    """Answered by one `MapperWelcome`. `with_data`: it wants to be told now what it is to serve."""
+
+    request: int
+    mapper: MapperInfo
+    with_data: bool = True
+
+
+class Value(Struct, frozen=True):
+    """`at_ms` is the mapper's own time (Unix), 0 if it gave none. `type` as the mapper names it, empty if it did
+    not."""
+
+    property: str
+    value: str
+    at_ms: int = 0
+    type: str = ""
+
+
+class Reported(Struct, frozen=True):
+    """A mapper reports values of a device (`key`: namespace/name). Answered by one `ReportAnswer`, once it is durable.
+    `own`: it came from a driver inside the daemon or from a mapper made with our SDK, which pushes nothing itself."""
+
+    request: int
+    key: str
+    values: tuple[Value, ...]
+    uid: int = 0
+    own: bool = False
+
+
+class StateReported(Struct, frozen=True):
+    """`state` is one of ok, online, offline, disconnected, unhealthy, unknown. Answered by one `ReportAnswer`."""
+
+    request: int
+    key: str
+    state: str
+    uid: int = 0
+
+
+class MapperCalled(Struct, frozen=True):
+    """The outcome of a `CallMapper`. `error` empty: it worked. `away`: the mapper could not be reached at all.
+    `values` are what a read or a call has brought."""
+
+    op: int
+    error: str = ""
+    away: bool = False
+    values: tuple[Value, ...] = ()
+
+
+class Published(Struct, frozen=True):
+    """A message that came from a broker, or from the gateway for it (then `request` waits for a `ReportAnswer`)."""
+
+    topic: str
+    payload: bytes
+    request: int = 0
+    retained: bool = False
+
+
 Event = (
     Booted
     | Tick
@@ -361,6 +462,11 @@ Event = (
     | ReportRefused
     | SeriesTaken
     | TokenGiven
+    | MapperRegistered
+    | Reported
+    | StateReported
+    | MapperCalled
+    | Published
 )
 
 # --- what the daemon does -------------------------------------------------------------------------
@@ -498,6 +604,7 @@ class Answer(Struct, frozen=True):
     request: int
     error: str = ""
     message: str = ""
+    data: bytes = b""  # JSON, for what is more than words
 
 
 class CloudAck(Struct, frozen=True):
@@ -538,6 +645,42 @@ class RequestToken(Struct, frozen=True):
     expiration_s: int
 
 
+class MapperWelcome(Struct, frozen=True):
+    """To a `MapperRegistered`. `error` empty: it is durably known, and what it is to serve is here."""
+
+    request: int
+    error: str = ""
+    models: tuple[DeviceModel, ...] = ()
+    devices: tuple[Device, ...] = ()
+
+
+class ReportAnswer(Struct, frozen=True):
+    """To a `Reported`, `StateReported` or `Published`. `error` empty: it is durable. Else `code` says of which kind it
+    is: `NotFound`, `Invalid`, `TooMany` (wait, then again), `Full` or `ReadOnly` (the store takes nothing)."""
+
+    request: int
+    code: str = ""
+    error: str = ""
+
+
+class CallMapper(Struct, frozen=True):
+    """Call a mapper. `what` is a method of DeviceMapperService (`RegisterDevice`, `UpdateDevice`, `RemoveDevice`,
+    `CreateDeviceModel`, `UpdateDeviceModel`, `RemoveDeviceModel`, `GetDevice`), or for `own` mappers also `Write` and
+    `CallMethod`; `CallMethod` of another goes to `http`. `key` is the device's or the model's. Answered by
+    `MapperCalled`. Devices are as the mapper is to see them: defaults of the model filled in, desired values as they
+    are now."""
+
+    op: int
+    mapper: MapperInfo
+    what: str
+    key: str
+    device: Device | None = None
+    model: DeviceModel | None = None
+    method: str = ""
+    arguments: tuple[tuple[str, str], ...] = ()  # property, value
+    http: str = ""
+
+
 class Note(Struct, frozen=True):
     """One line of log. `level` is `debug`, `info`, `warning` or `error`; `key` names the fact (`pod.started`)."""
 
@@ -573,6 +716,9 @@ Effect = (
     | CloudRefuse
     | Report
     | RequestToken
+    | MapperWelcome
+    | ReportAnswer
+    | CallMapper
     | Note
     | Record
 )

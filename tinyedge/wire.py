@@ -10,6 +10,11 @@
     gone       uid               GoneRow       a deleted pod of which nothing is left, until the cloud knows
     refused    kind key          RefusedRow    what the cloud sent and this node can't keep
     token      uid digest        TokenRow      of a service account, for one pod
+    device     namespace/name    DeviceRow
+    devicemodel namespace/name   DeviceModelRow
+    twin       namespace/name    TwinRow       what is known of a device and can't be asked for again
+    reading    ns/name/property  ReadingRow    the newest value of a property
+    mapper     name              MapperRow     who has registered
 
 Equal rows are equal bytes. Times are wall-clock ms. Each row begins with a byte that says how it is written: a field
 may be added with a default; any other change is a new version, and `decode` then reads the old one too. A row that does
@@ -23,6 +28,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from tinyedge.model.device import Device, DeviceModel
 from tinyedge.model.pod import ConfigMap, Pod, Secret
 
 CLOUD = "cloud"  # the source of what a gateway has sent
@@ -163,7 +169,76 @@ class TokenRow(Struct, frozen=True, omit_defaults=True):
         return f"TokenRow(expires_ms={self.expires_ms}, issued_ms={self.issued_ms})"
 
 
-Row = PodRow | StateRow | ConfigMapRow | SecretRow | FolderRow | NodeRow | GoneRow | RefusedRow | TokenRow
+class DeviceRow(Struct, frozen=True, omit_defaults=True):
+    source: str
+    object: Device
+    revision: bytes = b""
+
+
+class DeviceModelRow(Struct, frozen=True, omit_defaults=True):
+    source: str
+    object: DeviceModel
+    revision: bytes = b""
+
+
+class DesiredRow(Struct, frozen=True, array_like=True):
+    """What a property was set to on site or by a rule (`by`), which holds until the device's own desired value is
+    another one than `over`, the one that it was set over."""
+
+    value: str
+    by: str
+    at_ms: int
+    over: str | None
+
+
+class TwinRow(Struct, frozen=True, omit_defaults=True):
+    """`state` as the mapper reported it; `online_ms` when the device was last known to be online (0: not known).
+    `mapper` is the one that serves the device and `told` a digest of what it has been told of it."""
+
+    state: str = ""
+    online_ms: int = 0
+    desired: dict[str, DesiredRow] = field(default_factory=dict)
+    mapper: str = ""
+    told: str = ""
+
+
+class ReadingRow(Struct, frozen=True, array_like=True):
+    """`flags` as in `protocol.readings`."""
+
+    value: str
+    at_ms: int
+    flags: int = 0
+
+
+class MapperRow(Struct, frozen=True, omit_defaults=True):
+    """`number` counts registrations of new names: of several mappers of one protocol the first serves."""
+
+    name: str
+    protocol: str
+    address: str = ""
+    version: str = ""
+    api_version: str = ""
+    uid: int = 0
+    own: bool = False
+    number: int = 0
+
+
+Row = (
+    PodRow
+    | StateRow
+    | ConfigMapRow
+    | SecretRow
+    | FolderRow
+    | NodeRow
+    | GoneRow
+    | RefusedRow
+    | TokenRow
+    | DeviceRow
+    | DeviceModelRow
+    | TwinRow
+    | ReadingRow
+    | MapperRow
+)
 
 ROWS: dict[str, type[Struct]] = {
     "pod": PodRow,
@@ -175,6 +250,11 @@ ROWS: dict[str, type[Struct]] = {
     "gone": GoneRow,
     "refused": RefusedRow,
     "token": TokenRow,
+    "device": DeviceRow,
+    "devicemodel": DeviceModelRow,
+    "twin": TwinRow,
+    "reading": ReadingRow,
+    "mapper": MapperRow,
 }
 _DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")

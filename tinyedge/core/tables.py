@@ -17,18 +17,23 @@ from tinyedge.model.pod import ConfigMap, Pod, Secret, ServiceAccountTokenProjec
 from tinyedge.wire import (
     CLOUD,
     ConfigMapRow,
+    DeviceModelRow,
+    DeviceRow,
     FolderRow,
     GoneRow,
+    MapperRow,
     NodeRow,
     PodRow,
+    ReadingRow,
     RefusedRow,
     SecretRow,
     StateRow,
     TokenRow,
+    TwinRow,
 )
 
 Stored = dict[str, dict[str, bytes]]
-_OBJECTS = ("pod", "configmap", "secret")
+_OBJECTS = ("pod", "configmap", "secret", "device", "devicemodel")
 
 
 class Tables:
@@ -45,6 +50,11 @@ class Tables:
         self.gone: dict[str, GoneRow] = {}
         self.refused: dict[str, RefusedRow] = {}
         self.tokens: dict[str, TokenRow] = {}
+        self.devices: dict[str, DeviceRow] = {}
+        self.models: dict[str, DeviceModelRow] = {}
+        self.twins: dict[str, TwinRow] = {}
+        self.readings: dict[str, ReadingRow] = {}
+        self.mappers: dict[str, MapperRow] = {}
         self.rows: dict[str, dict[str, Any]] = {
             "pod": self.pods,
             "podstate": self.states,
@@ -55,6 +65,11 @@ class Tables:
             "gone": self.gone,
             "refused": self.refused,
             "token": self.tokens,
+            "device": self.devices,
+            "devicemodel": self.models,
+            "twin": self.twins,
+            "reading": self.readings,
+            "mapper": self.mappers,
         }
         self.unreadable: list[tuple[str, str, str]] = []
         self._raw: Stored = {}  # what can't be read, byte for byte
