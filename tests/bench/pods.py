@@ -6,6 +6,11 @@ StopPodSandbox of the dead sandbox, with the specs that the daemon would send) o
 twenty pods at a time; the best of the three. Both run in turns and the medians are compared, since machines are noisy.
 `apply` is from the request to the API until all run; `restart` is from the start of the daemon's process until all run
 again, everything that ran before having been killed.
+
+`api_to_running` is a pod's way through a cluster: from its creation in the API server (the gateway's sandbox; the pod
+is bound to the node already) until a watch of the API shows that it runs, on a node with 20 pods of that cluster;
+beside it the floor of one pod on the same machine, in turns. `rss_20_pods_linked` is the daemon's memory with these 20
+pods and an open link.
 """
 
 from __future__ import annotations
@@ -23,12 +28,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from cloud_gateway.adapters import kube_types
+from cloud_gateway.adapters.kube import Kube
+from cloud_gateway.adapters.kube_config import from_kubeconfig
 from tests.bench.store import loop_device
+from tests.e2e.cluster import Cluster, cluster_in
 from tests.fakes.containerd_rig import BUSYBOX, ContainerdRig
 from tinyedge.adapters.container_files import write_files
 from tinyedge.adapters.cri_messages import container_config, sandbox_config
@@ -44,6 +54,7 @@ from tinyedge.model.runtime import ContainerSpec
 from tinyedge.protocol import cri_pb2 as pb
 
 PODS = 20
+NODE = "bench"
 WAIT_S = 60.0
 SECTOR_BYTES = 512
 MIB = 1 << 20
@@ -207,7 +218,7 @@ class Daemon:
         self._log = scratch / "daemon.log"
         (scratch / "manifests").mkdir(exist_ok=True)
         self._config.write_text(
-            f'[node]\nname = "bench"\npods_dir = "{scratch}/pods"\nlogs_dir = "{scratch}/logs"\n'
+            f'[node]\nname = "{NODE}"\npods_dir = "{scratch}/pods"\nlogs_dir = "{scratch}/logs"\n'
             f'[store]\npath = "{store}/store"\n[runtime]\nendpoint = "{endpoint}"\n'
             f'[manifests]\npaths = ["{scratch}/manifests"]\n[api]\nsocket = "{scratch}/api.sock"\n'
         )
@@ -360,6 +371,96 @@ def idle(daemon: Daemon, statistics_file: Path | None, window_s: float) -> None:
         report("idle_device_mb_per_hour", per_hour, "MB", window_s=window_s)
 
 
+# --- in a cluster ------------------------------------------------------------------------------------
+
+
+class ClusterPods:
+    """Pods of the node as the API server has them."""
+
+    def __init__(self, kube: Kube, namespace: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._running: set[str] = set()
+        self._changed = trio.Event()
+
+    async def follow(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async def take(change: kube_types.Change) -> None:
+            match change:
+                case kube_types.ListEnd():
+                    task_status.started()
+                case kube_types.Seen(one) if one["status"].get("phase") == "Running" and _runs(one):
+                    self._running.add(one["metadata"]["name"])
+                case kube_types.Seen(one) | kube_types.Gone(one):
+                    self._running.discard(one["metadata"]["name"])
+            changed, self._changed = self._changed, trio.Event()
+            changed.set()
+
+        await self._kube.follow(kube_types.PODS, send=take, namespace=self._namespace)
+
+    async def apply(self, *names: str) -> float:
+        """Seconds until a watch shows that they run."""
+        began = time.monotonic()
+        with trio.fail_after(WAIT_S):
+            for name in names:
+                body = manifest(name)
+                body["spec"]["nodeName"] = NODE
+                await self._kube.create(kube_types.PODS, body, self._namespace)
+            while not self._running.issuperset(names):
+                await self._changed.wait()
+        return time.monotonic() - began
+
+    async def delete(self, daemon: Daemon, name: str) -> None:
+        """Returns when the node has nothing of it any more."""
+        await self._kube.delete(kube_types.PODS, name, self._namespace)
+        gone = partial(_is_gone, daemon, name)
+        await trio.to_thread.run_sync(daemon.until, gone, f"{name} is gone from the node")
+
+
+def _is_gone(daemon: Daemon, name: str) -> bool:
+    return name not in [pod["metadata"]["name"] for pod in daemon.client.get("/v1/pods")["items"]]
+
+
+def linked(rig: ContainerdRig, scratch: Path, daemon: Daemon, window_s: float, samples: int) -> None:
+    (scratch / "gateway").mkdir()
+    with cluster_in(scratch / "gateway") as cluster:
+        token = cluster.gateway("token", "create", "--node", NODE).strip()
+        daemon.client.ask("POST", "/v1/join", body={"url": cluster.url, "token": token})
+        cluster.wait(lambda: cluster.condition(NODE, "Ready") == "True")
+        trio.run(partial(_linked, scratch, daemon, cluster, str(rig.socket), window_s=window_s, samples=samples))
+
+
+async def _linked(
+    scratch: Path, daemon: Daemon, cluster: Cluster, containerd: str, *, window_s: float, samples: int
+) -> None:
+    async with (
+        Kube(from_kubeconfig(cluster.kubeconfig)) as kube,
+        open_loop() as loop,
+        trio.open_nursery() as nursery,
+    ):
+        channel = Channel(loop, containerd)
+        bare, pods = Floor(channel, scratch), ClusterPods(kube, cluster.namespace)
+        await nursery.start(pods.follow)
+        await pods.apply(*(f"c{n}" for n in range(PODS)))
+        await trio.sleep(window_s / 3)
+        memory = daemon.memory()
+        report(f"rss_{PODS}_pods_linked_mb", memory["rss"], "MB", pss=memory["pss"])
+        ours, floors = [], []
+        for turn in range(samples):
+            floors.append(await bare.run(1, 1, f"linked-{turn}"))
+            ours.append(await pods.apply(f"one-{turn}"))
+            await pods.delete(daemon, f"one-{turn}")
+        for name, share in (("p50", 0.5), ("p99", 0.99)):
+            floor_s = percentile(floors, share)
+            report(f"api_to_running_{name}_s", percentile(ours, share), "s", floor=floor_s, samples=samples)
+        channel.close()
+        nursery.cancel_scope.cancel()
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
 def _written(statistics_file: Path | None) -> int:
     return int(statistics_file.read_text().split()[6]) * SECTOR_BYTES if statistics_file else 0
 
@@ -379,6 +480,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench BENCH=pods")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--window", type=float, default=60.0, help="seconds of idleness that are watched")
+    parser.add_argument("--samples", type=int, default=50, help="pods that are timed on their way through a cluster")
     args = parser.parse_args()
     missing = [name for name in ("containerd", "runc", "ctr") if not shutil.which(name)]
     if os.geteuid() or missing:
@@ -387,10 +489,10 @@ def main() -> int:
     with folders() as (scratch, mount, statistics_file):
         start_to_first_call(scratch, args.turns)
         rig = ContainerdRig(scratch / "containerd")
+        daemon = Daemon(scratch, mount, str(rig.socket), rig)
         try:
             rig.start()
             rig.import_images()
-            daemon = Daemon(scratch, mount, str(rig.socket), rig)
             daemon.start()
             daemon.until(lambda: daemon.client.get("/healthz") is not None, "the API answers")
             time.sleep(args.window / 6)
@@ -401,8 +503,9 @@ def main() -> int:
             idle(daemon, statistics_file, args.window)
             restart(rig, scratch, daemon, args.turns)
             daemon.delete_all()
-            daemon.stop()
+            linked(rig, scratch, daemon, args.window, args.samples)
         finally:
+            daemon.stop()
             rig.close()
     return 0
 
