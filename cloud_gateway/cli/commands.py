@@ -186,7 +186,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "node delete",
         "identity",
-        "forget a node: its certificates are void, its name is free, its Node is deleted",
+        "forget a node: its certificates are void, its name is free, its Node is deleted with its pods",
         (NODE,),
         (*CLUSTER, JSON),
     ),

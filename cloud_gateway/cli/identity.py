@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 from cloud_gateway.adapters.ca import IdentityStore
 from cloud_gateway.adapters.joining import Joining
 from cloud_gateway.adapters.kube import Kube
 from cloud_gateway.adapters.kube_secrets import KubeSecrets
-from cloud_gateway.adapters.kube_types import NODES, KubeError
+from cloud_gateway.adapters.kube_types import LEASES, NODES, PODS, KubeError
 from cloud_gateway.cli.cluster import talk
 from cloud_gateway.cli.output import show, show_json
+from cloud_gateway.core.authority import Refused
 from cloud_gateway.core.translate import EDGE_LABEL
+from cloud_gateway.core.translate import LEASES as LEASE_NAMESPACE
 from tinyedge.cli.errors import CliError
 from tinyedge.cli.text import duration, parse_duration, table
 from tinyedge.errors import BadInput
@@ -127,9 +130,10 @@ def _change(args: argparse.Namespace) -> int:
 
     async def say(kube: Kube) -> None:
         _, joining = await _opened(kube, args.namespace)
-        await {"revoke": joining.revoke, "replace": joining.replace, "delete": joining.delete}[verb](args.name)
         if verb == "delete":
-            await _delete_node(kube, args.name)
+            await _delete(kube, joining, args.name)
+        else:
+            await {"revoke": joining.revoke, "replace": joining.replace}[verb](args.name)
 
     talk(args, say)
     if args.output:
@@ -145,12 +149,41 @@ def _change(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _delete_node(kube: Kube, name: str) -> None:
-    """A Node that is no edge node stays."""
+async def _delete(kube: Kube, joining: Joining, name: str) -> None:
+    """The binding first: a gateway that runs would make the Node again. After a failure half-way a second call takes
+    what is left."""
+    unknown: Refused | None = None
+    try:
+        await joining.delete(name)
+    except Refused as refused:
+        unknown = refused
+    if not await _delete_node(kube, name) and unknown is not None:
+        raise unknown
+
+
+async def _delete_node(kube: Kube, name: str) -> bool:
+    """What the cluster has of an edge node, its pods too: nobody is there to confirm their end. A Node that is no edge
+    node stays, with all that is its own; False then, or when there is none."""
     try:
         node = await kube.get(NODES, name, metadata_only=True)
-        if EDGE_LABEL in (node["metadata"].get("labels") or {}):
-            await kube.delete(NODES, name, uid=node["metadata"]["uid"])
     except KubeError as error:
         if not error.not_found:
+            raise
+        return False
+    if EDGE_LABEL not in (node["metadata"].get("labels") or {}):
+        return False
+    await _gone(kube.delete(NODES, name, uid=node["metadata"]["uid"]))
+    await _gone(kube.delete(LEASES, name, LEASE_NAMESPACE))
+    pods = await kube.list(PODS, fields=f"spec.nodeName={name}", metadata_only=True)
+    for meta in (pod["metadata"] for pod in pods):
+        await _gone(kube.delete(PODS, meta["name"], meta["namespace"], uid=meta["uid"], grace_s=0))
+    return True
+
+
+async def _gone(deleting: Awaitable[object]) -> None:
+    """Somebody else, such as a gateway that has noticed, may have been faster; and what is there now is another one."""
+    try:
+        await deleting
+    except KubeError as error:
+        if error.status not in (404, 409):
             raise

@@ -6,17 +6,22 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import pytest
 
 from cloud_gateway.adapters import ca
-from cloud_gateway.adapters.kube_types import NODES, SECRETS, KubeError
-from cloud_gateway.core import authority
+from cloud_gateway.adapters.kube import Kube
+from cloud_gateway.adapters.kube_types import LEASES, NODES, PODS, SECRETS, KubeError, Resource
+from cloud_gateway.core import authority, translate
 from cloud_gateway.core.authority import Binding, State
 from tests.cloud_gateway.cli.conftest import Cluster, Ran
 from tinyedge.cli.errors import EXIT_USAGE
 from tinyedge.protocol.joining import claims_of, unseal
 
+Json = dict[str, Any]
 Here = Callable[..., Ran]
 
 
@@ -135,17 +140,71 @@ def test_a_node_that_never_joined_is_refused(here: Here, state: Callable[[], Sta
     assert state() == before
 
 
-@pytest.mark.parametrize("edge", [True, False])
-def test_deleting_takes_the_node_out_of_the_cluster_unless_it_is_none_of_ours(
-    here: Here, cluster: Cluster, state: Callable[[], State], edge: bool
+def _node(labels: dict[str, str]) -> Json:
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gate-7", "labels": labels}}
+
+
+def _pod(name: str, node: str) -> Json:
+    spec = {"nodeName": node, "containers": [{"name": "main", "image": "app"}]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.fixture
+def furnished(cluster: Cluster) -> Iterator[Callable[[], set[str]]]:
+    """What the cluster has of gate-7, which nobody looks after, and of another node."""
+    lease = translate.lease("gate-7", "", 0)
+    objects = [(LEASES, lease, "kube-node-lease", "gate-7")]
+    objects += [(PODS, _pod(name, node), "default", name) for name, node in (("a", "gate-7"), ("b", "gate-8"))]
+    for resource, body, namespace, _ in objects:
+        cluster.create(resource, body, namespace)
+
+    def left() -> set[str]:
+        found = set()
+        for resource, _, namespace, name in [(NODES, {}, "", "gate-7"), *objects]:
+            with suppress(KubeError):
+                cluster.do(partial(_get, resource=resource, name=name, namespace=namespace))
+                found.add(f"{resource.plural}/{name}")
+        return found
+
+    yield left
+    for resource, _, namespace, name in [(NODES, {}, "", "gate-7"), *objects]:
+        with suppress(KubeError):
+            cluster.do(partial(_remove, resource=resource, name=name, namespace=namespace))
+
+
+async def _get(kube: Kube, resource: Resource, name: str, namespace: str) -> None:
+    await kube.get(resource, name, namespace)
+
+
+async def _remove(kube: Kube, resource: Resource, name: str, namespace: str) -> None:
+    await kube.delete(resource, name, namespace, grace_s=0)
+
+
+def test_deleting_takes_all_that_the_cluster_has_of_a_node_while_no_gateway_runs(
+    here: Here, cluster: Cluster, state: Callable[[], State], furnished: Callable[[], set[str]]
 ) -> None:
-    labels = {"node-role.kubernetes.io/edge": ""} if edge else {}
-    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "gate-7", "labels": labels}}
-    cluster.do(lambda kube: kube.create(NODES, node))
+    cluster.create(NODES, _node({translate.EDGE_LABEL: ""}))
     assert here("node", "delete", "gate-7").code == 0
-    if edge:
-        with pytest.raises(KubeError) as caught:
-            cluster.do(lambda kube: kube.get(NODES, "gate-7"))
-        assert caught.value.not_found
-    else:
-        cluster.do(lambda kube: kube.delete(NODES, "gate-7"))
+    assert furnished() == {"pods/b"}
+    assert state().bindings == {}
+    ran = here("node", "delete", "gate-7")
+    assert (ran.code, "there is no node gate-7" in ran.err) == (1, True)
+
+
+def test_deleting_once_more_takes_what_is_left_of_a_node_whose_name_is_free_already(
+    here: Here, cluster: Cluster, state: Callable[[], State], furnished: Callable[[], set[str]]
+) -> None:
+    assert here("node", "delete", "gate-7").code == 0
+    cluster.create(NODES, _node({translate.EDGE_LABEL: ""}))
+    assert here("node", "delete", "gate-7").code == 0
+    assert furnished() == {"pods/b"}
+
+
+def test_deleting_leaves_a_node_of_the_cluster_that_is_none_of_ours(
+    here: Here, cluster: Cluster, state: Callable[[], State], furnished: Callable[[], set[str]]
+) -> None:
+    cluster.create(NODES, _node({}))
+    before = furnished()
+    assert here("node", "delete", "gate-7").code == 0
+    assert furnished() == before
+    assert state().bindings == {}
