@@ -66,7 +66,7 @@ class Node:
             host_name="gate-host",
             make_key=self._make_key,
             keep_key=self._keep_key,
-            timeout_s=20,
+            timeout_s=60,
         )
 
     async def _make_key(self) -> identity.Key:

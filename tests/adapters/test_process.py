@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trio
+import trio.testing
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, RejectConnection, Request
 
@@ -25,7 +26,7 @@ from tinyedge.adapters.process import open_runtime
 from tinyedge.adapters.process.cgroups import Cgroups
 from tinyedge.adapters.process.log import Log
 from tinyedge.adapters.process.runtime import ProcessRuntime, shim_argv
-from tinyedge.adapters.process.shim import kill_leftovers
+from tinyedge.adapters.process.shim import Shim, kill_leftovers
 from tinyedge.adapters.process.streams import CLOSE, OUTCOME, RESIZE, STDERR, STDOUT
 from tinyedge.errors import PeerError, TinyEdgeError
 from tinyedge.model.runtime import (
@@ -686,13 +687,72 @@ def test_the_supervisor_imports_next_to_nothing(tmp_path: Path) -> None:
     assert not {"socket", "subprocess", "re", "enum", "typing", "trio", "msgspec", "ctypes", "signal"} & set(modules)
 
 
-async def test_an_idle_runtime_takes_no_time(folder: Path) -> None:
-    async with runtime_in(folder) as runtime:
-        await start(runtime, folder, container("sleep 1000"))
-        (shim,) = shims(folder)
-        fields = Path(f"/proc/{shim}/stat").read_text().rpartition(")")[2].split()
-        began = int(fields[11]) + int(fields[12]), time.process_time()
-        await trio.sleep(0.5)
-        fields = Path(f"/proc/{shim}/stat").read_text().rpartition(")")[2].split()
-        assert int(fields[11]) + int(fields[12]) == began[0]
-        assert time.process_time() - began[1] < 0.05
+class Steps(trio.abc.Instrument):
+    """Which tasks of the product, and of who follows it, were run."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task.name.startswith(("tinyedge.", "tests.")):
+            self.taken.append(task.name)
+
+
+def turns(pid: int) -> int:
+    """How often the kernel has given a CPU to a process, all its threads together."""
+    return sum(int(path.read_text().split()[2]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+
+
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+async def follow(runtime: ProcessRuntime) -> None:
+    async with aclosing(runtime.changes()) as changes:
+        async for _ in changes:
+            pass
+
+
+async def test_an_idle_runtime_does_nothing(folder: Path) -> None:
+    """It waits for no time, nothing spins, no thread is at work; nor does its supervisor once get a CPU. How long the
+    machine takes for the pause in between changes none of this."""
+    with trio.fail_after(2 * PATIENCE_S) as guard:
+        async with open_runtime(f"{folder}/state", "edge-1") as runtime, trio.open_nursery() as nursery:
+            nursery.start_soon(follow, runtime)
+            await start(runtime, folder, container("exec sleep 1000"))
+            (shim,) = shims(folder)
+            await until_true(lambda: sleeps(shim))
+            await trio.testing.wait_all_tasks_blocked()
+            guard.deadline, patience = math.inf, guard.deadline
+            assert trio.lowlevel.current_statistics().seconds_to_next_deadline == math.inf
+            assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+            guard.deadline = patience
+
+            steps, before = Steps(), turns(shim)
+            trio.lowlevel.add_instrument(steps)
+            await trio.run_process(("sleep", "0.3"))
+            trio.lowlevel.remove_instrument(steps)
+            assert steps.taken == []
+            assert sleeps(shim)
+            assert turns(shim) == before
+            nursery.cancel_scope.cancel()
+
+
+def test_a_supervisor_waits_without_a_limit(tmp_path: Path) -> None:
+    """What no pause is long enough to show."""
+
+    class Poll:
+        def register(self, *_: int) -> None:
+            pass
+
+        def poll(self, *limit: int) -> list[tuple[int, int]]:
+            limits.append(limit)
+            shim.ending = True
+            return []
+
+    limits: list[tuple[int, ...]] = []
+    shim = Shim(f"{tmp_path}")
+    shim.poll = Poll()  # type: ignore[assignment]
+    shim.run()
+    shim.server.close()
+    assert limits == [()]

@@ -86,7 +86,7 @@ async def test_leases_are_renewed_while_all_other_calls_hang(rig: Rig) -> None:
     for op in range(PARALLEL + 5):
         rig.patch(op, "pods", f"p{op}")
     rig.patch(1000, "leases", "n1")
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         assert await rig.until(1) == [1000]
     assert rig.kube.asked.count("leases/n1") == 1
     rig.kube.go_on.set()

@@ -65,7 +65,7 @@ class World:
         """Follow a watch until an event of type `wanted` (about the object `of`)."""
         url = httpx.URL(self.sandbox.url)
         head = f"GET {path} HTTP/1.1\r\nHost: sandbox\r\nAuthorization: Bearer {self.sandbox.admin_token}\r\n\r\n"
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with await trio.open_tcp_stream(url.host, url.port or 0) as stream:
                 await stream.send_all(head.encode())
                 rest = b""
