@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tinyedge.errors import BadInput, TinyEdgeError
+from tinyedge.outbound import allowed
 
 DEFAULT_PATH = "/etc/tinyedge/tinyedge.toml"
 FILE_BYTES_MAX = 256 * 1024
@@ -162,6 +163,17 @@ class CloudConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0
 
 
+class OutboundConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Where pushes, rules and calls of mappers that objects of the cluster ask for may go: `HOST`, "
+            "`ADDRESS` or `NETWORK/BITS`, each with or without `:PORT`, or `*` for all. Addresses of this machine, "
+            "link-local ones, metadata services and the API server only by an entry that means just them."
+        ),
+    ] = ("*",)
+
+
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: Annotated[Literal["human", "json"], Meta(description="Form of the daemon's own log on stderr.")] = "human"
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is shown.")] = (
@@ -179,6 +191,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     logs: LogsConfig = LogsConfig()
     api: ApiConfig = ApiConfig()
     cloud: CloudConfig = CloudConfig()
+    outbound: OutboundConfig = OutboundConfig()
     log: LogConfig = LogConfig()
 
 
@@ -200,6 +213,7 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
         raise _explain(raw, str(error)) from None
     if config.images.gc_low_percent > config.images.gc_high_percent:
         raise BadInput("images.gc_low_percent", config.images.gc_low_percent, "at most images.gc_high_percent")
+    allowed(config.outbound.allow)
     return config
 
 

@@ -79,6 +79,15 @@ IDENTITY_FILE_BYTES_MAX = 256 * KIB
 KEY_PEM_BYTES_MAX = 16 * KIB
 KEY_CHILD_S_MAX = 120  # to make a key, on the slowest board
 
+# Devices.
+DEVICES_MAX = 2000
+DEVICE_MODELS_MAX = 500
+MAPPERS_MAX = 64
+DEVICE_PROPERTIES_MAX = 200  # of one device or model
+DEVICE_VALUE_BYTES_MAX = 16 * KIB
+DEVICE_REPORT_BYTES_MAX = 48 * KIB  # of all values of one report
+DEVICE_CALLS_MAX = 8  # calls of one mapper that are under way
+
 # The link.
 LINK_OBJECT_BYTES_MAX = 4 * MIB  # body of one object; what the store takes of it is the core's to say
 LINK_MESSAGE_BYTES_MAX = LINK_OBJECT_BYTES_MAX + 64 * KIB  # inflated
@@ -102,11 +111,15 @@ CLOUD_SERIES_ITEMS_MAX = 256  # in one message
 CLOUD_SERIES_MESSAGE_BYTES = 64 * KIB
 CLOUD_SERIES_WINDOW_BYTES = 256 * KIB  # of one series, sent and not acknowledged
 
+# Beyond this machine.
+OUTBOUND_ENTRIES_MAX = 256  # of outbound.allow
+
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")
 require(VALUE_BYTES_MAX < RECORD_BYTES_MAX, "a value fits in a record")
 require(SERIES_ITEM_BYTES_MAX < RECORD_BYTES_MAX, "a reading fits in a record")
 require(STATE_BYTES_MAX * 4 <= LMDB_MAP_BYTES, "LMDB has room to copy pages and a fold of everything beside it")
 require(OBJECT_BYTES_MAX < VALUE_BYTES_MAX, "an object with its bookkeeping fits in a value")
+require(DEVICE_REPORT_BYTES_MAX < SERIES_ITEM_BYTES_MAX, "a report fits in an item of a series")
 require(API_CALLER_CONNECTIONS_MAX < API_CONNECTIONS_MAX, "one caller leaves room for another")
 require(OBJECT_BYTES_MAX <= LINK_OBJECT_BYTES_MAX < LINK_MESSAGE_BYTES_MAX, "an object fits in a message of the link")
