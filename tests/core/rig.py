@@ -170,6 +170,7 @@ class Rig:
         self.store_full = False
         self.policy = policy
         self.tables: Stored = {}
+        self._proved: Stored | None = None  # tables of which a new core has been made, and was the same
         self.machine = Machine()
         self.now = 1_000
         self.wall = WALL0
@@ -233,8 +234,10 @@ class Rig:
         mine = {table: rows for table, rows in self.tables.items() if rows}
         believed = {table: rows for table, rows in self.edge.durable().items() if rows}
         assert mine == believed
-        again = {table: rows for table, rows in Edge(mine, self.policy).durable().items() if rows}
-        assert again == mine
+        if mine != self._proved:
+            again = {table: rows for table, rows in Edge(mine, self.policy).durable().items() if rows}
+            assert again == mine
+            self._proved = {table: dict(rows) for table, rows in mine.items()}
 
     def boot(self, reason: str = "first", *, runtime: bool = True) -> None:
         """Start the daemon on what is stored. Only `crash` and `clean` are the same boot of the machine."""
