@@ -26,6 +26,7 @@ from cloud_gateway.adapters import kube_types as types
 from cloud_gateway.adapters.ca import IdentityStore
 from cloud_gateway.adapters.calls import Calls
 from cloud_gateway.adapters.edges import Edges
+from cloud_gateway.adapters.join_marks import JoinMarks
 from cloud_gateway.adapters.joining import Joined, Joining
 from cloud_gateway.adapters.kube import Kube
 from cloud_gateway.adapters.kube_config import Endpoint, from_kubeconfig, from_url, in_cluster
@@ -134,6 +135,7 @@ class Daemon:
         self._core = Gateway(_settings(config))
         self._send, self._inbox = trio.open_memory_channel[facts.Event](INBOX_MAX)
         self._store = IdentityStore(KubeSecrets(kube), config.namespace, wall_s=time.time)
+        self._marks = JoinMarks(self._store, self._send.send)
         policy = Policy(life_s=config.cert_days * DAY_S, grace_s=config.grace_days * DAY_S)
         self._joining = Joining(self._store, wall_s=time.time, foreign=self._is_foreign, policy=policy)
         self._context: ssl.SSLContext | None = None
@@ -186,6 +188,7 @@ class Daemon:
         nursery.start_soon(self._decide)
         nursery.start_soon(self._follow_all, nursery)
         nursery.start_soon(self._follow_identity)
+        nursery.start_soon(self._marks.run)
         nursery.start_soon(self._refresh_ca)
         nursery.start_soon(self._replicas.run, self._send.send)
         port: int = await nursery.start(self.edges.serve, config.listen)
@@ -230,6 +233,8 @@ class Daemon:
             case facts.ClosePort(node):
                 if self._ports is not None:
                     self._ports.close(node)
+            case facts.Marked(node):
+                self._marks.marked(node)
             case _:
                 self.edges.carry_out(effect)
 
@@ -252,8 +257,7 @@ class Daemon:
                 case types.ListStart():
                     await self._send.send(facts.Listing(name))
                 case types.Listed(objects):
-                    for one in objects:
-                        await self._send.send(facts.Seen(name, one))
+                    await self._send.send(facts.Page(name, objects))
                 case types.ListEnd():
                     await self._send.send(facts.Listed(name))
                     if listed is not None:
@@ -306,8 +310,7 @@ class Daemon:
         return self._context
 
     async def _joined(self, joined: Joined) -> None:
-        taints = [{"key": one.key, "value": one.value, "effect": one.effect} for one in joined.taints]
-        await self._send.send(facts.Joined(joined.name, joined.labels, taints))
+        await self._marks.joined(joined)
         self._log.note("info", "node.joined", {"node": joined.name})
 
     async def _follow_identity(self) -> None:
@@ -321,6 +324,7 @@ class Daemon:
                 self.edges.recheck()
                 for name in before - set(self._store.state.bindings):
                     await self._send.send(facts.Deleted(name))
+                await self._marks.look()
                 revoked = [name for name, one in self._store.state.bindings.items() if one.revoked_s]
                 await self._send.send(facts.Barred(frozenset(revoked)))
 

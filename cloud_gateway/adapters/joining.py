@@ -91,7 +91,7 @@ class Joining:
             raise Refused("BadRequest", error.what, error.why, "update tinyedge on the node") from None
         claims = authority.verify_token(self._store.ca.token_key, request.token, self._now())
         labels, taints = authority.granted(claims, request.labels, tuple(request.taints))
-        asked = Asked(request.name, request.machine, ca.key_digest(key))
+        asked = Asked(request.name, request.machine, ca.key_digest(key), labels, taints)
         admitted = await self._admitted(claims, asked)
         chain = self._store.ca.sign_node(key, admitted.name, admitted.line, self._now(), self.policy.life_s)
         answer = JoinAnswer(admitted.name, chain, self._store.ca.trusted)

@@ -76,12 +76,15 @@ class Used(Struct, frozen=True, omit_defaults=True):
 
 
 class Binding(Struct, frozen=True, omit_defaults=True):
-    """A name and the machine it belongs to. `line`: the first half of its certificates' serial numbers, hex."""
+    """A name and the machine it belongs to. `line`: the first half of its certificates' serial numbers, hex. `labels`
+    and `taints`: what its join gave it, until its Node has them, whichever replica lives to set them."""
 
     machine: str
     line: str
     since_s: int
     revoked_s: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
 
 
 class Revoked(Struct, frozen=True, omit_defaults=True):
@@ -198,11 +201,13 @@ _NEW_TOKEN = "make a new one (tinyedge-gateway token create)"  # noqa: S105 - wo
 
 class Asked(Struct, frozen=True):
     """Who wants to join: `name` may be empty where the token names a node, `key` is a digest (hex) of the public key in
-    its request."""
+    its request, `labels` and `taints` are what it is granted."""
 
     name: str
     machine: str
     key: str
+    labels: dict[str, str] = {}
+    taints: tuple[Taint, ...] = ()
 
 
 class Admitted(Struct, frozen=True):
@@ -237,7 +242,7 @@ def may_join(state: State, claims: Claims, asked: Asked, *, line: str, now_s: in
     state = changed(
         state,
         used={**state.used, claims.id: Used(claims.expires_s, name, key)},
-        bindings={**state.bindings, name: Binding(machine, line, now_s)},
+        bindings={**state.bindings, name: Binding(machine, line, now_s, labels=asked.labels, taints=asked.taints)},
         replace={other: since for other, since in state.replace.items() if other != name},
     )
     return Admitted(state, name, line, rebound=bound is not None)
@@ -345,6 +350,16 @@ def may_renew(state: State, facts: CertFacts, machine: str, now_s: int, policy: 
     verdict = may_connect(state, facts, machine, now_s, policy)
     if verdict.kind == "refused":
         raise Refused(verdict.reason, "no new certificate for this node", verdict.message)
+
+
+def marked(state: State, lines: Mapping[str, str]) -> State:
+    """These Nodes have what their joins gave them. `lines` by node: of the joins that this is true of."""
+    done = {
+        name: changed(bound, labels={}, taints=())
+        for name, line in lines.items()
+        if (bound := state.bindings.get(name)) and bound.line == line and (bound.labels or bound.taints)
+    }
+    return changed(state, bindings={**state.bindings, **done}) if done else state
 
 
 # --- what the operator, or the node itself, changes --------------------------------------------------

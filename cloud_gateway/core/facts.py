@@ -32,6 +32,14 @@ class Seen(Struct, frozen=True):
     object: Json
 
 
+class Page(Struct, frozen=True):
+    """Some objects of a list: each of them is Seen. One step for all of them, where a step for each would cost more
+    than what is done with it."""
+
+    resource: str
+    objects: list[Json]
+
+
 class Gone(Struct, frozen=True):
     """It was deleted, or its watch does not select it any more."""
 
@@ -158,6 +166,7 @@ class Asked(Struct, frozen=True):
 Event = (
     Tick
     | Seen
+    | Page
     | Gone
     | Listing
     | Listed
@@ -264,6 +273,12 @@ class ClosePort(Struct, frozen=True):
     node: str
 
 
+class Marked(Struct, frozen=True):
+    """The Node has the labels and taints that its join gave it."""
+
+    node: str
+
+
 class Note(Struct, frozen=True):
     level: str
     key: str
@@ -283,6 +298,7 @@ Effect = (
     | Bye
     | OpenPort
     | ClosePort
+    | Marked
     | Note
 )
 

@@ -18,7 +18,7 @@ from msgspec import Struct, field
 
 from cloud_gateway.core import translate
 from cloud_gateway.core.desk import Desk, again_ms
-from cloud_gateway.core.facts import ClosePort, Done, OpenPort, StateTaken
+from cloud_gateway.core.facts import ClosePort, Done, Marked, OpenPort, StateTaken
 from cloud_gateway.core.pods import Pod, Reference, Said
 from tinyedge.protocol.link import Hello
 
@@ -60,7 +60,8 @@ class Node(Struct):
     port: int = 0
     join_labels: dict[str, str] = field(default_factory=dict)
     join_taints: list[Json] = field(default_factory=list)
-    join_marks: bool = False  # these are to be set on a Node that exists
+    join_marks: bool = False  # these are to be set
+    marking: bool = False  # and are in the call that is under way
     session: Session | None = None
     pods: dict[str, Pod] = field(default_factory=dict)  # by what the node calls them
     looking: dict[str, None] | None = None  # while its pods are looked for: uids of those that have ended since
@@ -252,8 +253,13 @@ class Tender:
                 node.given_up = False
                 if node.telling == node.reported:
                     self._reported(node)
-            case "mark" | "make":
-                node.join_marks = False
+            case "mark" | "make" if node.marking:
+                self._marked(node)
+
+    def _marked(self, node: Node) -> None:
+        """Once: what somebody changes of it later stays."""
+        node.join_marks = node.marking = False
+        self._desk.say(Marked(node.name))
 
     def reported(self, node: Node, report: Json, revision: bytes, seq: int) -> None:
         """The node has told of itself. It is acknowledged once the API has it."""
@@ -275,6 +281,7 @@ class Tender:
         if not node.wanted or (node.gone_ms and now < node.gone_ms + REMAKE_MS):
             return now + REMAKE_MS
         if self._may(node, "make"):
+            node.marking = node.join_marks
             labels = node.join_labels | translate.node_labels(node.report)
             body = translate.node_object(node.name, labels, node.join_taints, self._desk.settings.replica)
             self._call(node, "make", "create", "nodes", body=body)
@@ -299,7 +306,11 @@ class Tender:
             labels = node.join_labels | labels
         if (here or node.join_marks) and not labels.items() <= node.labels.items():
             meta["labels"] = labels
-        if (changes or meta) and self._may(node, "mark"):
+        if not changes and not meta:
+            if node.join_marks:
+                self._marked(node)
+        elif self._may(node, "mark"):
+            node.marking = node.join_marks
             if changes:
                 meta["resourceVersion"] = node.version  # taints are replaced as a whole, and others set them too
             self._call(node, "mark", "patch", "nodes", body=changes | ({"metadata": meta} if meta else {}))

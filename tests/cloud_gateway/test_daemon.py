@@ -25,7 +25,7 @@ from cloud_gateway.daemon import Daemon
 from tests.fakes.link_edge import LinkEdge, join
 from tinyedge.log import Log
 from tinyedge.model import decode
-from tinyedge.protocol import asks
+from tinyedge.protocol import asks, joining
 
 Json = dict[str, Any]
 MACHINE = "aa" * 16
@@ -190,6 +190,32 @@ async def test_a_node_that_joins_is_a_ready_node_of_the_cluster_with_a_lease(rig
     assert node["status"]["capacity"]["cpu"] == "4"
     lease = await rig.cluster.until(types.LEASES, "gate-7", bool, translate.LEASES)
     assert lease["spec"]["holderIdentity"] == "gate-7"
+
+
+async def test_a_node_has_what_its_join_gave_it_though_the_gateway_died_right_after_its_answer(rig: Rig) -> None:
+    gateway = await rig.gateway()
+    assert gateway.daemon is not None
+    taint = joining.Taint("edge", "NoSchedule")
+    token = gateway.daemon._joining.make_token(node="gate-7", ttl_s=3600, labels={"site": "roof"}, taints=(taint,))
+    gateway.daemon._marks.joined = died  # type: ignore[method-assign, assignment]
+    gateway.daemon._marks.look = died  # type: ignore[method-assign]
+    await join(gateway.port, token, MACHINE)
+    gateway.scope.cancel()
+    second = await rig.gateway()
+    node = await rig.cluster.until(types.NODES, "gate-7", bool)
+    assert node["metadata"]["labels"]["site"] == "roof"
+    assert {"key": "edge", "effect": "NoSchedule"} in [
+        {key: one[key] for key in ("key", "effect")} for one in node["spec"]["taints"]
+    ]
+    assert second.daemon is not None
+    with trio.fail_after(WAIT_S):
+        while second.daemon._store.state.bindings["gate-7"].labels:
+            await trio.sleep(0.02)
+
+
+async def died(*_: object) -> None:
+    """What a gateway does that is no more."""
+    await trio.lowlevel.checkpoint()
 
 
 async def test_a_pod_runs_from_the_api_to_the_node_and_back(rig: Rig) -> None:

@@ -225,6 +225,7 @@ class World:
         self.now = 1_000_000
         self.notes: list[facts.Note] = []
         self.ports: dict[str, int] = {}
+        self.marked: list[str] = []
         self.core = Gateway(self.settings)
         self.held_back: list[facts.Call] = []
         self.holds_back: Callable[[facts.Call], bool] = lambda _: False
@@ -270,15 +271,16 @@ class World:
                 return [self.api.call(effect)]
             case facts.Note():
                 self.notes.append(effect)
-                return []
             case facts.OpenPort(node, port):
                 self.ports[node] = port
-                return []
             case facts.ClosePort(node):
                 self.ports.pop(node, None)
-                return []
-        edge = self.edges.get(effect.session)
-        return edge.take(effect) if edge else []
+            case facts.Marked(node):
+                self.marked.append(node)
+            case _:
+                edge = self.edges.get(effect.session)
+                return edge.take(effect) if edge else []
+        return []
 
     def wait(self, seconds: float) -> None:
         """Time passes, a second at a time."""

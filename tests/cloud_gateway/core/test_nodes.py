@@ -38,6 +38,38 @@ def test_a_node_that_joins_becomes_a_node_with_its_labels_taints_and_a_port(worl
     assert world.connected("n1") == "True"
 
 
+def test_what_a_join_gave_is_set_once_and_then_said_to_be_set(world: World) -> None:
+    world.joined("n1", {"site": "a"}, [{"key": "edge", "effect": "NoSchedule", "value": ""}])
+    assert world.marked == ["n1"]
+    world.node("n1")["metadata"]["labels"]["site"] = "b"  # by an operator
+    world.start()
+    world.edge("n1").connect()
+    world.wait(60)
+    assert world.node("n1")["metadata"]["labels"]["site"] == "b"
+    assert world.marked == ["n1"]
+
+
+def test_what_a_join_gave_is_not_said_to_be_set_by_a_call_that_left_without_it(world: World) -> None:
+    world.holds_back = lambda call: call.verb == "create" and call.resource == "nodes"
+    world.edge("n1").connect()  # at this replica, before it has heard of the join at the other
+    world.step(facts.Joined("n1", {"site": "a"}, []))
+    world.holds_back = lambda _: False
+    assert world.marked == []
+    [made] = world.held_back
+    assert "site" not in (made.body or {})["metadata"]["labels"]
+    world.step(world.api.call(made))
+    assert world.node("n1")["metadata"]["labels"]["site"] == "a"
+    assert world.marked == ["n1"]
+
+
+def test_what_a_join_gave_and_a_node_has_already_is_said_to_be_set(world: World) -> None:
+    world.joined("n1", {"site": "a"})
+    world.start()
+    world.edge("n1").connect()
+    world.step(facts.Joined("n1", {"site": "a"}, []))
+    assert world.marked == ["n1", "n1"]
+
+
 def test_the_api_server_is_given_the_gateways_address_and_no_name_that_might_not_resolve(world: World) -> None:
     world.joined("n1")
     assert world.node("n1")["status"]["addresses"] == [{"type": "InternalIP", "address": "127.0.0.1"}]
