@@ -26,7 +26,7 @@ from tinyedge.errors import PeerError, StoreReadOnly, TinyEdgeError
 from tinyedge.events import Answer, Apply, DeleteObject, Event, MachineSeen, Requested, RestartPod
 from tinyedge.limits import STATE_BYTES_MAX
 from tinyedge.model import decode
-from tinyedge.model.pod import Object
+from tinyedge.model.objects import Object
 from tinyedge.model.runtime import ContainerSeen, PodSeen, PodUsage
 from tinyedge.store.blackbox import BlackBox
 from tinyedge.store.store import Store

@@ -14,7 +14,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from tinyedge.model.device import Device, DeviceModel
-from tinyedge.model.pod import Object
+from tinyedge.model.objects import Object
 from tinyedge.model.runtime import (
     Check,
     ContainerSpec,
@@ -725,8 +725,11 @@ Effect = (
 
 
 class Step(Struct, frozen=True):
-    """`wake_ms` is the monotonic time at which the core wants its next Tick even if nothing happens; 0 for never."""
+    """`wake_ms` is the monotonic time at which the core wants its next Tick even if nothing happens; 0 for never.
+    `patient` says that nothing but reports of devices waits for these writes: they may wait for others to share a
+    flush."""
 
     writes: tuple[Write, ...]
     effects: tuple[Effect, ...]
     wake_ms: int = 0
+    patient: bool = False

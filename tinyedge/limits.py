@@ -86,6 +86,7 @@ MAPPERS_MAX = 64
 DEVICE_PROPERTIES_MAX = 200  # of one device or model
 DEVICE_VALUE_BYTES_MAX = 16 * KIB
 DEVICE_REPORT_BYTES_MAX = 48 * KIB  # of all values of one report
+PUSH_TARGETS_MAX = 64  # places that the node itself pushes values to
 DEVICE_CALLS_MAX = 8  # calls of one mapper that are under way
 
 # The link.

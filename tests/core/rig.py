@@ -19,7 +19,8 @@ from tinyedge import events as ev
 from tinyedge import wire
 from tinyedge.core.edge import Edge
 from tinyedge.core.pressure import Policy
-from tinyedge.model.pod import ConfigMap, Object, Pod, Secret
+from tinyedge.model.objects import Object
+from tinyedge.model.pod import ConfigMap, Pod, Secret
 from tinyedge.model.runtime import (
     ContainerSeen,
     ContainerState,

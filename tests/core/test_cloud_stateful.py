@@ -20,7 +20,8 @@ from tests.core.rig import Rig, cloud_pod, container, deleted, file, pod
 from tests.core.test_cloud import config
 from tinyedge import events as ev
 from tinyedge import wire
-from tinyedge.model.pod import Object, Pod
+from tinyedge.model.objects import Object
+from tinyedge.model.pod import Pod
 from tinyedge.protocol.revision import UP, difference, digest, revision
 
 NAMES = ("a", "b")

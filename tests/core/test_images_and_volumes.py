@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.core.rig import Rig, container, obj, pod
 from tinyedge import events as ev
-from tinyedge.model.pod import Object
+from tinyedge.model.objects import Object
 from tinyedge.model.runtime import ImageSeen
 
 SITE = {"name": "site", "configMap": {"name": "site"}}

@@ -7,7 +7,7 @@ from typing import Any
 from tests.core.rig import Rig, container, file, obj, pod, same
 from tinyedge import events as ev
 from tinyedge.limits import OBJECT_BYTES_MAX, PODS_MAX, VALUE_BYTES_MAX
-from tinyedge.model.pod import Object
+from tinyedge.model.objects import Object
 
 
 def config(name: str = "site", **data: str) -> Object:

@@ -11,7 +11,8 @@ from tinyedge.adapters.local_api import JoinBody, LogOptions
 from tinyedge.adapters.watch import Changes
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError
 from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
-from tinyedge.model.pod import ConfigMap, Container, Object, ObjectMeta, Pod, PodSpec, Secret
+from tinyedge.model.objects import Object
+from tinyedge.model.pod import ConfigMap, Container, ObjectMeta, Pod, PodSpec, Secret
 
 Json = dict[str, Any]
 

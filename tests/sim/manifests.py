@@ -5,12 +5,12 @@ from __future__ import annotations
 from random import Random
 
 from tinyedge.events import FileProblem, FileSeen, FolderSeen
+from tinyedge.model.objects import Object
 from tinyedge.model.pod import (
     ConfigMap,
     ConfigMapVolume,
     Container,
     ExecAction,
-    Object,
     ObjectMeta,
     Pod,
     PodSpec,

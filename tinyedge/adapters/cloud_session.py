@@ -27,7 +27,7 @@ from tinyedge.limits import (
     CLOUD_SERIES_WINDOW_BYTES,
     LINK_ASKS_MAX,
 )
-from tinyedge.model.pod import Object
+from tinyedge.model.objects import Object
 from tinyedge.protocol import asks, link
 from tinyedge.protocol.websocket import WebSocket
 

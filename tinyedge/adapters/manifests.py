@@ -35,7 +35,7 @@ from tinyedge.limits import (
     MANIFEST_FILES_MAX,
     MANIFEST_PARSE_S_MAX,
 )
-from tinyedge.model.pod import Object
+from tinyedge.model.objects import Object
 
 Decode = Callable[[object], tuple[Object | None, list[BadInput]]]
 """What a document holds, or what is wrong with it, with field paths and no secrets: tinyedge.model.decode.read."""

@@ -23,6 +23,7 @@ from tinyedge.core.ring import Occurrence
 from tinyedge.core.run import NEVER, PodRun
 from tinyedge.core.status import rfc3339
 from tinyedge.limits import CLOUD_EVENTS_WAITING_MAX, EVENT_MESSAGE_BYTES_MAX, EVENTS_KEPT_MAX
+from tinyedge.model.objects import API_VERSIONS
 from tinyedge.protocol.revision import encode
 from tinyedge.wire import CLOUD
 
@@ -112,7 +113,8 @@ class Chronicle:
         run = self._runs.get(one.uid)
         mirrored = one.kind == "Pod" and run is not None and run.row is not None and run.row.source != CLOUD
         name = node if one.kind == "Node" else f"{one.name}-{node}" if mirrored else one.name
-        about = {"kind": one.kind, "namespace": one.namespace, "name": name, "uid": one.uid, "apiVersion": "v1"}
+        about = {"kind": one.kind, "namespace": one.namespace, "name": name, "uid": one.uid}
+        about["apiVersion"] = API_VERSIONS.get(one.kind, "v1")
         if one.field:
             about["fieldPath"] = one.field
         found: Json = {

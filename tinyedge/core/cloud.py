@@ -34,7 +34,13 @@ from tinyedge.model.pod import Pod
 from tinyedge.wire import CLOUD, GoneRow, PodRow, RefusedRow
 
 Json = dict[str, Any]
-TABLES = {"pod": "Pod", "configmap": "ConfigMap", "secret": "Secret"}  # kinds that come down → kinds of objects
+TABLES = {  # kinds that come down, which are names of tables → kinds of objects
+    "pod": "Pod",
+    "configmap": "ConfigMap",
+    "secret": "Secret",
+    "device": "Device",
+    "devicemodel": "DeviceModel",
+}
 LASTING = ("Unsupported", "Invalid", "WrongNode", "TooLarge", "MirrorPod")  # no other moment makes these right
 MIRROR = "kubernetes.io/config.mirror"
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")  # it names directories
@@ -105,8 +111,8 @@ class Cloud:
                 self._sources.drop_successor(key)
             if row.source == CLOUD and not row.released:
                 self._sources.drop_from_cloud(key)
-        for kind, objects in (("ConfigMap", tables.configmaps), ("Secret", tables.secrets)):
-            for key in [key for key, held in objects.items() if held.source == CLOUD]:
+        for table, kind in TABLES.items():
+            for key in [key for key, held in tables.rows[table].items() if table != "pod" and held.source == CLOUD]:
                 if tables.pending_bytes > BUDGET_BYTES:
                     return False
                 self._sources.release_from_cloud(f"{kind} {key}")
@@ -270,7 +276,7 @@ class Cloud:
                     found[_next_uid(row)] = row.successor.revision
             found |= {uid: row.revision for uid, row in tables.gone.items()}
         else:
-            objects = tables.configmaps if kind == "configmap" else tables.secrets
+            objects = tables.rows[kind] if kind in TABLES else {}
             found = {key: row.revision for key, row in objects.items() if row.source == CLOUD}
         for name, refused in tables.refused.items():
             of, _, key = name.partition(" ")

@@ -100,6 +100,10 @@ class Desk:
         about = ("Node", "", self.node.name, self.node.name)
         self.happened.append(self.ring.add(about, "", (kind, reason, message), self.wall))
 
+    def device_event(self, about: tuple[str, str, str, str], kind: str, reason: str, message: str) -> None:
+        """`about` is (`Device`, namespace, name, uid)."""
+        self.happened.append(self.ring.add(about, "", (kind, reason, message), self.wall))
+
     def note(self, level: str, key: str, /, **fields: str | int | bool) -> None:
         self._effects.append(Note(level, key, fields))
 

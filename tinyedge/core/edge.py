@@ -17,10 +17,12 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from tinyedge.core import answers, pods, probes, sources, track
+from tinyedge.core import answers, device_reports, pods, probes, sources, track
 from tinyedge.core.chronicle import Chronicle
 from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
+from tinyedge.core.device_reports import DeviceReports
+from tinyedge.core.devices import Devices
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import Policy, Pressure
 from tinyedge.core.run import NEVER, PodRun, containers_of, look
@@ -31,22 +33,31 @@ from tinyedge.core.tokens import Tokens
 from tinyedge.core.view import View
 from tinyedge.events import (
     Answer,
+    Append,
     Apply,
     Booted,
+    CallMethod,
     CloudDelete,
     CloudHave,
     CloudPut,
     CloudSynced,
     DeleteObject,
+    Effect,
     Event,
     FolderSeen,
     ImagesSeen,
     Joined,
     Linked,
     MachineSeen,
+    MapperCalled,
+    MapperRegistered,
     OpDone,
     ProbeDone,
     PullProgress,
+    Put,
+    ReadDevice,
+    ReportAnswer,
+    Reported,
     ReportRefused,
     ReportTaken,
     Requested,
@@ -56,12 +67,15 @@ from tinyedge.events import (
     RuntimeListed,
     RuntimeUp,
     SeriesTaken,
+    SetDesired,
     StartContainer,
+    StateReported,
     Step,
     StoreFault,
     Tick,
     TokenGiven,
     Unlinked,
+    Write,
 )
 from tinyedge.model.image import find_image
 from tinyedge.model.runtime import PodSeen
@@ -90,8 +104,10 @@ class Edge:
         self._tokens = Tokens(self._desk)
         self._outbox = Outbox(self._desk, self._runs, self._cloud)
         self._chronicle = Chronicle(self._desk, self._runs)
-        cloud = (self._cloud, self._outbox, self._tokens)
-        self._view = View(self._desk, self._runs, self._sources, self._pressure, cloud)
+        self._devices = Devices(self._desk)
+        self._device_reports = DeviceReports(self._desk, self._devices, self._cloud)
+        others = (self._cloud, self._outbox, self._tokens, self._devices)
+        self._view = View(self._desk, self._runs, self._sources, self._pressure, others)
         for row in self._desk.tables.pods.values():
             self._follow(row)
         self._take: dict[type[Any], Callable[[Any], None]] = {
@@ -115,10 +131,14 @@ class Edge:
             CloudDelete: self._cloud_delete,
             CloudSynced: self._cloud.synced_now,
             CloudHave: self._outbox.have,
-            ReportTaken: self._outbox.taken,
-            ReportRefused: self._outbox.refused,
+            ReportTaken: self._report_taken,
+            ReportRefused: self._report_refused,
             SeriesTaken: self._series_taken,
             TokenGiven: self._token_given,
+            MapperRegistered: self._devices.mappers.registered,
+            Reported: self._devices.reported,
+            StateReported: self._devices.state_reported,
+            MapperCalled: self._devices.called,
         }
 
     # --- what others see -------------------------------------------------------------------------
@@ -145,9 +165,12 @@ class Edge:
         self._about.pod = ""
         self._tokens.ask()
         self._outbox.flush()
+        self._devices.flush()
+        self._device_reports.flush()
         self._chronicle.flush(self._cloud.node)
         wake = desk.now if self._backlog else self._wake()
-        return Step(desk.tables.take_writes(), desk.take_effects(), wake)
+        writes, effects = desk.tables.take_writes(), desk.take_effects()
+        return Step(writes, effects, wake, _is_patient(writes, effects))
 
     def _tick(self, event: Tick) -> None:
         desk = self._desk
@@ -207,7 +230,8 @@ class Edge:
 
     def _wake(self) -> int:
         """The monotonic time of the next thing to do, 0 for never."""
-        wakes = [self._tokens.wake_ms, self._outbox.wake_ms, self._chronicle.wake_ms]
+        waking = (self._tokens, self._outbox, self._chronicle, self._devices, self._device_reports)
+        wakes = [one.wake_ms for one in waking]
         wakes += [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > self._desk.now]
         earliest = min(wakes)
         return 0 if earliest >= NEVER else earliest
@@ -292,6 +316,8 @@ class Edge:
             kind, _, key = identity.partition(" ")
             if kind == "Pod":
                 self._pod_changed(key)
+            elif kind in ("Device", "DeviceModel"):
+                self._devices.changed(kind, key)
             for uid in self._users.get((kind, key), ()):
                 run = self._runs[uid]
                 run.volumes.stale = True
@@ -329,15 +355,19 @@ class Edge:
 
     def _requested(self, event: Requested) -> None:
         what = event.what
+        if isinstance(what, SetDesired | ReadDevice | CallMethod) and not self._desk.read_only:
+            self._devices.requested(event.request, event.uid, what)
+            return
+        error, message = "", ""
         if self._desk.read_only:
-            error, message = f"the store can't be written: {self._desk.read_only}", ""
+            error = f"the store can't be written: {self._desk.read_only}"
         elif isinstance(what, Apply) and self._desk.full:
-            error, message = "the store is full: delete objects, or free space on its disk", ""
+            error = "the store is full: delete objects, or free space on its disk"
         elif isinstance(what, Apply):
             error, message = self._sources.apply(what.objects)
         elif isinstance(what, DeleteObject):
             error, message = self._sources.delete(what.kind, f"{what.namespace}/{what.name}", what.grace_s)
-        else:
+        elif isinstance(what, RestartPod):
             error, message = self._restart(what)
         self._desk.note("debug", "request", uid=event.uid, what=type(what).__name__, error=error, message=message)
         self._desk.say(Answer(event.request, error, message))
@@ -368,6 +398,7 @@ class Edge:
     def _joined(self, event: Joined) -> None:
         if (event.gateway, event.node) != (self._cloud.gateway, self._cloud.node):
             self._outbox.left()
+            self._device_reports.left()
         if not self._cloud.joined(event):
             self._backlog.appendleft(event)
         self._outbox.touch_all()
@@ -384,6 +415,12 @@ class Edge:
     def _cloud_delete(self, event: CloudDelete) -> None:
         self._cloud.delete(event)
         self._outbox.touch(event.key)
+
+    def _report_taken(self, event: ReportTaken) -> None:
+        (self._device_reports if event.kind == device_reports.KIND else self._outbox).taken(event)
+
+    def _report_refused(self, event: ReportRefused) -> None:
+        (self._device_reports if event.kind == device_reports.KIND else self._outbox).refused(event)
 
     def _series_taken(self, event: SeriesTaken) -> None:
         self._desk.tables.trim(event.series, event.through)
@@ -415,6 +452,7 @@ class Edge:
         self._cloud.booted()
         self._tokens.booted()
         self._outbox.booted()
+        self._devices.booted()
         if desk.rebooted and before.boot_id:
             message = f"Node {event.node.name} has been rebooted, boot id: {event.node.boot_id}"
             desk.node_event("Warning", "Rebooted", message)
@@ -521,6 +559,13 @@ class Edge:
         """What changed in them while the store could not take it."""
         self._backlog.extend(self._waiting.values())
         self._waiting.clear()
+
+
+def _is_patient(writes: Sequence[Write], effects: Sequence[Effect]) -> bool:
+    """Whether only reports of devices wait for these writes."""
+    return all(isinstance(one, ReportAnswer) for one in effects) and all(
+        isinstance(one, Append) or (isinstance(one, Put) and one.table == "reading") for one in writes
+    )
 
 
 def _merged(older: FolderSeen | None, newer: FolderSeen) -> FolderSeen:

@@ -25,17 +25,23 @@ from tinyedge.errors import require
 from tinyedge.events import FileSeen, FolderSeen
 from tinyedge.limits import (
     CONTAINERS_PER_POD_MAX,
+    DEVICE_MODELS_MAX,
+    DEVICES_MAX,
     OBJECT_BYTES_MAX,
     PODS_MAX,
     RECORD_BYTES_MAX,
     STATE_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
-from tinyedge.model.pod import ConfigMap, Object, Pod, Secret
+from tinyedge.model.device import Device, DeviceModel
+from tinyedge.model.objects import Object
+from tinyedge.model.pod import ConfigMap, Pod, Secret
 from tinyedge.wire import (
     CLOUD,
     ConfigMapRow,
     Deletion,
+    DeviceModelRow,
+    DeviceRow,
     FileProblemRow,
     FileRow,
     FolderRow,
@@ -50,6 +56,8 @@ BUDGET_BYTES = RECORD_BYTES_MAX // 3  # of writes in one step: what is left of a
 APPLY_BYTES_MAX = RECORD_BYTES_MAX * 2 // 5  # a request is one promise, kept in one step
 KEYS_BYTES_MAX = VALUE_BYTES_MAX // 2  # of what one folder declares: its row is one value
 PROBLEMS_KEPT_MAX = 8  # of one file
+Plain = ConfigMap | Secret | Device | DeviceModel
+ObjectRow = ConfigMapRow | SecretRow | DeviceRow | DeviceModelRow
 ROOM_BYTES = STATE_BYTES_MAX - OBJECT_BYTES_MAX  # for objects; the rest is for what must always fit
 
 
@@ -255,11 +263,10 @@ class Sources:
 
     # --- objects ---------------------------------------------------------------------------------
 
-    def _row(self, name: str) -> PodRow | ConfigMapRow | SecretRow | None:
+    def _row(self, name: str) -> PodRow | ObjectRow | None:
         kind, _, key = name.partition(" ")
-        if kind == "Pod":
-            return self._tables.pods.get(key)
-        return self._tables.configmaps.get(key) if kind == "ConfigMap" else self._tables.secrets.get(key)
+        found: PodRow | ObjectRow | None = self._tables.rows[kind.lower()].get(key)
+        return found
 
     def _owner(self, name: str) -> str:
         row = self._row(name)
@@ -296,15 +303,26 @@ class Sources:
         if size > OBJECT_BYTES_MAX:
             return Refusal("TooLarge", f"is {size} bytes, more than {OBJECT_BYTES_MAX}")
         row = self._row(identity(obj))
+        if isinstance(obj, Device | DeviceModel) and row is None and (full := self._crowded(obj)):
+            return full
         if row is None and self._tables.bytes + size > ROOM_BYTES:
             words = f"the store has no room for it: {self._tables.bytes} of {ROOM_BYTES} bytes are used"
             return Refusal("StoreFull", words)
         if isinstance(row, ConfigMapRow | SecretRow) and row.object.immutable and source != CLOUD:
             same = structs.replace(row.object, metadata=obj.metadata) == obj
             return None if same else Refusal("Immutable", "is immutable: delete it first")
+        if isinstance(obj, Device) and (wanted := obj.spec.node_name) not in ("", self._desk.node.name):
+            return Refusal("WrongNode", f"belongs to node {wanted}, and this is {self._desk.node.name}")
         return self._pod_refusal(obj, row) if isinstance(obj, Pod) else None
 
-    def _pod_refusal(self, pod: Pod, row: PodRow | ConfigMapRow | SecretRow | None) -> Refusal | None:
+    def _crowded(self, obj: Device | DeviceModel) -> Refusal | None:
+        is_device = isinstance(obj, Device)
+        held, most = (self._tables.devices, DEVICES_MAX) if is_device else (self._tables.models, DEVICE_MODELS_MAX)
+        if len(held) < most:
+            return None
+        return Refusal("TooMany", f"this node has {most} of its kind already, and takes no more")
+
+    def _pod_refusal(self, pod: Pod, row: PodRow | ObjectRow | None) -> Refusal | None:
         if row is None and len(self._tables.pods) >= PODS_MAX:
             return Refusal("TooManyPods", f"this node has {PODS_MAX} pods already, and takes no more")
         count = len(pod.spec.containers) + len(pod.spec.init_containers)
@@ -351,10 +369,10 @@ class Sources:
         uid = old.uid if old else stable_uid(self._desk.node.name, meta.namespace, meta.name)
         return structs.replace(pod, metadata=structs.replace(meta, uid=uid, creation_timestamp=created))
 
-    def _dated(self, obj: ConfigMap | Secret) -> ConfigMap | Secret:
+    def _dated(self, obj: Plain) -> Plain:
         """The time of creation is when the object was first seen, here too."""
         row = self._row(identity(obj))
-        known = row.object.metadata.creation_timestamp if isinstance(row, ConfigMapRow | SecretRow) else ""
+        known = row.object.metadata.creation_timestamp if row and not isinstance(row, PodRow) else ""
         created = known if row else rfc3339(self._desk.wall) or ""
         return structs.replace(obj, metadata=structs.replace(obj.metadata, creation_timestamp=created))
 
@@ -504,7 +522,7 @@ class Sources:
         self._flush("", "")
 
     def release_from_cloud(self, name: str) -> None:
-        """A ConfigMap or Secret that the cloud does not want here any more."""
+        """What is no pod, and not wanted here by the cloud any more."""
         self._release(name, CLOUD)
         self._flush("", "")
 
@@ -529,8 +547,16 @@ def _fitting(files: dict[str, FileRow]) -> dict[str, FileRow]:
     return {path: structs.replace(row, problems=[]) for path, row in files.items()}
 
 
-def _object_row(obj: ConfigMap | Secret, source: str, revision: bytes = b"") -> ConfigMapRow | SecretRow:
-    return ConfigMapRow(source, obj, revision) if isinstance(obj, ConfigMap) else SecretRow(source, obj, revision)
+def _object_row(obj: Plain, source: str, revision: bytes = b"") -> ObjectRow:
+    match obj:
+        case ConfigMap():
+            return ConfigMapRow(source, obj, revision)
+        case Secret():
+            return SecretRow(source, obj, revision)
+        case Device():
+            return DeviceRow(source, obj, revision)
+        case DeviceModel():
+            return DeviceModelRow(source, obj, revision)
 
 
 def references(pod: Pod) -> set[tuple[str, str]]:

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 
 from tinyedge import __version__, wire
-from tinyedge.core import ending, status, why
+from tinyedge.core import device_view, ending, status, why
 from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
+from tinyedge.core.devices import Devices
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
 from tinyedge.core.ring import Occurrence
@@ -23,9 +24,11 @@ from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
 from tinyedge.core.tokens import Tokens
 from tinyedge.core.track import host_ip
+from tinyedge.core.twins import Twin
 from tinyedge.core.volumes import volume_path
 from tinyedge.events import StopContainer
 from tinyedge.limits import PODS_MAX
+from tinyedge.model.device import API_VERSION
 from tinyedge.model.image import normal_reference
 from tinyedge.model.runtime import ContainerState, PodSeen
 from tinyedge.protocol.revision import DOWN, UP
@@ -41,13 +44,13 @@ class View:
         runs: dict[str, PodRun],
         sources: Sources,
         pressure: Pressure,
-        cloud: tuple[Cloud, Outbox, Tokens],
+        others: tuple[Cloud, Outbox, Tokens, Devices],
     ) -> None:
         self._desk = desk
         self._runs = runs
         self._sources = sources
         self._pressure = pressure
-        self._cloud, self._outbox, self._tokens = cloud
+        self._cloud, self._outbox, self._tokens, self._devices = others
 
     # --- pods ------------------------------------------------------------------------------------
 
@@ -151,6 +154,29 @@ class View:
             "gone": len(self._desk.tables.gone),
             "tokens_waiting": self._tokens.waiting(),
         }
+
+    # --- devices ---------------------------------------------------------------------------------
+
+    def device_objects(self) -> list[Json]:
+        """Devices with status, sorted by namespace and name."""
+        wanted = [twin for twin in self._devices.twins.values() if twin.device]
+        return [self._device(twin) for twin in sorted(wanted, key=lambda one: one.key)]
+
+    def device_object(self, namespace: str, name: str) -> Json | None:
+        twin = self._devices.twins.get(f"{namespace}/{name}")
+        return self._device(twin) if twin and twin.device else None
+
+    def models(self) -> list[Json]:
+        rows = sorted(self._desk.tables.models.items())
+        return [{"apiVersion": API_VERSION, "kind": "DeviceModel", **_object(row.object)} for _, row in rows]
+
+    def _device(self, twin: Twin) -> Json:
+        return device_view.device(twin, self._devices, self._desk)
+
+    def why_device(self, namespace: str, name: str) -> Json | None:
+        """As `why`, of a device."""
+        twin = self._devices.twins.get(f"{namespace}/{name}")
+        return device_view.why(twin, self._devices, self._desk) if twin and twin.device else None
 
     # --- other objects ---------------------------------------------------------------------------
 

@@ -15,8 +15,11 @@ from tinyedge.limits import ANNOTATIONS_BYTES_MAX, CONTAINERS_PER_POD_MAX, OBJEC
 from tinyedge.model import names
 from tinyedge.model.checks_container import container_problems, security_problems
 from tinyedge.model.checks_volumes import volume_problems
+from tinyedge.model.device import Device, DeviceModel
+from tinyedge.model.device_checks import device_problems, model_problems
 from tinyedge.model.findings import MISSING, Bad, Shown, each_once, must, one_of, within
-from tinyedge.model.pod import ConfigMap, Object, ObjectMeta, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Secret
+from tinyedge.model.objects import Object
+from tinyedge.model.pod import ConfigMap, ObjectMeta, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Secret
 
 # What must be there, by where it belongs.
 _EXPECTED = {
@@ -26,6 +29,11 @@ _EXPECTED = {
     ("Pod", "metadata"): "the pod's name, at least",
     ("ConfigMap", "metadata"): "a name, at least",
     ("Secret", "metadata"): "a name, at least",
+    ("Device", "metadata"): "a name, at least",
+    ("DeviceModel", "metadata"): "a name, at least",
+    ("Device", "spec"): "what the device is: deviceModelRef, protocol, properties and more",
+    ("DeviceSpec", "deviceModelRef"): "the DeviceModel that it is of: {name: …}",
+    ("DeviceProperty", "name"): "a property of the device's model",
     ("Pod", "spec"): "what the pod is to run: containers and more",
 }
 _SECRET_KEYS = {
@@ -51,6 +59,10 @@ def problems(found: Object) -> list[BadInput]:
     _metadata(found.metadata, bad)
     if isinstance(found, Pod):
         _pod(found.spec, bad)
+    elif isinstance(found, Device):
+        device_problems(found.spec, found.metadata.annotations, bad)
+    elif isinstance(found, DeviceModel):
+        model_problems(found.spec, bad)
     else:
         _keys(found, bad)
     return bad

@@ -1,4 +1,4 @@
-"""From what a manifest or a peer holds (mappings, lists, texts) to a Pod, ConfigMap or Secret that can be relied on.
+"""From what a manifest or a peer holds (mappings, lists, texts) to an object that can be relied on.
 
 Three rounds, each over the whole object, so that all mistakes of one kind are named at once:
 
@@ -20,12 +20,30 @@ from msgspec import Struct
 from tinyedge.errors import BadInput
 from tinyedge.limits import LIST_ITEMS_MAX, OBJECT_BYTES_MAX
 from tinyedge.model import checks, support
+from tinyedge.model.device import Device, DeviceModel, DeviceSpec
 from tinyedge.model.findings import MISSING, Shown
-from tinyedge.model.pod import ConfigMap, EnvVar, Object, Pod, PodSpec, Probe, Secret, Volume
+from tinyedge.model.objects import API_VERSIONS, Object
+from tinyedge.model.pod import ConfigMap, EnvVar, K8s, ObjectMeta, Pod, PodSpec, Probe, Secret, Volume
 
 Json = dict[str, Any]
 
-KINDS: dict[str, type[Pod] | type[ConfigMap] | type[Secret]] = {"Pod": Pod, "ConfigMap": ConfigMap, "Secret": Secret}
+
+class DeviceShape(K8s, frozen=True):
+    """A device before it is packed."""
+
+    metadata: ObjectMeta
+    spec: DeviceSpec
+
+
+Shape = type[Pod] | type[ConfigMap] | type[Secret] | type[DeviceModel] | type[DeviceShape]
+SHAPES: dict[str, Shape] = {
+    "Pod": Pod,
+    "ConfigMap": ConfigMap,
+    "Secret": Secret,
+    "DeviceModel": DeviceModel,
+    "Device": DeviceShape,
+}
+KINDS_IN_WORDS = "Pod, ConfigMap, Secret, Device or DeviceModel"
 # Written by kubectl apply: a second copy of the object, of a Secret too.
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -57,37 +75,40 @@ def read(raw: object) -> tuple[Object | None, list[BadInput]]:
     if bad:
         return None, bad
     secret = raw["kind"] == "Secret"
-    found, bad = _read(raw, KINDS[raw["kind"]])
+    found, bad = _read(raw, SHAPES[raw["kind"]])
     return found, [_hidden(error) for error in bad] if secret else bad
 
 
 def _kind_problems(raw: Json) -> list[BadInput]:
     kind, version = raw.get("kind"), raw.get("apiVersion")
     if not isinstance(kind, str):
-        return [BadInput("kind", MISSING if kind is None else kind, "Pod, ConfigMap or Secret")]
-    if kind not in KINDS:
+        return [BadInput("kind", MISSING if kind is None else kind, KINDS_IN_WORDS)]
+    if kind not in SHAPES:
         instead = support.KINDS.get(kind)
         advice = f"; {instead}" if instead else ""
         shown = Shown(f"{kind[:80]}, which is not run by the node itself")
-        return [BadInput("kind", shown, f"Pod, ConfigMap or Secret{advice}")]
-    if version != "v1":
-        return [BadInput("apiVersion", MISSING if version is None else version, f"v1 for a {kind}")]
+        return [BadInput("kind", shown, f"{KINDS_IN_WORDS}{advice}")]
+    wanted = API_VERSIONS[kind]
+    if version != wanted:
+        return [BadInput("apiVersion", MISSING if version is None else version, f"{wanted} for a {kind}")]
     return []
 
 
-def _read(raw: Json, shape: type[Pod] | type[ConfigMap] | type[Secret]) -> tuple[Object | None, list[BadInput]]:
+def _read(raw: Json, shape: Shape) -> tuple[Object | None, list[BadInput]]:
     bad: list[BadInput] = []
-    what = {key: value for key, value in raw.items() if key not in ("apiVersion", "kind")}
+    aside = ("apiVersion", "kind", "status") if shape in (DeviceShape, DeviceModel) else ("apiVersion", "kind")
+    what = {key: value for key, value in raw.items() if key not in aside}
     if shape is Secret:
         _merge_string_data(what, bad)
     clean = _fields(what, shape, "", bad)
     if bad:
         return None, bad
     try:
-        found: Object = msgspec.convert(clean, shape)
+        shaped = msgspec.convert(clean, shape)
     except msgspec.ValidationError as error:
         _types(clean, shape, "", bad)
         return None, bad or [BadInput("the document", Shown("not right"), str(error))]
+    found: Object = Device.of(shaped.metadata, shaped.spec) if isinstance(shaped, DeviceShape) else shaped
     bad = checks.problems(found)
     if not bad and len(msgspec.msgpack.encode(found)) > OBJECT_BYTES_MAX:
         bad = [BadInput("the document", Shown("too large"), f"at most {OBJECT_BYTES_MAX} bytes")]
@@ -206,7 +227,7 @@ def _plain(value: object, field: _Field, path: str, bad: list[BadInput]) -> obje
 
 
 def _not_ours(shape: type[Struct], key: object, value: object, path: str, bad: list[BadInput]) -> None:
-    owner = shape.__name__
+    owner = shape.__name__.removesuffix("Shape")
     where = _join(path, str(key))
     try:
         why = support.refusal(owner, str(key), value)

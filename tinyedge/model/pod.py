@@ -405,6 +405,3 @@ class Secret(K8s, frozen=True):
 
     def __repr__(self) -> str:
         return f"Secret({self.key}, keys={sorted(self.data)})"
-
-
-Object = Pod | ConfigMap | Secret

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
-from tinyedge.model.pod import Object
+from tinyedge.model.objects import Object
 from tinyedge.protocol.joining import Taint
 
 Json = dict[str, Any]

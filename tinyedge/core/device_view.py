@@ -1,0 +1,129 @@
+"""A device as people see it: KubeEdge's object with its twins, and why it is not as it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from tinyedge.core import device_reports
+from tinyedge.core.desk import Desk
+from tinyedge.core.devices import Devices
+from tinyedge.core.status import rfc3339
+from tinyedge.core.twins import Twin
+from tinyedge.model.device import API_VERSION, MAPPER
+from tinyedge.protocol import readings
+
+Json = dict[str, Any]
+
+
+def device(twin: Twin, devices: Devices, desk: Desk) -> Json:
+    """`devices.kubeedge.io/v1beta1`, with all twins, whatever of them goes to the cloud. Beside what KubeEdge has there
+    `status.mapper` says who serves it, `status.problem` what is wrong, and each twin has `desired`, `accessMode`,
+    `type`, `quality` (`good`, `stale`, `untrusted-clock`, `none`) and, where it was set on the node, `desiredBy`."""
+    if twin.device is None:
+        return {}
+    meta = msgspec.to_builtins(twin.device.metadata)
+    spec = msgspec.to_builtins(twin.device.spec)
+    status: Json = {
+        "twins": [_twin(twin, name, devices, desk) for name in _names(twin)],
+        "state": state(twin),
+        "mapper": twin.mapper,
+    }
+    if online := rfc3339(max(twin.row.online_ms, twin.seen_ms)):
+        status["lastOnlineTime"] = online
+    if found := problem(twin, devices):
+        status["problem"] = found
+    return {"apiVersion": API_VERSION, "kind": "Device", "metadata": meta, "spec": spec, "status": status}
+
+
+def state(twin: Twin) -> str:
+    return twin.row.state or "unknown"
+
+
+def _names(twin: Twin) -> list[str]:
+    if twin.shape is not None:
+        return list(twin.shape.properties)
+    return [one.name for one in twin.device.spec.properties] if twin.device else []
+
+
+def _twin(twin: Twin, name: str, devices: Devices, desk: Desk) -> Json:
+    one = twin.shape.properties.get(name) if twin.shape else None
+    row = devices.latest(f"{twin.key}/{name}")
+    found = device_reports.twin_of(twin, name, one.type if one else "", row)
+    if one is not None:
+        found |= {"type": one.type, "accessMode": "ReadWrite" if one.writable else "ReadOnly"}
+    wanted = twin.desired.get(name, "")
+    if wanted:
+        found["desired"] = wanted
+    local = twin.row.desired.get(name)
+    if local and wanted == local.value and twin.wanted.get(name) == local.over:
+        found["desiredBy"] = local.by
+    if row is None:
+        found["quality"] = "none"
+    elif row.flags & readings.UNTRUSTED:
+        found["quality"] = "untrusted-clock"
+    else:
+        found["ageSeconds"] = max(0, desk.wall - row.at_ms) // 1000
+        found["quality"] = "good" if state(twin) in ("online", "unknown") else "stale"
+    return found
+
+
+def problem(twin: Twin, devices: Devices) -> str:
+    """The first thing that is wrong, in words; empty when nothing is."""
+    found = next(_reasons(twin, devices), None)
+    return f"{found['what']}: {found['why']}" if found and found["why"] else found["what"] if found else ""
+
+
+def _unserved(twin: Twin) -> str:
+    asked = twin.device.metadata.annotations.get(MAPPER, "") if twin.device else ""
+    if asked:
+        return f"mapper {asked}, which its annotation {MAPPER} names, has not registered"
+    return f"no mapper of protocol {twin.protocol!r} has registered"
+
+
+def why(twin: Twin, devices: Devices, desk: Desk) -> Json:
+    """`{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}], "source"}`, as of a pod."""
+    reasons = [*_reasons(twin, devices), *(_silence(name) for name in _silent(twin, devices))]
+    name = twin.key.partition("/")[2]
+    summary = f"{name}: {reasons[0]['what']}." if reasons else f"{name} is as it should be."
+    row = desk.tables.devices.get(twin.key)
+    return {"state": state(twin), "summary": summary, "reasons": reasons, "source": row.source if row else ""}
+
+
+def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
+    line = devices.mappers.lines.get(twin.mapper)
+    if twin.shape is None:
+        words = f"its model {twin.model} is not on this node"
+        yield _reason(words, "", "apply that DeviceModel; the device goes on by itself then")
+    elif not twin.mapper:
+        remedy = f"start a mapper of protocol {twin.protocol!r}; `tinyedge status` tells who has registered"
+        yield _reason(_unserved(twin), "", remedy)
+    elif line is not None and line.away:
+        words = f"mapper {twin.mapper} can't be reached"
+        yield _reason(words, line.away, "see whether its pod or process runs; it is tried again by itself")
+    elif twin.problem:
+        yield _reason("its mapper does not take it", twin.problem, "correct the device's protocol or visitors")
+    for name, reason in twin.refused.items():
+        yield _reason(f"{name} can't be set", reason, "correct the desired value in the device")
+    for name in twin.shape.unknown if twin.shape else ():
+        words = f"property {name} is not in its model"
+        yield _reason(words, "its values are taken as texts of any kind", "add it to the DeviceModel")
+    if twin.row.state in ("offline", "unhealthy"):
+        yield _reason(f"its mapper reports it {twin.row.state}", "", "look at the device: power, cable, address")
+
+
+def _silent(twin: Twin, devices: Devices) -> list[str]:
+    """Properties that should have been reported by now, and never were, of a device that is told to be online."""
+    if twin.shape is None or twin.row.state != "online":
+        return []
+    return [name for name in twin.shape.properties if devices.latest(f"{twin.key}/{name}") is None]
+
+
+def _silence(name: str) -> Json:
+    return _reason(f"{name} has never been reported", "", "look at its visitors, and at the mapper's log")
+
+
+def _reason(what: str, because: str, remedy: str) -> Json:
+    return {"container": "", "what": what, "why": because, "since": "", "remedy": remedy}

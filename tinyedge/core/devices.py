@@ -1,0 +1,459 @@
+"""Devices: what is wanted of them, what they report, and what is asked of them on site.
+
+    a report ─▶ is it of a device of ours, from the mapper that serves it, within its share, of the right type?
+             ─▶ series `readings` for properties with history, table `reading` for the others
+             ─▶ ReportAnswer, which leaves once that is durable
+
+The newest value of a property with history need not be durable by itself: its reading is. It goes to table `reading`
+once a minute, so a power cut may set what is shown back by that, and nothing else.
+
+A desired value comes from the device's manifest, or was set on site or by a rule, which holds until the manifest wants
+another. What can't be had is refused with its reason and told; the rest of the device goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Struct, structs
+
+from tinyedge.core import twins
+from tinyedge.core.desk import Desk
+from tinyedge.core.digest import digest
+from tinyedge.core.mappers import Mappers
+from tinyedge.core.run import NEVER
+from tinyedge.core.twins import Property, Shape, Twin
+from tinyedge.events import (
+    Answer,
+    CallMapper,
+    CallMethod,
+    MapperCalled,
+    ReadDevice,
+    ReportAnswer,
+    Reported,
+    SetDesired,
+    StateReported,
+    Value,
+)
+from tinyedge.limits import DEVICE_REPORT_BYTES_MAX, PUSH_TARGETS_MAX
+from tinyedge.model.device import MAPPER_HTTP, Device, DeviceModel
+from tinyedge.protocol import readings
+from tinyedge.wire import DesiredRow, DeviceRow, ReadingRow, TwinRow
+
+Json = dict[str, Any]
+SAVE_MS = 60_000
+STATES = {  # as mappers say it → as it is kept
+    "ok": "online",
+    "online": "online",
+    "offline": "offline",
+    "disconnected": "offline",
+    "unhealthy": "unhealthy",
+    "unknown": "unknown",
+}
+
+
+class Asked(Struct, frozen=True):
+    """A request on site that waits for its device's mapper."""
+
+    request: int
+    key: str
+    property: str = ""
+    value: str = ""
+
+
+class Devices:
+    """`changed_values` and `changed_twins` collect, within a step, what others may want to look at: (device, property)
+    of new values, and keys of devices of which anything is new. Their readers empty them."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._tables = desk.tables
+        self.twins: dict[str, Twin] = {}
+        self.mappers = Mappers(desk, self.twins, self._settled)
+        self.changed_values: dict[tuple[str, str], None] = {}
+        self.changed_twins: dict[str, None] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._latest: dict[str, ReadingRow] = {}  # newest values that are in no table yet
+        self._save_at = NEVER
+        self._push_targets: dict[str, None] = {}
+        self._writes: dict[str, list[Asked]] = {}
+        self._questions: dict[int, Asked] = {}
+        for key, row in self._tables.twins.items():
+            self.twins[key] = Twin(key, row)
+        for key, device_row in self._tables.devices.items():
+            self._load(key, device_row)
+
+    def _load(self, key: str, row: DeviceRow) -> None:
+        twin = self.twins.setdefault(key, Twin(key, TwinRow()))
+        self._look_at(twin, row.object)
+
+    # --- wanted ----------------------------------------------------------------------------------
+
+    def booted(self) -> None:
+        """Mappers are told anew what they may have missed."""
+        for twin in list(self.twins.values()):
+            self.mappers.serve(twin)
+
+    def changed(self, kind: str, key: str) -> None:
+        """A Device or DeviceModel was added, changed or removed."""
+        if kind == "DeviceModel":
+            for twin in [one for one in self.twins.values() if one.model == key and one.device]:
+                self._change(twin)
+            return
+        if key in self._tables.devices:
+            self._change(self.twins.setdefault(key, Twin(key, TwinRow())))
+        elif key in self.twins:
+            self._remove(self.twins[key])
+
+    def _change(self, twin: Twin) -> None:
+        before = twin.refused
+        self._look_at(twin, self._tables.devices[twin.key].object)
+        twin.backoff.reset()
+        if twin.refused != before:
+            self._tell_refusals(twin)
+        self.mappers.serve(twin)
+        self._check_pushes(twin)
+        self.changed_twins[twin.key] = None
+
+    def _look_at(self, twin: Twin, device: Device) -> None:
+        """Compare a device with its model, and find what is desired of it."""
+        spec = device.spec
+        twin.device, twin.model = device, twins.model_key(device, spec)
+        row = self._tables.models.get(twin.model)
+        twin.protocol = twins.protocol(spec, row.object) if row else spec.protocol.protocol_name
+        twin.shape = self._shared(twins.shape(device, spec, row.object)) if row else None
+        twin.wanted = twins.desired_of(spec)
+        self._decide(twin)
+
+    def _shared(self, shape: Shape) -> Shape:
+        return self._shapes.setdefault(digest(msgspec.msgpack.encode(shape)), shape)
+
+    def _decide(self, twin: Twin) -> None:
+        """What is desired now, and how the device is to look to its mapper."""
+        if twin.shape is None or twin.device is None:
+            return
+        all_desired = twins.effective(twin.wanted, twin.row.desired)
+        twin.refused = twins.refusals(twin.shape, all_desired)
+        twin.desired = {name: value for name, value in all_desired.items() if name not in twin.refused}
+        model = self._tables.models[twin.model].object
+        twin.want = twins.told_digest(twins.complete(twin.device, model, twin.desired), model)
+
+    def _tell_refusals(self, twin: Twin) -> None:
+        for name, why in twin.refused.items():
+            self._desk.note("warning", "device.refused", device=twin.key, property=name, reason=why)
+            self._desk.device_event(twin.about, "Warning", "DesiredRefused", f"{name}: {why}")
+
+    def _check_pushes(self, twin: Twin) -> None:
+        """KubeEdge's mappers push themselves; for others the node does it, as far as it can."""
+        line = self.mappers.line_of(twin)
+        if twin.shape is None or line is None or not line.info.own:
+            return
+        for name, one in twin.shape.properties.items():
+            push = one.push
+            if push is not None and push.http is None and push.mqtt is None:
+                words = f"{name}: the node pushes by http and mqtt; for others take a mapper that pushes itself"
+                self._desk.device_event(twin.about, "Warning", "PushRefused", words)
+
+    def _remove(self, twin: Twin) -> None:
+        twin.device, twin.shape, twin.mapper = None, None, ""
+        for asked in self._writes.pop(twin.key, ()):
+            self._desk.say(Answer(asked.request, f"Device {twin.key} was removed"))
+        prefix = f"{twin.key}/"
+        for key in [key for key in self._tables.readings if key.startswith(prefix)]:
+            self._tables.delete("reading", key)
+        for key in [key for key in self._latest if key.startswith(prefix)]:
+            del self._latest[key]
+        self.changed_twins[twin.key] = None
+        self.mappers.touch(twin)
+
+    # --- reports ---------------------------------------------------------------------------------
+
+    def reported(self, event: Reported) -> None:
+        """Values of a device. Of several the right ones are kept, whatever the others are."""
+        twin = self.twins.get(event.key)
+        refused = self._not_from(twin, event.key, event.uid, own=event.own)
+        if refused or twin is None or twin.shape is None:
+            self._desk.say(ReportAnswer(event.request, *(refused or ())))
+            return
+        if sum(len(one.value) + len(one.property) for one in event.values) > DEVICE_REPORT_BYTES_MAX:
+            words = f"the report is larger than {DEVICE_REPORT_BYTES_MAX} bytes: report fewer properties at once"
+            self._desk.say(ReportAnswer(event.request, "Invalid", words))
+            return
+        good, bad = _sorted_out(twin.shape, event.values)
+        self._keep_values(twin, good)
+        if event.own:
+            self._push(twin, good)
+        if good:
+            self._is_alive(twin)
+        words = "; ".join(bad)[:1000]
+        self._desk.say(ReportAnswer(event.request, "Invalid" if bad else "", words))
+
+    def _not_from(self, twin: Twin | None, key: str, uid: int, *, own: bool) -> tuple[str, str] | None:
+        """(code, why not); None when a report may be taken."""
+        desk = self._desk
+        if desk.read_only:
+            return "ReadOnly", f"the node's store can't be written: {desk.read_only}"
+        if desk.full:
+            return "Full", "the node's store is full: free space on its disk"
+        if why := self._unserved(twin, key):
+            return "NotFound", why
+        line = self.mappers.line_of(twin) if twin else None
+        if line is not None and not own and uid not in (0, line.info.uid):
+            return "NotFound", f"device {key} is served by mapper {line.info.name}, which runs as another user"
+        if line is not None and not line.may_report(desk.now):
+            return "TooMany", f"mapper {line.info.name} reports too much; wait, then report again"
+        return None
+
+    def _unserved(self, twin: Twin | None, key: str) -> str:
+        """Why no mapper serves a device; empty when one does."""
+        if twin is None or twin.device is None:
+            return f"Device {key[:200]} not found"
+        if twin.shape is None:
+            return f"Device {key}: its model {twin.model} is not on this node"
+        if self.mappers.line_of(twin) is None:
+            return f"Device {key}: no mapper of protocol {twin.protocol!r} has registered"
+        return ""
+
+    def _keep_values(self, twin: Twin, good: list[tuple[Value, Property]]) -> None:
+        desk = self._desk
+        ours = 0 if desk.trusted else readings.UNTRUSTED
+        items: dict[tuple[int, int], list[tuple[str, str]]] = {}
+        for value, one in good:
+            at, flags = (value.at_ms, readings.BY_MAPPER) if value.at_ms else (desk.wall, ours)
+            name = f"{twin.key}/{value.property}"
+            row = ReadingRow(value.value, at, flags)
+            if one.history:
+                items.setdefault((at, flags), []).append((value.property, value.value))
+            if not _is_newer(row, self.latest(name)):
+                continue
+            self.changed_values[twin.key, value.property] = None
+            if not one.history:
+                self._tables.put("reading", name, row)
+                continue
+            self._latest[name] = row
+            self._save_at = min(self._save_at, desk.now + SAVE_MS)
+        for (at, flags), values in items.items():
+            item = readings.encode(readings.Report(twin.key, at, flags, tuple(values)))
+            self._tables.append(readings.SERIES, item)
+        if good:
+            self.changed_twins[twin.key] = None
+
+    def latest(self, name: str) -> ReadingRow | None:
+        """The newest value of namespace/name/property."""
+        return self._latest.get(name) or self._tables.readings.get(name)
+
+    def _push(self, twin: Twin, good: list[tuple[Value, Property]]) -> None:
+        """Who pushes nothing itself has it done here."""
+        for value, one in good:
+            if one.push is not None:
+                for series, item in _pushes(twin, value, one, value.at_ms or self._desk.wall):
+                    self._append_push(twin, series, item)
+
+    def _append_push(self, twin: Twin, series: str, item: bytes) -> None:
+        if series not in self._push_targets and len(self._push_targets) >= PUSH_TARGETS_MAX:
+            words = f"{PUSH_TARGETS_MAX} other places are pushed to already"
+            self._desk.device_event(twin.about, "Warning", "PushRefused", words)
+            return
+        self._push_targets[series] = None
+        self._tables.append(series, item)
+
+    def _is_alive(self, twin: Twin) -> None:
+        twin.seen_ms = self._desk.wall if self._desk.trusted else 0
+
+    def state_reported(self, event: StateReported) -> None:
+        twin = self.twins.get(event.key)
+        refused = self._not_from(twin, event.key, event.uid, own=False)
+        state = STATES.get(event.state.lower())
+        if refused or twin is None:
+            self._desk.say(ReportAnswer(event.request, *(refused or ())))
+            return
+        if state is None:
+            words = f"state is {event.state[:40]!r}, expected one of {', '.join(STATES)}"
+            self._desk.say(ReportAnswer(event.request, "Invalid", words))
+            return
+        self._take_state(twin, state)
+        self._desk.say(ReportAnswer(event.request))
+
+    def _take_state(self, twin: Twin, state: str) -> None:
+        before = twin.row
+        online_ms = before.online_ms
+        if state == "online":
+            self._is_alive(twin)
+            if twin.seen_ms - online_ms >= SAVE_MS or before.state != state:
+                online_ms = twin.seen_ms or online_ms
+        elif before.state == "online":
+            online_ms = max(twin.seen_ms, online_ms)
+        row = structs.replace(before, state=state, online_ms=online_ms)
+        if row == before:
+            return
+        twin.row = row
+        self._tables.put("twin", twin.key, row)
+        self.changed_twins[twin.key] = None
+        if before.state != state:
+            kind = "Normal" if state == "online" else "Warning"
+            self._desk.note("info", "device.state", device=twin.key, state=state)
+            self._desk.device_event(twin.about, kind, f"Device{state.title()}", f"its mapper reports it {state}")
+
+    # --- desired ---------------------------------------------------------------------------------
+
+    def set_desired(self, key: str, name: str, value: str, by: str) -> str:
+        """Why not; empty when it is promised. `by` says who wants it."""
+        twin = self.twins.get(key)
+        if twin is None or twin.device is None:
+            return f"Device {key} not found"
+        if twin.shape is None:
+            return f"its model {twin.model} is not on this node"
+        if why := twins.refusals(twin.shape, {name: value}).get(name):
+            return f"{name} of {key} can't be set: {why}"
+        row = DesiredRow(value, by, self._desk.wall, twin.wanted.get(name))
+        local = {one: kept for one, kept in twin.row.desired.items() if twin.wanted.get(one) == kept.over}
+        twin.row = structs.replace(twin.row, desired=local | {name: row})
+        self._tables.put("twin", key, twin.row)
+        self._desk.note("info", "device.desired", device=key, property=name, value=value[:100], by=by)
+        self._desk.record("device.desired", device=key, property=name, value=value[:100], by=by)
+        self._decide(twin)
+        twin.backoff.reset()
+        self.changed_twins[key] = None
+        self.mappers.touch(twin)
+        return ""
+
+    def requested(self, request: int, uid: int, what: SetDesired | ReadDevice | CallMethod) -> None:
+        """Answered now, or when the device's mapper has answered."""
+        key = f"{what.namespace}/{what.name}"
+        if isinstance(what, SetDesired):
+            self._writes.setdefault(key, []).append(Asked(request, key, what.property, what.value))
+            if why := self.set_desired(key, what.property, what.value, f"uid {uid}"):
+                self._writes[key].pop()
+                self._desk.say(Answer(request, why))
+            return
+        twin = self.twins.get(key)
+        line = self.mappers.line_of(twin) if twin else None
+        why = self._unserved(twin, key) or (self._cannot_ask(twin, key, what) if twin else "")
+        if why or twin is None or line is None or twin.device is None:
+            self._desk.say(Answer(request, why))
+            return
+        op = self._desk.number()
+        self._questions[op] = Asked(request, key, what.property if isinstance(what, ReadDevice) else "")
+        if isinstance(what, ReadDevice):
+            self._desk.say(CallMapper(op, line.info, "GetDevice", key))
+            return
+        self._desk.record("device.call", device=key, method=what.method, by=f"uid {uid}")
+        self._desk.note("info", "device.call", device=key, method=what.method, by=f"uid {uid}")
+        http = "" if line.info.own else twin.device.metadata.annotations.get(MAPPER_HTTP, "")
+        arguments = tuple(what.arguments.items())
+        self._desk.say(CallMapper(op, line.info, "CallMethod", key, method=what.method, arguments=arguments, http=http))
+
+    def _cannot_ask(self, twin: Twin, key: str, what: ReadDevice | CallMethod) -> str:
+        line = self.mappers.line_of(twin)
+        if isinstance(what, ReadDevice):
+            known = not what.property or (twin.shape and what.property in twin.shape.properties)
+            return "" if known else f"Device {key} has no property {what.property}"
+        methods = twin.shape.methods if twin.shape else ()
+        if what.method not in methods:
+            return f"Device {key} has no method {what.method}; it has: {', '.join(methods) or 'none'}"
+        if line and not line.info.own and twin.device and MAPPER_HTTP not in twin.device.metadata.annotations:
+            return (
+                f"mapper {line.info.name} takes no calls over DMI: name its HTTP address in the device's annotation "
+                f"{MAPPER_HTTP}, or set a property instead"
+            )
+        return ""
+
+    def _settled(self, twin: Twin) -> None:
+        """A device's mapper has learnt all, or could not be told: who waits for it hears of it."""
+        self.changed_twins[twin.key] = None
+        for asked in self._writes.pop(twin.key, ()):
+            if twin.registered and twin.row.told == twin.want:
+                words = f"{asked.property} of {asked.key} is set to {asked.value}"
+            else:
+                why = twin.problem or f"no mapper of protocol {twin.protocol!r} has registered"
+                words = f"{asked.property} of {asked.key} is to be {asked.value}, and will be set once it can be: {why}"
+            self._desk.say(Answer(asked.request, "", words))
+
+    def called(self, event: MapperCalled) -> None:
+        asked = self._questions.pop(event.op, None)
+        if asked is None:
+            self.mappers.called(event)
+            return
+        if event.error:
+            self._desk.say(Answer(asked.request, f"Device {asked.key}: {event.error}"))
+            return
+        found = {one.property: one.value for one in event.values if asked.property in ("", one.property)}
+        if asked.property and not found:
+            self._desk.say(Answer(asked.request, f"Device {asked.key}: its mapper tells no value of {asked.property}"))
+            return
+        words = ", ".join(f"{name} = {value}" for name, value in found.items())
+        self._desk.say(Answer(asked.request, "", words or "done", msgspec.json.encode(found)))
+
+    # --- each step -------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """At the end of each step."""
+        if self._save_at <= self._desk.now:
+            self._save_at = NEVER
+            for name, row in self._latest.items():
+                self._tables.put("reading", name, row)
+            self._latest.clear()
+        self.mappers.flush()
+
+    @property
+    def wake_ms(self) -> int:
+        return min(self._save_at, self.mappers.wake_ms)
+
+    def models_of(self, keys: Iterable[str]) -> dict[str, DeviceModel]:
+        """The models of some devices, by key."""
+        wanted = {self.twins[key].model for key in keys if key in self.twins}
+        return {key: self._tables.models[key].object for key in wanted if key in self._tables.models}
+
+
+def _sorted_out(shape: Shape, values: Iterable[Value]) -> tuple[list[tuple[Value, Property]], list[str]]:
+    """Values that can be kept with what they are of, and what is wrong with the others."""
+    good: list[tuple[Value, Property]] = []
+    bad: list[str] = []
+    for value in values:
+        one = shape.properties.get(value.property)
+        if one is None:
+            bad.append(f"property {value.property[:128]!r}: the device has none of that name")
+        elif problem := one.problem(value.value):
+            bad.append(f"property {value.property} is {value.value[:40]!r}, expected {problem}")
+        else:
+            good.append((value, one))
+    return good, bad
+
+
+def _is_newer(new: ReadingRow, old: ReadingRow | None) -> bool:
+    """A mapper's own times tell the order of what it reports; of others the one that came last is the newest."""
+    both = old is not None and new.flags & old.flags & readings.BY_MAPPER
+    return old is None or not both or new.at_ms >= old.at_ms
+
+
+def _pushes(twin: Twin, value: Value, one: Property, at_ms: int) -> list[tuple[str, bytes]]:
+    """(series, item) for each place that a value is to be pushed to."""
+    push = one.push
+    if push is None:
+        return []
+    namespace, _, name = twin.key.partition("/")
+    payload = msgspec.json.encode(
+        {
+            "namespace": namespace,
+            "device": name,
+            "property": value.property,
+            "value": value.value,
+            "type": value.type or one.type.lower(),
+            "timestamp": at_ms,
+        }
+    )
+    found = []
+    if push.http is not None:
+        address = push.http.host_name.removeprefix("http://").rstrip("/")
+        target = {"host": address, "port": push.http.port, "path": push.http.request_path, "timeout": push.http.timeout}
+        found.append(("http", f"{address}:{push.http.port}", target))
+    elif push.mqtt is not None:
+        mqtt = push.mqtt
+        target = {"address": mqtt.address, "topic": mqtt.topic, "qos": mqtt.qos, "retain": mqtt.retained}
+        found.append(("mqtt", mqtt.address, target))
+    return [
+        (f"push:{digest(kind, where)}", msgspec.msgpack.encode([kind, to, payload, "application/json"]))
+        for kind, where, to in found
+    ]

@@ -1,0 +1,361 @@
+"""Mappers: who has registered, which of them serves a device, and what it is still to be told.
+
+A mapper is to know of each of its devices what is wanted now. What it has been told is remembered with the device as a
+digest, over restarts too; what differs is told again, with growing pauses, until the mapper has taken it:
+
+    a model it does not have      CreateDeviceModel, UpdateDeviceModel
+    a device not told in this     RegisterDevice: mappers leave a device that they have as it is
+    life of either side
+    a device that has changed     UpdateDevice
+    a device that is no more      RemoveDevice
+
+The drivers inside the daemon are mappers like any other, without an address. One serves when no mapper has registered
+for its protocol, or when the device asks for it by name.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct, field, structs
+
+from tinyedge.core import twins
+from tinyedge.core.desk import Desk
+from tinyedge.core.digest import digest
+from tinyedge.core.run import NEVER, Backoff
+from tinyedge.core.twins import DRIVERS, Twin
+from tinyedge.events import CallMapper, MapperCalled, MapperInfo, MapperRegistered, MapperWelcome
+from tinyedge.limits import DEVICE_CALLS_MAX, MAPPERS_MAX
+from tinyedge.model.device import MAPPER, Device, DeviceModel
+from tinyedge.wire import MapperRow, TwinRow
+
+REPORTS_PER_S = 2000  # of one mapper, so that none takes the others' share
+AWAY_FIRST_MS, AWAY_CAP_MS = 1_000, 60_000
+REFUSED_FIRST_MS, REFUSED_CAP_MS = 5_000, 300_000
+YIELD_MS = 30_000  # a mapper that can't be reached with such pauses leaves its devices to another of its protocol
+_NAME_CHARS_MAX = 128
+
+
+class Line(Struct):
+    """What is known of a mapper in this life. `models`: key → digest of the one that it has. `queue` are keys of
+    devices of which it may have something to learn; `away` why it can't be reached."""
+
+    info: MapperInfo
+    number: int
+    models: dict[str, str] = field(default_factory=dict)
+    telling: set[str] = field(default_factory=set)  # models that are on their way
+    queue: dict[str, None] = field(default_factory=dict)
+    calls: int = 0
+    away: str = ""
+    backoff: Backoff = field(default_factory=Backoff)
+    tokens: float = REPORTS_PER_S
+    tokens_at_ms: int = 0
+
+    def may_report(self, now: int) -> bool:
+        """Take one from its share of reports."""
+        more = (now - self.tokens_at_ms) * REPORTS_PER_S / 1000
+        self.tokens, self.tokens_at_ms = min(self.tokens + more, REPORTS_PER_S), now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+class Call(Struct, frozen=True):
+    """One that is under way. `digest` is of what it tells."""
+
+    line: Line
+    what: str
+    key: str
+    digest: str = ""
+    model: str = ""
+    desired: dict[str, str] = field(default_factory=dict)
+
+
+class Mappers:
+    """`settled(twin)` is called when a device's mapper has learnt all, or could not be told."""
+
+    def __init__(self, desk: Desk, all_twins: dict[str, Twin], settled: Callable[[Twin], None]) -> None:
+        self._desk = desk
+        self._tables = desk.tables
+        self._twins = all_twins
+        self._settled = settled
+        self._calls: dict[int, Call] = {}
+        self._later: list[tuple[int, str]] = []  # heap: when, key of a device whose mapper has refused it
+        self.lines: dict[str, Line] = {row.name: Line(_info(row), row.number) for row in self._tables.mappers.values()}
+        self.wake_ms = NEVER
+
+    # --- who is there ----------------------------------------------------------------------------
+
+    def registered(self, event: MapperRegistered) -> None:
+        """A mapper introduces itself, for the first time or again."""
+        refusal = self._refusal(event.mapper)
+        if refusal:
+            self._desk.note("warning", "mapper.refused", name=event.mapper.name[:_NAME_CHARS_MAX], reason=refusal)
+            self._desk.say(MapperWelcome(event.request, refusal))
+            return
+        line = self._line_for(event.mapper)
+        for twin in list(self._twins.values()):
+            if self._is_leaving(twin) and twin.row.mapper == event.mapper.name:
+                self._has_left(twin)
+            elif twin.protocol == event.mapper.protocol or twin.mapper == event.mapper.name:
+                self.serve(twin)
+        mine = [twin for twin in self._twins.values() if twin.mapper == line.info.name and twin.shape and twin.device]
+        models: dict[str, DeviceModel] = {}
+        if event.with_data:
+            models = {twin.model: self._tables.models[twin.model].object for twin in mine}
+            line.models = {key: _model_digest(model) for key, model in models.items()}
+            for twin in mine:
+                self._has_learnt(twin, line, twin.want, twin.desired)
+        devices = tuple(self.complete(twin) for twin in mine) if event.with_data else ()
+        self._desk.note(
+            "info", "mapper.registered", name=line.info.name, protocol=line.info.protocol, devices=len(mine)
+        )
+        self._desk.say(MapperWelcome(event.request, "", tuple(models.values()), devices))
+
+    def _refusal(self, mapper: MapperInfo) -> str:
+        if self._desk.read_only:
+            return f"the node's store can't be written: {self._desk.read_only}"
+        if not 0 < len(mapper.protocol) <= _NAME_CHARS_MAX:
+            return "protocol is empty or too long: name the protocol that the mapper's devices have"
+        if not 0 < len(mapper.name) <= _NAME_CHARS_MAX or mapper.name in DRIVERS.values():
+            return f"name is {mapper.name[:40]!r}: give a name of its own to each mapper, of at most 128 characters"
+        if mapper.name not in self.lines and len(self._tables.mappers) >= MAPPERS_MAX and not self._make_room():
+            return f"{MAPPERS_MAX} mappers have registered here, and all of them serve devices"
+        return ""
+
+    def _make_room(self) -> bool:
+        serving = {twin.mapper for twin in self._twins.values()}
+        idle = [name for name in self._tables.mappers if name not in serving]
+        for name in idle[:1]:
+            self._tables.delete("mapper", name)
+            self.lines.pop(name, None)
+        return bool(idle)
+
+    def _line_for(self, mapper: MapperInfo) -> Line:
+        """A mapper that registers anew knows nothing."""
+        before = self.lines.get(mapper.name)
+        numbers = [row.number for row in self._tables.mappers.values()]
+        number = before.number if before else max(numbers, default=0) + 1
+        line = self.lines[mapper.name] = Line(mapper, number, tokens_at_ms=self._desk.now)
+        row = MapperRow(
+            mapper.name,
+            mapper.protocol,
+            mapper.address,
+            mapper.version,
+            mapper.api_version,
+            mapper.uid,
+            mapper.own,
+            number,
+        )
+        self._tables.put("mapper", mapper.name, row)
+        for op in [op for op, call in self._calls.items() if call.line is before]:
+            self._release(self._calls.pop(op), op)
+        for twin in self._twins.values():
+            if mapper.name in (twin.mapper, twin.row.mapper):
+                twin.registered = False
+                twin.backoff.reset()
+                line.queue[twin.key] = None
+        return line
+
+    def serve(self, twin: Twin) -> None:
+        """Find who serves a device, and have it told what there is to tell."""
+        before, twin.mapper = twin.mapper, self._server(twin)
+        if before != twin.mapper:
+            twin.registered = False
+        self.touch(twin)
+
+    def _server(self, twin: Twin) -> str:
+        if twin.device is None or twin.shape is None:
+            return ""
+        asked = twin.device.metadata.annotations.get(MAPPER, "")
+        if asked:
+            return asked if asked in self.lines or asked == DRIVERS.get(twin.protocol) else ""
+        able = [line for line in self.lines.values() if line.info.protocol == twin.protocol and line.info.address]
+        here = [line for line in able if line.backoff.delay_ms < YIELD_MS]
+        for line in here:
+            if line.info.name == twin.row.mapper:
+                return twin.row.mapper
+        for line in sorted(here or able, key=lambda one: one.number):
+            return line.info.name
+        return DRIVERS.get(twin.protocol, "")
+
+    def line_of(self, twin: Twin) -> Line | None:
+        """Of the mapper that serves a device."""
+        name = twin.mapper
+        if name and name not in self.lines:
+            self.lines[name] = Line(MapperInfo(name, twin.protocol, own=True), 0, tokens_at_ms=self._desk.now)
+        return self.lines.get(name)
+
+    # --- what it is to know ----------------------------------------------------------------------
+
+    def complete(self, twin: Twin) -> Device:
+        model = self._tables.models[twin.model].object
+        return twins.complete(self._tables.devices[twin.key].object, model, twin.desired)
+
+    def touch(self, twin: Twin) -> None:
+        """There may be something to tell of a device."""
+        line = self.lines.get(twin.row.mapper) if self._is_leaving(twin) else self.line_of(twin)
+        if line is not None:
+            line.queue[twin.key] = None
+        elif self._is_leaving(twin):
+            self._has_left(twin)
+        else:
+            self._settled(twin)
+
+    def _is_leaving(self, twin: Twin) -> bool:
+        """Whether the mapper that has a device is to let it go."""
+        return bool(twin.row.mapper) and twin.row.mapper != twin.mapper
+
+    def _has_left(self, twin: Twin) -> None:
+        """No mapper has the device any more."""
+        if twin.device is None:
+            del self._twins[twin.key]
+            self._tables.delete("twin", twin.key)
+            return
+        self._keep(twin, structs.replace(twin.row, mapper="", told=""))
+        twin.registered = False
+        twin.observed = {}
+        self.serve(twin)
+
+    def _keep(self, twin: Twin, row: TwinRow) -> None:
+        twin.row = row
+        self._tables.put("twin", twin.key, row)
+
+    def _has_learnt(self, twin: Twin, line: Line, told: str, desired: dict[str, str]) -> None:
+        twin.registered, twin.problem, twin.observed = True, "", desired
+        twin.backoff.reset()
+        self._keep(twin, structs.replace(twin.row, mapper=line.info.name, told=told))
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """At the end of each step: make the calls that can be made now."""
+        now = self._desk.now
+        while self._later and self._later[0][0] <= now:
+            _, key = heapq.heappop(self._later)
+            if key in self._twins:
+                self.touch(self._twins[key])
+        self.wake_ms = self._later[0][0] if self._later else NEVER
+        for line in list(self.lines.values()):
+            if not line.queue:
+                continue
+            if line.backoff.until_ms > now:
+                self.wake_ms = min(self.wake_ms, line.backoff.until_ms)
+            else:
+                self._tell(line)
+
+    def _tell(self, line: Line) -> None:
+        most = 1 if line.away else DEVICE_CALLS_MAX
+        for key in list(line.queue):
+            if line.calls >= most:
+                return
+            twin = self._twins.get(key)
+            if twin is None or twin.backoff.until_ms > self._desk.now or (not twin.op and self._tell_of(line, twin)):
+                del line.queue[key]
+
+    def _tell_of(self, line: Line, twin: Twin) -> bool:
+        """True when a call has been made, or none is needed."""
+        if self._is_leaving(twin):
+            if line.info.name == twin.row.mapper:
+                self._call(line, twin, "RemoveDevice")
+            return True
+        if twin.mapper != line.info.name or twin.device is None or twin.shape is None:
+            return True
+        model = self._tables.models[twin.model].object
+        hashed = _model_digest(model)
+        if line.models.get(twin.model) != hashed:
+            if twin.model in line.telling:
+                return False
+            line.telling.add(twin.model)
+            what = "UpdateDeviceModel" if twin.model in line.models else "CreateDeviceModel"
+            self._call(line, twin, what, hashed, model)
+        elif not twin.registered:
+            self._call(line, twin, "RegisterDevice", twin.want)
+        elif twin.row.told != twin.want:
+            self._call(line, twin, "UpdateDevice", twin.want)
+        else:
+            self._settled(twin)
+        return True
+
+    def _call(self, line: Line, twin: Twin, what: str, told: str = "", model: DeviceModel | None = None) -> None:
+        with_device = what in ("RegisterDevice", "UpdateDevice")
+        twin.op = op = self._desk.number()
+        line.calls += 1
+        self._calls[op] = Call(line, what, twin.key, told, twin.model if model else "", twin.desired)
+        key = twin.model if model else twin.key
+        self._desk.say(CallMapper(op, line.info, what, key, self.complete(twin) if with_device else None, model))
+
+    def called(self, event: MapperCalled) -> bool:
+        """False when it is not one of these calls."""
+        call = self._calls.pop(event.op, None)
+        if call is None:
+            return False
+        twin = self._release(call, event.op)
+        if event.away and event.error:
+            self._is_away(call.line, event.error)
+        else:
+            call.line.away = ""
+            call.line.backoff.reset()
+        if twin is None:
+            return True
+        lost = event.away and call.line.backoff.delay_ms >= YIELD_MS  # who can't be reached does nothing with it either
+        if call.what == "RemoveDevice" and self._is_leaving(twin) and (lost or not event.error):
+            self._has_left(twin)
+        elif event.error:
+            self._has_failed(call, twin, event)
+        else:
+            self._has_worked(call, twin)
+        return True
+
+    def _release(self, call: Call, op: int) -> Twin | None:
+        call.line.calls -= 1
+        call.line.telling.discard(call.model)
+        twin = self._twins.get(call.key)
+        if twin is not None and twin.op == op:
+            twin.op = 0
+        return twin
+
+    def _is_away(self, line: Line, why: str) -> None:
+        if not line.away:
+            self._desk.note("warning", "mapper.away", name=line.info.name, reason=why)
+        line.away = why
+        line.backoff.grow(AWAY_FIRST_MS, AWAY_CAP_MS)
+        line.backoff.hold(self._desk.now)
+        if line.backoff.delay_ms >= YIELD_MS:
+            for twin in list(self._twins.values()):
+                if twin.mapper == line.info.name:
+                    self.serve(twin)
+
+    def _has_failed(self, call: Call, twin: Twin, event: MapperCalled) -> None:
+        twin.problem = f"mapper {call.line.info.name}: {event.error}"
+        if event.away:
+            call.line.queue[twin.key] = None
+        else:
+            twin.backoff.grow(REFUSED_FIRST_MS, REFUSED_CAP_MS)
+            twin.backoff.hold(self._desk.now)
+            heapq.heappush(self._later, (twin.backoff.until_ms, twin.key))
+            message = f"{call.what} failed: {event.error}"[:1000]
+            self._desk.device_event(twin.about, "Warning", "MapperRefused", message)
+        self._settled(twin)
+
+    def _has_worked(self, call: Call, twin: Twin) -> None:
+        if call.model:
+            call.line.models[call.model] = call.digest
+        elif call.what == "RegisterDevice" and twin.row.told and twin.row.mapper == call.line.info.name:
+            twin.registered, twin.problem = True, ""  # it may have had the device as it was told before
+            if twin.row.told == twin.want:
+                twin.observed = call.desired
+        else:
+            self._has_learnt(twin, call.line, call.digest, call.desired)
+        self.touch(twin)
+
+
+def _info(row: MapperRow) -> MapperInfo:
+    return MapperInfo(row.name, row.protocol, row.address, row.version, row.api_version, "", row.uid, row.own)
+
+
+def _model_digest(model: DeviceModel) -> str:
+    return digest(msgspec.msgpack.encode(model.spec))
