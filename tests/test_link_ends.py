@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from cloud_gateway.adapters import ca
@@ -20,6 +21,7 @@ from tests.fakes.secrets import FakeSecrets
 from tests.test_uplink import DAY_S, Rig
 from tinyedge import events as ev
 from tinyedge.adapters.local_api import JoinBody
+from tinyedge.errors import PeerError
 from tinyedge.protocol.revision import DOWN, UP, digest
 from tinyedge.uplink import Uplink
 
@@ -125,6 +127,26 @@ async def test_a_node_joins_at_the_gateways_own_door_reads_logs_over_it_and_leav
             await door.heard.wait()
         assert door.edges.sessions == 0
         assert facts.Deleted("gate-7") in door.seen
+
+
+@pytest.mark.parametrize(
+    ("what", "params", "reason"),
+    [
+        ("logs", {"namespace": "default", "pod": "none"}, "NotFound"),
+        ("logs", {"namespace": "default", "pod": "web", "container": "none"}, "NotFound"),
+        ("logs", {"namespace": "default", "pod": "web", "tailLines": "many"}, "Invalid"),
+    ],
+)
+async def test_why_a_stream_is_refused_comes_as_a_word_beside_the_words(
+    tmp_path: Path, what: str, params: dict[str, Any], reason: str
+) -> None:
+    async with met(tmp_path) as (_, door, uplink):
+        await join(door, uplink)
+        await door.until_opened(0)
+        stream = await door.stream(what, params)
+        with pytest.raises(PeerError) as caught:
+            await stream.receive()
+        assert caught.value.reason == reason
 
 
 async def test_a_node_that_comes_back_with_a_certificate_that_ran_out_gets_a_new_one_and_is_let_in(

@@ -44,11 +44,13 @@ class BadInput(TinyEdgeError):
 
 
 class PeerError(TinyEdgeError):
-    """Another program failed or refused. `retryable` says whether the same call may work later."""
+    """Another program failed or refused. `retryable` says whether the same call may work later. `reason` is one word,
+    for programs, where it matters which it is: `NotFound`, `Invalid`, `Unavailable`."""
 
-    def __init__(self, what: str, why: str = "", remedy: str = "", *, retryable: bool = True) -> None:
+    def __init__(self, what: str, why: str = "", remedy: str = "", *, retryable: bool = True, reason: str = "") -> None:
         super().__init__(what, why, remedy)
         self.retryable = retryable
+        self.reason = reason
 
 
 class WorldError(TinyEdgeError):

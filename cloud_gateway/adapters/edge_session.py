@@ -41,6 +41,7 @@ class EdgeStream:
         self._changed = trio.Event()
         self._ended = False
         self._error: str | None = None
+        self._reason = ""
 
     async def send(self, data: bytes) -> None:
         """Waits while the node takes no more. PeerError when it has closed the stream."""
@@ -57,7 +58,7 @@ class EdgeStream:
         """Empty: nothing more comes. PeerError when the node has closed the stream with an error."""
         while not self._came:
             if self._error:
-                raise PeerError(self._error)
+                raise PeerError(self._error, reason=self._reason)
             if self._ended or self._error is not None:
                 return b""
             await self._change()
@@ -80,8 +81,8 @@ class EdgeStream:
         self._ended = self._ended or not data
         self.notify()
 
-    def closed(self, error: str) -> None:
-        self._error = error
+    def closed(self, error: str, reason: str) -> None:
+        self._error, self._reason = error, reason
         self.notify()
 
     def notify(self) -> None:
@@ -93,7 +94,7 @@ class EdgeStream:
 
     def _still_open(self) -> None:
         if self._error is not None:
-            raise PeerError(self._error or "the node has closed the stream")
+            raise PeerError(self._error or "the node has closed the stream", reason=self._reason)
 
 
 class EdgeSession:
@@ -146,7 +147,7 @@ class EdgeSession:
             self.why = _words(errors)
         finally:
             for stream in self._streams.values():
-                stream.closed("the link to the node has ended")
+                stream.closed("the link to the node has ended", "Unavailable")
             await self._say_goodbye()
 
     async def _read(self, data: bytes) -> None:
@@ -217,9 +218,9 @@ class EdgeSession:
             case link.Data(stream=number, data=data):
                 if stream := self._streams.get(number):
                     stream.came(data)
-            case link.Close(stream=number, error=error):
+            case link.Close(stream=number, error=error, reason=reason):
                 if stream := self._streams.pop(number, None):
-                    stream.closed(error)
+                    stream.closed(error, reason)
             case link.Writable(stream=number):
                 if stream := self._streams.get(number):
                     stream.notify()

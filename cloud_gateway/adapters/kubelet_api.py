@@ -32,6 +32,7 @@ LINGER_S = 10.0  # for the node to finish once the caller has said its last word
 _HEAD_END = b"\r\n\r\n"
 _ENTERED = ("exec", "attach", "portforward")
 _TYPES = {"logs": "text/plain", "metrics": "text/plain; version=0.0.4", "stats": "application/json"}
+_STATUS = {"NotFound": 404, "Invalid": 400, "Unavailable": 503}
 _REASONS = {
     200: "OK", 400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
     500: "Internal Server Error", 503: "Service Unavailable",
@@ -223,13 +224,7 @@ class KubeletApi:
 
 
 def _status(error: PeerError, what: str) -> int:
-    """The node's words are all there is to tell by."""
-    words = str(error)
-    if "not found" in words or "is not in the pod" in words:
-        return 404
-    if "link to the node" in words or what not in ("logs", *_ENTERED):
-        return 503
-    return 400 if what == "logs" else 500  # as a kubelet
+    return _STATUS.get(error.reason) or (400 if what == "logs" else 500)  # as a kubelet
 
 
 # --- HTTP ---
@@ -278,7 +273,7 @@ async def _copy(stream: Tls, edge: EdgeStream, what: str) -> None:
     with trio.move_on_after(FIRST_BYTE_S if what == "logs" else DOCUMENT_S):
         data = await edge.receive()
     if data is None and what != "logs":
-        raise PeerError("the node takes too long")
+        raise PeerError("the node takes too long", reason="Unavailable")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_until_gone, stream, nursery.cancel_scope)
         await stream.send_all(_head(200, _TYPES.get(what, "application/json"), None, {}))

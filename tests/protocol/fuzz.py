@@ -53,7 +53,7 @@ SEEDS: list[bytes] = [
         link.Open(1, "exec", {"command": ["sh"], "tty": True, "headers": [["a", "b"]], "n": None, "lines": 3}),
         link.Data(1, b"data"),
         link_messages.Credit(1, 100),
-        link.Close(1, "why"),
+        link.Close(1, "why", "NotFound"),
         link_messages.Ping(),
         link_messages.Pong(),
         link.Bye("Stopping", "", 3),

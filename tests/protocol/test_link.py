@@ -100,8 +100,12 @@ def test_to_a_peer_of_version_one_nothing_is_deflated_and_series_have_no_gap() -
 
 
 def test_a_newer_peer_may_have_more_to_say_in_a_message() -> None:
-    longer = b"\0" + msgspec.msgpack.encode([19, 7, "why", {"more": [1, 2]}, None])
-    assert unpack(longer) == link.Close(7, "why")
+    longer = b"\0" + msgspec.msgpack.encode([19, 7, "why", "NotFound", {"more": [1, 2]}, None])
+    assert unpack(longer) == link.Close(7, "why", "NotFound")
+
+
+def test_an_older_peer_has_less_to_say_in_a_message() -> None:
+    assert unpack(b"\0" + msgspec.msgpack.encode([19, 7, "why"])) == link.Close(7, "why", "")
 
 
 @pytest.mark.parametrize(

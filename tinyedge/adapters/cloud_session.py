@@ -485,19 +485,19 @@ class CloudSession:
                     self._pipes[stream].scope.cancel()
 
     async def _serve(self, opened: link.Open, pipe: Pipe) -> None:
-        error = ""
+        error = reason = ""
         try:
             with pipe.scope:
                 await self._around.serve(opened.what, dict(opened.params), pipe)
         except TinyEdgeError as refused:
-            error = str(refused)[:_WORDS_MAX]
+            error, reason = str(refused)[:_WORDS_MAX], _reason(refused)
         except Exception as bug:  # noqa: BLE001 - a stream that fails costs its caller an answer, not the daemon
             words = f"{type(bug).__name__}: {bug}"
             self._around.note("error", "link.stream_failed", {"stream": opened.what, "error": words})
             error = f"{opened.what} failed: {words}"[:_WORDS_MAX]
         finally:
             del self._pipes[opened.stream]
-        self._machine.close(opened.stream, error)
+        self._machine.close(opened.stream, error, reason)
         self._wake()
 
     def send(self, stream: int, data: bytes) -> int:
@@ -517,6 +517,12 @@ class CloudSession:
     def waiting(self) -> int:
         """Reports and messages of series that wait for an answer."""
         return self._machine.waiting + sum(len(one.unacknowledged) for one in self._series.values())
+
+
+def _reason(error: TinyEdgeError) -> str:
+    if isinstance(error, PeerError):
+        return error.reason
+    return "Invalid" if isinstance(error, BadInput) else ""
 
 
 def _manifest(put: link.Put) -> Json:

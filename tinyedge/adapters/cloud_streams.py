@@ -150,12 +150,14 @@ class CloudStreams:
             f"container {asked.container} is not in the pod {asked.namespace}/{asked.pod}",
             f"it has {', '.join(names)}",
             retryable=False,
+            reason="NotFound",
         )
 
     def _pod(self, asked: LogParams | SessionParams) -> Json:
         pod = self._backend.pod(asked.namespace, asked.pod)
         if pod is None or (asked.uid and pod["metadata"].get("uid") != asked.uid):
-            raise PeerError(f'pods "{asked.pod}" not found', "no such pod is on this node", retryable=False)
+            words = f'pods "{asked.pod}" not found'
+            raise PeerError(words, "no such pod is on this node", retryable=False, reason="NotFound")
         return pod
 
     # --- logs ------------------------------------------------------------------------------------------
@@ -258,7 +260,7 @@ class CloudStreams:
     def _sample(self) -> Sample:
         found = self._backend.sample()
         if found is None:
-            raise PeerError("there are no figures yet", "the node has just started")
+            raise PeerError("there are no figures yet", "the node has just started", reason="Unavailable")
         return found
 
 

@@ -434,9 +434,9 @@ class Session:
         """So much of what came on a stream has been passed on: the other end may send as much again."""
         self.streams.consumed(stream, count)
 
-    def close(self, stream: int, error: str = "") -> None:
-        """Without an error what was accepted is sent first."""
-        self.streams.close(stream, error)
+    def close(self, stream: int, error: str = "", reason: str = "") -> None:
+        """Without an error what was accepted is sent first. `reason`: PeerError's."""
+        self.streams.close(stream, error, reason)
 
     def bye(self, reason: str, message: str, retry_s: int = 0) -> None:
         """The last message; whatever else waits is not sent."""

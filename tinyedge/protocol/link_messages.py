@@ -212,10 +212,11 @@ class Credit(Message, frozen=True, tag=18):
 
 
 class Close(Message, frozen=True, tag=19):
-    """Ends a stream at once, both directions. `error` empty: as it should."""
+    """Ends a stream at once, both directions. `error` empty: as it should. `reason`: PeerError's."""
 
     stream: int
     error: str = ""
+    reason: str = ""
 
 
 class Ping(Message, frozen=True, tag=20):

@@ -83,7 +83,9 @@ class Streams:
             raise LinkBroken("the gateway used the number of a stream again")
         self._number = message.stream
         if len(self._streams) >= LINK_STREAMS_MAX:
-            self._control.append(Close(message.stream, f"this node has {LINK_STREAMS_MAX} streams open already"))
+            self._control.append(
+                Close(message.stream, f"this node has {LINK_STREAMS_MAX} streams open already", "Unavailable")
+            )
             return
         self._streams[message.stream] = _Stream()
         yield message
@@ -127,7 +129,7 @@ class Streams:
             self._control.append(Credit(number, stream.passed_on))
             stream.passed_on = 0
 
-    def close(self, number: int, error: str) -> None:
+    def close(self, number: int, error: str, reason: str = "") -> None:
         stream = self._streams.get(number)
         if stream is None:
             return
@@ -139,7 +141,7 @@ class Streams:
         if unsaid is not None:
             self._control.remove(unsaid)  # the node need not know of it
         else:
-            self._control.append(Close(number, error))
+            self._control.append(Close(number, error, reason))
 
     def _takes_turn(self, number: int) -> None:
         if number not in self._turn:

@@ -427,8 +427,9 @@ async def test_a_stream_ends_with_its_session() -> None:
                 pass
             await edge.cut()
             await rig.told(facts.Closed)
-        with pytest.raises(PeerError):
+        with pytest.raises(PeerError) as caught:
             await stream.send(b"x")
+        assert caught.value.reason == "Unavailable"
         with pytest.raises(PeerError):
             await rig.edges.open(session, "logs", {})
 

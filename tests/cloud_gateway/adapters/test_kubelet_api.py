@@ -476,21 +476,19 @@ async def test_figures_are_the_nodes_own(world: World, target: str, what: str) -
 
 
 @pytest.mark.parametrize(
-    ("words", "status"),
-    [
-        ('pods "web" not found', 404),
-        ("container c has not started yet", 400),
-        ("the link to the node has ended", 503),
-    ],
+    ("reason", "status"), [("NotFound", 404), ("Invalid", 400), ("Unavailable", 503), ("", 400), ("NewWord", 400)]
 )
-async def test_what_the_node_refuses_is_told_in_its_words(world: World, words: str, status: int) -> None:
-    world.stream.say(PeerError(words))
-    assert await world.ask(LOGS) == (status, f"{words}\n".encode(), True)
+async def test_what_the_node_refuses_is_told_in_its_words_with_the_status_of_its_reason(
+    world: World, reason: str, status: int
+) -> None:
+    world.stream.say(PeerError("a link to a pod was not found", reason=reason))
+    assert await world.ask(LOGS) == (status, b"a link to a pod was not found\n", True)
 
 
-async def test_figures_that_are_not_there_are_unavailable(world: World) -> None:
-    world.stream.say(PeerError("there are no figures yet"))
-    assert await world.status("/stats/summary") == 503
+@pytest.mark.parametrize(("reason", "status"), [("Unavailable", 503), ("", 500)])
+async def test_figures_that_are_not_there_have_the_status_of_the_reason(world: World, reason: str, status: int) -> None:
+    world.stream.say(PeerError("there are no figures yet", reason=reason))
+    assert await world.status("/stats/summary") == status
 
 
 async def test_a_log_that_is_cut_off_does_not_look_whole(world: World) -> None:
@@ -547,8 +545,8 @@ async def test_an_upgrade_is_answered_by_the_node_and_bytes_go_both_ways(world: 
     ("said", "status", "words"),
     [
         (PeerError("container c is not running"), 500, b"container c is not running\n"),
-        (PeerError('pods "web" not found'), 404, b'pods "web" not found\n'),
-        (PeerError("the link to the node has ended"), 503, b"the link to the node has ended\n"),
+        (PeerError('pods "web" not found', reason="NotFound"), 404, b'pods "web" not found\n'),
+        (PeerError("the link has ended", reason="Unavailable"), 503, b"the link has ended\n"),
         (b"", 500, b"the node gave no answer\n"),
     ],
 )
