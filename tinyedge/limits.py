@@ -69,6 +69,19 @@ API_IDLE_S = 30  # for a request to arrive whole
 API_STALL_S = 30  # for a client to take what it is sent
 GRPC_MESSAGE_BYTES_MAX = 16 * MIB
 GRPC_WINDOW_BYTES = 256 * KIB  # what a peer may send ahead of us
+GRPC_HEADERS_BYTES_MAX = 16 * KIB
+GRPC_CLOSED_STREAMS_MAX = 1000  # of a connection that it still knows
+GRPC_REQUEST_BYTES_MAX = 192 * KIB  # of one call that we serve
+GRPC_STREAMS_MAX = 128  # calls of one connection at a time
+GRPC_QUEUED_BYTES_MAX = 64 * KIB  # answers that a peer does not take
+GRPC_CONNECTIONS_MAX = 384
+GRPC_CALLER_CONNECTIONS_MAX = 256  # of one user id
+GRPC_PROGRAM_CONNECTIONS_MAX = 192  # of one process; of these are served at a time
+GRPC_PROGRAM_SERVED_MAX = 32
+GRPC_PROGRAM_CALLS_MAX = 256  # of one process that are not answered yet
+GRPC_REQUEST_S = 10  # for a request to arrive whole
+GRPC_STALL_S = 10  # for a peer to take what it is sent
+GRPC_IDLE_S = 300  # for a connection on which nothing is asked
 EXEC_OUTPUT_BYTES_MAX = 64 * KIB
 STREAM_MESSAGE_BYTES_MAX = 1 * MIB  # of exec, attach and port-forward in the process runtime
 IMPORT_OUTPUT_BYTES_MAX = 64 * KIB  # what the program that imports an image archive may print
@@ -88,6 +101,9 @@ DEVICE_VALUE_BYTES_MAX = 16 * KIB
 DEVICE_REPORT_BYTES_MAX = 48 * KIB  # of all values of one report
 PUSH_TARGETS_MAX = 64  # places that the node itself pushes values to
 DEVICE_CALLS_MAX = 8  # calls of one mapper that are under way
+DMI_NAME_CHARS_MAX = 253
+DMI_PATH_CHARS_MAX = 107  # of a unix socket, as the kernel
+DMI_ANSWER_BYTES_MAX = 1 * MIB  # of a mapper
 
 # The link.
 LINK_OBJECT_BYTES_MAX = 4 * MIB  # body of one object; what the store takes of it is the core's to say
@@ -114,6 +130,12 @@ CLOUD_SERIES_WINDOW_BYTES = 256 * KIB  # of one series, sent and not acknowledge
 
 # Beyond this machine.
 OUTBOUND_ENTRIES_MAX = 256  # of outbound.allow
+MQTT_PACKET_BYTES_MAX = 1 * MIB  # of one message, its topic included
+MQTT_TOPIC_BYTES_MAX = 4 * KIB
+MQTT_WAITING_MAX = 256  # messages on their way to a broker that has not acknowledged them
+MQTT_INFLIGHT_MAX = 20  # of these on the wire; what mosquitto takes of MQTT 5 at a time
+MQTT_INBOX_MESSAGES_MAX = 1000  # that came and are not taken yet
+MQTT_INBOX_BYTES_MAX = 4 * MIB
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")
@@ -121,6 +143,9 @@ require(VALUE_BYTES_MAX < RECORD_BYTES_MAX, "a value fits in a record")
 require(SERIES_ITEM_BYTES_MAX < RECORD_BYTES_MAX, "a reading fits in a record")
 require(STATE_BYTES_MAX * 4 <= LMDB_MAP_BYTES, "LMDB has room to copy pages and a fold of everything beside it")
 require(OBJECT_BYTES_MAX < VALUE_BYTES_MAX, "an object with its bookkeeping fits in a value")
+require(GRPC_REQUEST_BYTES_MAX < GRPC_WINDOW_BYTES, "a request fits into its window whole")
+require(2 * DEVICE_REPORT_BYTES_MAX < GRPC_REQUEST_BYTES_MAX, "a report fits in a request with its metadata")
 require(DEVICE_REPORT_BYTES_MAX < SERIES_ITEM_BYTES_MAX, "a report fits in an item of a series")
+require(MQTT_TOPIC_BYTES_MAX < MQTT_PACKET_BYTES_MAX <= MQTT_INBOX_BYTES_MAX, "a message fits where it is kept")
 require(API_CALLER_CONNECTIONS_MAX < API_CONNECTIONS_MAX, "one caller leaves room for another")
 require(OBJECT_BYTES_MAX <= LINK_OBJECT_BYTES_MAX < LINK_MESSAGE_BYTES_MAX, "an object fits in a message of the link")
