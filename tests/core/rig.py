@@ -183,6 +183,8 @@ class Rig:
         self.records: list[ev.Record] = []
         self.answers: dict[int, ev.Answer] = {}
         self.sent: list[Any] = []  # effects for the link
+        self.calls: list[ev.CallMapper] = []  # of mappers, that are not answered
+        self.told_mappers: list[ev.MapperWelcome | ev.ReportAnswer] = []
         self.series: dict[str, list[bytes]] = {}
         self.writes = 0
         self.last = ev.Step((), ())
@@ -219,6 +221,10 @@ class Rig:
                 self.answers[effect.request] = effect
             elif isinstance(effect, ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken):
                 self.sent.append(effect)
+            elif isinstance(effect, ev.CallMapper):
+                self.calls.append(effect)
+            elif isinstance(effect, ev.MapperWelcome | ev.ReportAnswer):
+                self.told_mappers.append(effect)
             else:
                 self.pending.append(effect)
         return step
@@ -245,7 +251,7 @@ class Rig:
         if reason not in ("crash", "clean"):
             self.boots += 1
         self.edge = Edge({table: dict(rows) for table, rows in self.tables.items()}, self.policy)
-        self.pending = []
+        self.pending, self.calls = [], []
         node = ev.NodeFacts("gate-7", f"boot-{self.boots}", addresses=("192.168.1.7",), memory_bytes=1 << 30)
         self.step(ev.Booted(node, reason, 1))
         if runtime:

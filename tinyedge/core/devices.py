@@ -30,6 +30,7 @@ from tinyedge.events import (
     CallMapper,
     CallMethod,
     MapperCalled,
+    MapperRegistered,
     ReadDevice,
     ReportAnswer,
     Reported,
@@ -144,6 +145,13 @@ class Devices:
         for name, why in twin.refused.items():
             self._desk.note("warning", "device.refused", device=twin.key, property=name, reason=why)
             self._desk.device_event(twin.about, "Warning", "DesiredRefused", f"{name}: {why}")
+
+    def registered(self, event: MapperRegistered) -> None:
+        """A mapper introduces itself, for the first time or again."""
+        self.mappers.registered(event)
+        for twin in self.twins.values():
+            if twin.mapper == event.mapper.name:
+                self._check_pushes(twin)
 
     def _check_pushes(self, twin: Twin) -> None:
         """KubeEdge's mappers push themselves; for others the node does it, as far as it can."""

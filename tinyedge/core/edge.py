@@ -135,7 +135,7 @@ class Edge:
             ReportRefused: self._report_refused,
             SeriesTaken: self._series_taken,
             TokenGiven: self._token_given,
-            MapperRegistered: self._devices.mappers.registered,
+            MapperRegistered: self._devices.registered,
             Reported: self._devices.reported,
             StateReported: self._devices.state_reported,
             MapperCalled: self._devices.called,

@@ -102,7 +102,7 @@ class Mappers:
                 self._has_left(twin)
             elif twin.protocol == event.mapper.protocol or twin.mapper == event.mapper.name:
                 self.serve(twin)
-        mine = [twin for twin in self._twins.values() if twin.mapper == line.info.name and twin.shape and twin.device]
+        mine = [twin for twin in self._twins.values() if twin.mapper == line.info.name and not self._is_leaving(twin)]
         models: dict[str, DeviceModel] = {}
         if event.with_data:
             models = {twin.model: self._tables.models[twin.model].object for twin in mine}
