@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 from msgspec import Struct
@@ -52,19 +53,21 @@ async def serve(
     hosts: Sequence[str] = (),
     tls: bool = True,
     scheduling: bool = True,
+    definitions: Sequence[dict[str, Any]] = (),
     wall_s: Callable[[], float] = time.time,
     log_changes_max: int = limits.SANDBOX_LOG_CHANGES_MAX,
     task_status: trio.TaskStatus[Sandbox] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled. `hosts`: further names and addresses of the certificate. Without `scheduling` pods wait
-    until somebody binds them; without `tls` is for tests only. Raises WorldError when the folder can't be used."""
+    until somebody binds them; without `tls` is for tests only. `definitions`: packaged.definitions(), or none. Raises
+    WorldError when the folder can't be used."""
     folder = Path(directory)
     of_certs = await trio.to_thread.run_sync(certs.open_certs, folder, [listen[0], *hosts], wall_s())
     of_tokens = Tokens(folder, wall_s=wall_s)
     store = Store(folder, index=fields.index, log_changes_max=log_changes_max)
     registry = Registry(store, Catalogue(), wall_s=wall_s)
     hub = Hub()
-    controllers = Controllers(registry, of_certs.ca_pem, scheduling=scheduling)
+    controllers = Controllers(registry, of_certs.ca_pem, scheduling=scheduling, definitions=definitions)
 
     def published(change: Change) -> None:
         hub.publish(change)

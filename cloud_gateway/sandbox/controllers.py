@@ -1,17 +1,18 @@
 """What controllers do in a cluster, as little of it as one machine needs: what each namespace begins with, emptying
-namespaces and dropped resources, the taint of nodes that are ready, and binding pods.
+namespaces and dropped resources, custom resources whose owner is gone, the taint of nodes that are ready, and binding
+pods.
 
 Each looks at the store as it is and does what is missing, woken by changes; so it does not matter what was missed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import trio
 
-from cloud_gateway.sandbox import kinds, pods, scheduler
+from cloud_gateway.sandbox import kinds, packaged, pods, scheduler
 from cloud_gateway.sandbox.registry import Deletion, Done, Options, Place, Registry, set_condition
 from cloud_gateway.sandbox.resources import Resource
 from cloud_gateway.sandbox.status import Refused
@@ -26,16 +27,20 @@ _SCHEDULER = "default-scheduler"
 
 
 class Controllers:
-    """`ca_pem`: what pods trust the API by."""
+    """`ca_pem`: what pods trust the API by. `definitions`: of packaged.py, to be there from the first moment."""
 
-    def __init__(self, registry: Registry, ca_pem: str, *, scheduling: bool = True) -> None:
+    def __init__(
+        self, registry: Registry, ca_pem: str, *, scheduling: bool = True, definitions: Sequence[Json] = ()
+    ) -> None:
         self._registry = registry
         self._store = registry.store
         self._ca_pem = ca_pem
         self._scheduling = scheduling
+        self._definitions = definitions
         self._wake = trio.Event()
         self._ending: set[str] = set()  # namespaces
         self._dropping: set[str] = set()  # definitions
+        self._ownerless: set[str] = set()  # uids of custom resources that are gone
         self._nodes: set[str] = set()
         self._unbound: set[tuple[str, str]] = set()
 
@@ -53,6 +58,8 @@ class Controllers:
         for name in FIRST_NAMESPACES:
             if self._store.latest(("namespaces", "", name)) is None:
                 self._registry.create(self._resource("namespaces"), "", {"metadata": {"name": name}})
+        for crd in self._definitions:
+            self._define(crd)
         for storage in ("namespaces", "customresourcedefinitions", "nodes", "pods"):
             for entry in self._store.entries(storage):
                 self._noticed(entry)
@@ -60,6 +67,20 @@ class Controllers:
             self._furnish(name)
         await self._give_kubelets_their_ca().durable()  # and so all before it
         self._wake.set()
+
+    def _define(self, crd: Json) -> None:
+        """Made, or brought to this version; one that somebody else has made stays as it is."""
+        resource, name = self._resource("customresourcedefinitions"), crd["metadata"]["name"]
+        entry = self._store.latest(("customresourcedefinitions", "", name))
+        if entry is None:
+            self._registry.create(resource, "", crd)
+            return
+        thing = entry.object()
+        digest = (thing["metadata"].get("annotations") or {}).get(packaged.DIGEST)
+        wanted = crd["metadata"]["annotations"]
+        if digest is not None and digest != wanted[packaged.DIGEST] and not thing["metadata"].get("deletionTimestamp"):
+            thing["metadata"]["annotations"] |= wanted
+            self._registry.replace(Place(resource, "", name), {**thing, "spec": crd["spec"]}, Options())
 
     def _furnish(self, namespace: str) -> None:
         """The account and the certificate that pods of every namespace find."""
@@ -92,6 +113,9 @@ class Controllers:
             if namespace in self._ending or self._dropping or storage in ("pods", "nodes"):
                 self._wake.set()
             if storage == "configmaps" and name == ROOT_CA:
+                self._wake.set()
+            if self._is_custom(storage):
+                self._ownerless.add(change.entry.object()["metadata"]["uid"])
                 self._wake.set()
             self._unbound.discard((namespace, name))
             return
@@ -140,7 +164,7 @@ class Controllers:
             await self._wake.wait()
             self._wake = trio.Event()
             began_s = trio.current_time()
-            for act in (self._end_namespaces, self._drop_resources, self._untaint, self._schedule):
+            for act in (self._end_namespaces, self._drop_resources, self._collect, self._untaint, self._schedule):
                 await self._tried(act)
             # Pods that fit nowhere are tried at every change of a node: in a large world, for a fifth of the time only.
             await trio.sleep((trio.current_time() - began_s) * 4)
@@ -193,6 +217,19 @@ class Controllers:
                 wanted = [{"op": "replace", "path": "/metadata/finalizers", "value": kept}]
                 yield self._registry.patch(place, "application/json-patch+json", wanted, Options()).thing
                 self._dropping.discard(name)
+
+    def _is_custom(self, storage: str) -> bool:
+        resource = self._registry.catalogue.of_storage(storage)
+        return resource is not None and resource.custom is not None
+
+    def _collect(self) -> Iterable[Json]:
+        """Custom resources that only belonged to what is gone."""
+        gone, self._ownerless = self._ownerless, set()
+        for storage in self._store.storages() if gone else ():
+            for entry in self._store.entries(storage) if self._is_custom(storage) else ():
+                owners = entry.object()["metadata"].get("ownerReferences") or ()
+                if owners and all(one.get("uid") in gone for one in owners):
+                    yield self._delete(entry)
 
     def _untaint(self) -> Iterable[Json]:
         """The condition Ready decides over the taint `not-ready`, as the node controller sees it."""

@@ -103,7 +103,7 @@ def _default(schema: Json, value: Any) -> None:
         return
     for key in [key for key, one in value.items() if one is None]:
         below = _schema_of(schema, key)
-        if below is not None and not below.get("nullable") and not below.get(_PRESERVE):
+        if below is not None and not below.get("nullable") and (below.get("type") or not below.get(_PRESERVE)):
             del value[key]
     for key, below in (schema.get("properties") or {}).items():
         if key not in value and "default" in below:
