@@ -26,6 +26,7 @@ FILE_BYTES_MAX = 256 * 1024
 WORDS = {
     r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$": "lower-case letters, digits, '-' and '.', such as gate-7",
     r"^/": "an absolute path",
+    r"^(/\S*)?$": "an absolute path, or nothing",
     r"^(wss://\S+)?$": "wss://HOST:PORT",
     r"^(http://\S+)?$": "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
 }
@@ -79,7 +80,10 @@ class RuntimeConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class ManifestsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     paths: Annotated[
         tuple[AbsolutePath, ...],
-        Meta(description="Folders of YAML or JSON manifests (Pod, ConfigMap, Secret), watched for changes."),
+        Meta(
+            description="Folders of YAML or JSON manifests (Pod, ConfigMap, Secret, Device, DeviceModel), watched for "
+            "changes."
+        ),
     ] = ("/etc/tinyedge/manifests",)
 
 
@@ -174,6 +178,30 @@ class OutboundConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ("*",)
 
 
+class DmiConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    socket: Annotated[
+        str,
+        Meta(
+            pattern=r"^(/\S*)?$",
+            description="Unix socket on which device mappers register and report. Empty: no mappers, drivers only.",
+        ),
+    ] = "/run/tinyedge/dmi.sock"
+    kubeedge_socket: Annotated[
+        str,
+        Meta(
+            pattern=r"^(/\S*)?$",
+            description="A second one, for mappers that expect KubeEdge's `/etc/kubeedge/dmi.sock`. Empty: none.",
+        ),
+    ] = ""
+    group: Annotated[
+        str, Meta(description="Group whose members may connect; whoever may, reports for devices. Empty: root's own.")
+    ] = ""
+    mapper_dirs: Annotated[
+        tuple[AbsolutePath, ...],
+        Meta(description="Folders in which mappers may have their own sockets; the daemon connects to no other."),
+    ] = ("/run/tinyedge", "/var/lib/tinyedge/mappers", "/etc/kubeedge")
+
+
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: Annotated[Literal["human", "json"], Meta(description="Form of the daemon's own log on stderr.")] = "human"
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is shown.")] = (
@@ -192,6 +220,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     api: ApiConfig = ApiConfig()
     cloud: CloudConfig = CloudConfig()
     outbound: OutboundConfig = OutboundConfig()
+    dmi: DmiConfig = DmiConfig()
     log: LogConfig = LogConfig()
 
 
