@@ -31,6 +31,7 @@ CYCLE_MS_MIN = 10
 PUT_MS_MAX = 5_000  # after that a device counts as taken, though its first words are still awaited
 ASK_MS_MAX = 9_000  # the daemon gives a mapper 10 s
 _NEVER = 1 << 62
+_BUSY = "device {} is busy with something that does not end"
 
 
 # --- what is asked, what is done ------------------------------------------------------------------
@@ -191,7 +192,8 @@ class Engine:
     # --- what comes from outside -----------------------------------------------------------------
 
     def put(self, device: Device, now_ms: int, ticket: int = 0) -> None:
-        """Serve `device`, as it is here. The ticket is answered when it was opened and what it is to have was tried."""
+        """Serve `device`, as it is here. The ticket is answered when it was opened and what it is to have was tried:
+        with an error if its settings can't be used, or if it does not have what it is to have."""
         one = self._served.get(device.key)
         if one is None or one.gone:
             fresh = _Served(device, now_ms)
@@ -255,7 +257,7 @@ class Engine:
         if one is None or one.gone:
             return
         if isinstance(values, Exception):
-            self._state(one, OFFLINE if _is_away(values) else UNHEALTHY, str(values), now_ms)
+            self._state(one, OFFLINE if is_away(values) else UNHEALTHY, words(values), now_ms)
             return
         problem = self._taken(one, values, now_ms, wall_ms, eager=False)
         self._state(one, UNHEALTHY if problem else ONLINE, problem, now_ms)
@@ -350,10 +352,10 @@ class Engine:
             elif isinstance(error, Refused | BadInput):
                 if _desired(one.device, prop.name) == text:
                     one.refused[prop.name] = text
-                self._said("warning", "refused", one, str(error))
+                self._said("warning", "refused", one, words(error))
             else:
                 failed = True
-                self._said("warning", "not_written", one, f"{prop.name}: {error}")
+                self._said("warning", "not_written", one, f"{prop.name}: {words(error)}")
         if job.write:
             one.write_failures = one.write_failures + 1 if failed else 0
             one.write_ms = now_ms + _back_off(one.write_failures) if failed else 0
@@ -369,16 +371,16 @@ class Engine:
     def _judge(self, one: _Served, job: Job, outcome: Outcome, problem: str, now_ms: int) -> None:
         """What the turn says of the device's state, and when it is tried again."""
         errors = [error for error in (outcome.failed, *outcome.values.values()) if isinstance(error, Exception)]
-        away = next((error for error in errors if _is_away(error)), None)
+        away = next((error for error in errors if is_away(error)), None)
         if away is not None or not outcome.opened:
             one.failures += 1
             one.retry_ms = now_ms + _back_off(one.failures)
         else:
             one.failures, one.retry_ms = 0, 0
         if away is not None:
-            self._state(one, OFFLINE, str(away), now_ms)
+            self._state(one, OFFLINE, words(away), now_ms)
         elif errors or problem:
-            self._state(one, UNHEALTHY, problem or str(errors[0]), now_ms)
+            self._state(one, UNHEALTHY, problem or words(errors[0]), now_ms)
         elif job.read or job.write or job.call or (job.open and self._polls):
             self._state(one, ONLINE, "", now_ms)
 
@@ -389,10 +391,12 @@ class Engine:
             values = tuple(_read_values(job, outcome, wall_ms))
             if not values:
                 told += [value for value in outcome.values.values() if isinstance(value, Exception)]
-            error = next((str(error) for error in told if error is not None), "")
+            error = next((words(error) for error in told if error is not None), "")
             self._out.append(Answered(waiting.ticket, error, () if error else values))
         elif one.put_ticket:
-            self._answer_put(one, next((str(error) for error in told if isinstance(error, Refused | BadInput)), ""))
+            if not isinstance(outcome.failed, Refused | BadInput) and not _wanted(one):
+                told.remove(outcome.failed)
+            self._answer_put(one, next((words(error) for error in told if error is not None), ""))
 
     def _answer_put(self, one: _Served, error: str = "") -> None:
         if one.put_ticket:
@@ -402,13 +406,13 @@ class Engine:
     def _overdue(self, one: _Served, now_ms: int) -> None:
         """Answer those whose time is up, report what was held back until now, tell the state again."""
         if one.put_ticket and now_ms >= one.put_until_ms:
-            self._answer_put(one)
+            self._answer_put(one, _BUSY.format(one.device.key) if _wanted(one) else "")
         if one.waiting is not None and now_ms >= one.waiting.until_ms:
             self._out.append(Answered(one.waiting.ticket, f"device {one.device.key} does not answer in time"))
             one.waiting = None
         while one.asks and now_ms >= one.asks[0].until_ms:
             late = one.asks.popleft()
-            self._out.append(Answered(late.ticket, f"device {one.device.key} is busy with something that does not end"))
+            self._out.append(Answered(late.ticket, _BUSY.format(one.device.key)))
         if not one.gone:
             self._flush(one, now_ms)
             if one.state and one.device.state_ms and now_ms >= one.state_ms + one.device.state_ms:
@@ -435,7 +439,7 @@ class Engine:
             try:
                 one.held[name] = Taken(name, text_of(prop, value), wall_ms, prop.type)
             except TinyEdgeError as error:
-                problem = str(error)
+                problem = words(error)
                 continue
             if eager:
                 one.told_ms.pop(name, None)
@@ -557,8 +561,16 @@ def _read_values(job: Job, outcome: Outcome, wall_ms: int) -> list[Taken]:
     return found
 
 
-def _is_away(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
+    """Whether it says that the device does not answer."""
     return isinstance(error, Offline | OSError)
+
+
+def words(error: Exception) -> str:
+    """An error for people: a driver's own errors say by themselves what they are."""
+    if isinstance(error, TinyEdgeError | OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _back_off(failures: int) -> int:
