@@ -337,14 +337,33 @@ class DaemonBackend:
         return self._logs(attempts, options, over=over)
 
     async def exec_url(
-        self, namespace: str, name: str, container: str, argv: Sequence[str], *, stdin: bool, tty: bool
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
     ) -> str:
         found = self._container(namespace, name, container)[0]
-        return await self._runtime.exec_url(found.id, argv, stdin=stdin, tty=tty)
+        return await self._runtime.exec_url(found.id, argv, stdin=stdin, stdout=stdout, stderr=stderr, tty=tty)
 
-    async def attach_url(self, namespace: str, name: str, container: str, *, stdin: bool, tty: bool) -> str:
+    async def attach_url(
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str:
         found = self._container(namespace, name, container)[0]
-        return await self._runtime.attach_url(found.id, stdin=stdin, tty=tty)
+        return await self._runtime.attach_url(found.id, stdin=stdin, stdout=stdout, stderr=stderr, tty=tty)
 
     async def port_forward_url(self, namespace: str, name: str, ports: Sequence[int]) -> str:
         ready = [box for box in self._seen(namespace, name).sandboxes if box.state == "ready"]

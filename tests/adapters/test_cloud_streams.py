@@ -241,6 +241,18 @@ async def test_bytes_of_an_exec_pass_both_ways_after_a_head_of_our_own(nursery_o
     assert rig.notes == [("info", "cloud.exec", {"pod": "default/web", "command": "ls"})]
 
 
+@pytest.mark.parametrize("kind", ["exec", "attach"])
+async def test_a_stream_that_the_caller_declines_is_not_asked_of_the_runtime(
+    nursery_of_server: trio.Nursery, kind: str
+) -> None:
+    rig = Rig()
+    rig.node.url = await listen(nursery_of_server, Server([b"yes"], hears_out=False))
+    command = {"command": ["ls"]} if kind == "exec" else {}
+    await rig.serve(kind, **WEB, **command, stdin=True, stdout=False, stderr=False, headers=UPGRADE)
+    [asked] = rig.node.urls_asked
+    assert asked[-4:] == ("stdin=True", "tty=False", "no stdout", "no stderr")
+
+
 async def test_attach_and_port_forward_go_the_same_way(nursery_of_server: trio.Nursery) -> None:
     for kind, params, asked in (
         ("attach", {"tty": True}, ("attach", "default", "web", "web", "stdin=False", "tty=True")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -86,6 +87,54 @@ async def test_exec_carries_output_errors_and_the_exit_code(rig: ContainerdRig, 
         heard = await _talk(await runtime.exec_url(container_id, argv, stdin=False, tty=False))
         assert (heard[STDOUT], heard[STDERR]) == (b"out\n", b"err\n")
         assert b'"message":"3"' in heard[STATUS].replace(b" ", b"")
+
+
+async def _talk_spdy(url: str, *kinds: str) -> dict[str, bytes]:
+    """What came on each stream, once there is an outcome. `kinds` are opened, and no others."""
+    host, port, path = re.fullmatch(r"http://([^:]+):(\d+)(/.*)", url).groups()  # type: ignore[union-attr]
+    packer, heard, buffer = zlib.compressobj(), dict.fromkeys(kinds, b""), b""
+    async with await trio.open_tcp_stream(host, int(port)) as stream:
+        await stream.send_all(
+            f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n"
+            "X-Stream-Protocol-Version: v4.channel.k8s.io\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        while b"\r\n\r\n" not in buffer:
+            buffer += await stream.receive_some()
+        head, _, buffer = buffer.partition(b"\r\n\r\n")
+        assert b" 101 " in head
+        for number, kind in enumerate(kinds):
+            pair = b"".join(len(word).to_bytes(4) + word for word in (b"streamtype", kind.encode()))
+            block = packer.compress((1).to_bytes(4) + pair) + packer.flush(zlib.Z_SYNC_FLUSH)
+            body = (2 * number + 1).to_bytes(4) + bytes(6) + block
+            await stream.send_all(b"\x80\x03\x00\x01\x00" + len(body).to_bytes(3) + body)
+        while not heard["error"]:
+            while len(buffer) < 8 or len(buffer) < 8 + int.from_bytes(buffer[5:8]):
+                data = await stream.receive_some()
+                assert data, "the server went away"
+                buffer += data
+            size, number = int.from_bytes(buffer[5:8]), int.from_bytes(buffer[:4])
+            if number < 1 << 31:
+                heard[kinds[number // 2]] += buffer[8 : 8 + size]
+            buffer = buffer[8 + size :]
+    return heard
+
+
+@pytest.mark.parametrize("kinds", [("error", "stdout"), ("error", "stderr"), ("error", "stdout", "stderr")])
+async def test_exec_by_spdy_begins_once_the_streams_that_were_asked_for_are_there(
+    rig: ContainerdRig, tmp_path: Path, kinds: tuple[str, ...]
+) -> None:
+    """The server waits half a minute for each of them, and then gives up."""
+    async with runtime_of(rig) as runtime:
+        spec = sandbox(tmp_path)
+        container_id = await runtime.start_container(await runtime.run_sandbox(spec), spec, container())
+        argv = ["sh", "-c", "echo out; echo err >&2"]
+        wanted = {name: name in kinds for name in ("stdout", "stderr")}
+        url = await runtime.exec_url(container_id, argv, stdin=False, **wanted, tty=False)
+        with trio.fail_after(20):
+            heard = await _talk_spdy(url, *kinds)
+        assert b"Success" in heard.pop("error")
+        words = {"stdout": b"out\n", "stderr": b"err\n"}
+        assert heard == {name: words[name] for name in kinds[1:]}
 
 
 async def test_exec_with_a_terminal_takes_input(rig: ContainerdRig, tmp_path: Path) -> None:

@@ -596,6 +596,28 @@ async def test_exec_streams_both_ways_and_tells_the_exit_code(folder: Path) -> N
             assert talk.got[STDERR] == b"err\n"
 
 
+async def test_an_output_that_the_client_declines_is_not_sent(folder: Path) -> None:
+    async with runtime_in(folder) as runtime:
+        container_id = await start(runtime, folder, container(FOR_EVER))
+        argv = ("sh", "-c", "echo err >&2; echo out; exit 5")
+        url = await runtime.exec_url(container_id, argv, stdin=False, stderr=False, tty=False)
+        async with talking(url) as talk:
+            assert await talk.outcome() == 5
+            assert STDERR not in talk.got
+            assert talk.got[STDOUT] == b"out\n"
+
+
+async def test_an_output_that_the_client_declines_is_not_attached(folder: Path) -> None:
+    async with runtime_in(folder) as runtime:
+        ran = container("read line; echo got $line >&2; echo and out; sleep 1000", stdin=True)
+        container_id = await start(runtime, folder, ran)
+        url = await runtime.attach_url(container_id, stdin=True, stderr=False, tty=False)
+        async with talking(url) as talk:
+            await talk.send(0, b"typed\n")
+            assert await talk.until(STDOUT, b"out") == b"and out\n"
+            assert STDERR not in talk.got
+
+
 async def test_exec_on_a_terminal_has_one_of_the_size_asked_for(folder: Path) -> None:
     async with runtime_in(folder) as runtime:
         container_id = await start(runtime, folder, container(FOR_EVER))

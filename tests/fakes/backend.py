@@ -299,13 +299,34 @@ class FakeBackend:
             self.closed_streams += 1
 
     async def exec_url(
-        self, namespace: str, name: str, container: str, argv: Sequence[str], *, stdin: bool, tty: bool
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
     ) -> str:
-        self.urls_asked.append(("exec", namespace, name, container, *argv, f"stdin={stdin}", f"tty={tty}"))
+        declined = _declined(stdout=stdout, stderr=stderr)
+        self.urls_asked.append(("exec", namespace, name, container, *argv, f"stdin={stdin}", f"tty={tty}", *declined))
         return self.url
 
-    async def attach_url(self, namespace: str, name: str, container: str, *, stdin: bool, tty: bool) -> str:
-        self.urls_asked.append(("attach", namespace, name, container, f"stdin={stdin}", f"tty={tty}"))
+    async def attach_url(
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str:
+        declined = _declined(stdout=stdout, stderr=stderr)
+        self.urls_asked.append(("attach", namespace, name, container, f"stdin={stdin}", f"tty={tty}", *declined))
         return self.url
 
     async def port_forward_url(self, namespace: str, name: str, ports: Sequence[int]) -> str:
@@ -381,3 +402,7 @@ def _decoded(document: object, n: int) -> Object:
     if not containers:
         raise BadInput("spec.containers", containers, "at least one container")
     return Pod(metadata, PodSpec([Container(c["name"], c["image"]) for c in containers]))
+
+
+def _declined(**streams: bool) -> list[str]:
+    return [f"no {name}" for name, wanted in streams.items() if not wanted]

@@ -473,11 +473,22 @@ class FakeRuntime:
         await self._leave("exec_sync", fault)
         return ExecResult(code, output[:EXEC_OUTPUT_BYTES_MAX])
 
-    async def exec_url(self, container_id: str, argv: Sequence[str], *, stdin: bool, tty: bool) -> str:
+    async def exec_url(
+        self,
+        container_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str:
         await self._leave("exec_url", await self._enter("exec_url"))
         return f"ws://127.0.0.1:1/exec/{container_id}"
 
-    async def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str:
+    async def attach_url(
+        self, container_id: str, *, stdin: bool, stdout: bool = True, stderr: bool = True, tty: bool
+    ) -> str:
         await self._leave("attach_url", await self._enter("attach_url"))
         return f"ws://127.0.0.1:1/attach/{container_id}"
 

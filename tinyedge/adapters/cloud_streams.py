@@ -74,10 +74,29 @@ class Backend(Protocol):
     def logs(self, namespace: str, name: str, container: str, options: LogOptions) -> AsyncGenerator[bytes, None]: ...
 
     async def exec_url(
-        self, namespace: str, name: str, container: str, argv: Sequence[str], *, stdin: bool, tty: bool
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
     ) -> str: ...
 
-    async def attach_url(self, namespace: str, name: str, container: str, *, stdin: bool, tty: bool) -> str: ...
+    async def attach_url(
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str: ...
 
     async def port_forward_url(self, namespace: str, name: str, ports: Sequence[int]) -> str: ...
 
@@ -190,7 +209,14 @@ class CloudStreams:
 
         async def url() -> str:
             return await self._backend.exec_url(
-                asked.namespace, asked.pod, container, asked.command, stdin=asked.stdin, tty=asked.tty
+                asked.namespace,
+                asked.pod,
+                container,
+                asked.command,
+                stdin=asked.stdin,
+                stdout=asked.stdout,
+                stderr=asked.stderr,
+                tty=asked.tty,
             )
 
         await self._join(asked, url, pipe)
@@ -202,7 +228,13 @@ class CloudStreams:
 
         async def url() -> str:
             return await self._backend.attach_url(
-                asked.namespace, asked.pod, container, stdin=asked.stdin, tty=asked.tty
+                asked.namespace,
+                asked.pod,
+                container,
+                stdin=asked.stdin,
+                stdout=asked.stdout,
+                stderr=asked.stderr,
+                tty=asked.tty,
             )
 
         await self._join(asked, url, pipe)

@@ -350,12 +350,27 @@ class CriRuntime:
             raise
         return ExecResult(answer.exit_code, (answer.stdout + answer.stderr)[: limits.EXEC_OUTPUT_BYTES_MAX])
 
-    async def exec_url(self, container_id: str, argv: Sequence[str], *, stdin: bool, tty: bool) -> str:
-        request = pb.ExecRequest(container_id=container_id, cmd=argv, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+    async def exec_url(
+        self,
+        container_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str:
+        request = pb.ExecRequest(
+            container_id=container_id, cmd=argv, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr and not tty
+        )
         return (await self._call("Exec", request, pb.StreamingUrl)).url
 
-    async def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str:
-        request = pb.AttachRequest(container_id=container_id, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+    async def attach_url(
+        self, container_id: str, *, stdin: bool, stdout: bool = True, stderr: bool = True, tty: bool
+    ) -> str:
+        request = pb.AttachRequest(
+            container_id=container_id, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr and not tty
+        )
         return (await self._call("Attach", request, pb.StreamingUrl)).url
 
     async def port_forward_url(self, sandbox_id: str, ports: Sequence[int]) -> str:

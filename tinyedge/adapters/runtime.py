@@ -54,10 +54,22 @@ class Runtime(Protocol):
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout_s: float) -> ExecResult:
         """Raises PeerError with what `ExecTimeout` when it takes longer."""
 
-    async def exec_url(self, container_id: str, argv: Sequence[str], *, stdin: bool, tty: bool) -> str:
-        """A URL on this machine that speaks `v4.channel.k8s.io` over WebSocket (and SPDY on containerd)."""
+    async def exec_url(
+        self,
+        container_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str:
+        """A URL on this machine that speaks `v4.channel.k8s.io` over WebSocket (and SPDY on containerd), with these
+        streams and no others: by SPDY the server waits until each of them has been opened. A terminal has no stderr."""
 
-    async def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str: ...
+    async def attach_url(
+        self, container_id: str, *, stdin: bool, stdout: bool = True, stderr: bool = True, tty: bool
+    ) -> str: ...
 
     async def port_forward_url(self, sandbox_id: str, ports: Sequence[int]) -> str: ...
 

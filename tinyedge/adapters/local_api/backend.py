@@ -90,10 +90,29 @@ class Backend(Protocol):
     def logs(self, namespace: str, name: str, container: str, options: LogOptions) -> AsyncGenerator[bytes, None]: ...
 
     async def exec_url(
-        self, namespace: str, name: str, container: str, argv: Sequence[str], *, stdin: bool, tty: bool
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
     ) -> str: ...
 
-    async def attach_url(self, namespace: str, name: str, container: str, *, stdin: bool, tty: bool) -> str: ...
+    async def attach_url(
+        self,
+        namespace: str,
+        name: str,
+        container: str,
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str: ...
 
     async def port_forward_url(self, namespace: str, name: str, ports: Sequence[int]) -> str: ...
 

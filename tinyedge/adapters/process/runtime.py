@@ -441,17 +441,31 @@ class ProcessRuntime:
 
     # --- streams -------------------------------------------------------------------------------------
 
-    async def exec_url(self, container_id: str, argv: Sequence[str], *, stdin: bool, tty: bool) -> str:
-        from tinyedge.adapters.process.streams import exec_job  # noqa: PLC0415 - who never streams never pays
+    async def exec_url(
+        self,
+        container_id: str,
+        argv: Sequence[str],
+        *,
+        stdin: bool,
+        stdout: bool = True,
+        stderr: bool = True,
+        tty: bool,
+    ) -> str:
+        from tinyedge.adapters.process.streams import exec_job, wanted_of  # noqa: PLC0415 - who never streams never pays
 
         sandbox, _ = self._running(container_id)
-        return await self._stream_url(exec_job(sandbox.folder, container_id, argv, stdin=stdin, tty=tty))
+        wanted = wanted_of(stdin=stdin, stdout=stdout, stderr=stderr)
+        return await self._stream_url(exec_job(sandbox.folder, container_id, argv, wanted, tty=tty))
 
-    async def attach_url(self, container_id: str, *, stdin: bool, tty: bool) -> str:
-        from tinyedge.adapters.process.streams import attach_job  # noqa: PLC0415
+    async def attach_url(
+        self, container_id: str, *, stdin: bool, stdout: bool = True, stderr: bool = True, tty: bool
+    ) -> str:
+        from tinyedge.adapters.process.streams import attach_job, wanted_of  # noqa: PLC0415
 
         sandbox, _ = self._running(container_id)
-        return await self._stream_url(attach_job(sandbox.folder, container_id))
+        return await self._stream_url(
+            attach_job(sandbox.folder, container_id, wanted_of(stdin=stdin, stdout=stdout, stderr=stderr))
+        )
 
     async def port_forward_url(self, sandbox_id: str, ports: Sequence[int]) -> str:
         from tinyedge.adapters.process.streams import port_forward_job  # noqa: PLC0415

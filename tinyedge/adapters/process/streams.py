@@ -179,10 +179,16 @@ class StreamServer:
 # --- exec ------------------------------------------------------------------------------------------------
 
 
-def exec_job(folder: str, container_id: str, argv: Sequence[str], *, stdin: bool, tty: bool) -> Job:
+def wanted_of(*, stdin: bool, stdout: bool, stderr: bool) -> frozenset[int]:
+    """The channels that a client has asked for."""
+    asked = {STDIN: stdin, STDOUT: stdout, STDERR: stderr}
+    return frozenset(channel for channel, wanted in asked.items() if wanted)
+
+
+def exec_job(folder: str, container_id: str, argv: Sequence[str], wanted: frozenset[int], *, tty: bool) -> Job:
     async def job(channels: Channels) -> None:
         with ExitStack() as stack:
-            ours, theirs = _terminal() if tty else _pipes(stdin=stdin)
+            ours, theirs = _terminal() if tty else _pipes(wanted)
             for fd in ours.values():
                 stack.callback(_close, fd)
             try:
@@ -227,18 +233,19 @@ async def _run_exec(channels: Channels, sock: trio.socket.SocketType, ours: dict
         await channels.end(code, problem)
 
 
-def _pipes(*, stdin: bool) -> tuple[dict[int, int], tuple[int, int, int]]:
+def _pipes(wanted: frozenset[int]) -> tuple[dict[int, int], tuple[int, int, int]]:
     """(our ends by channel, the command's three descriptors)"""
-    out, out_inner = os.pipe()
-    err, err_inner = os.pipe()
-    ours = {STDOUT: out, STDERR: err}
-    if stdin:
-        in_inner, ours[STDIN] = os.pipe()
-    else:
-        in_inner = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    ours, theirs = {}, []
+    for channel in (STDIN, STDOUT, STDERR):
+        if channel not in wanted:
+            theirs.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+            continue
+        reads, writes = os.pipe()
+        ours[channel], inner = (writes, reads) if channel == STDIN else (reads, writes)
+        theirs.append(inner)
     for fd in ours.values():
         os.set_blocking(fd, False)
-    return ours, (in_inner, out_inner, err_inner)
+    return ours, (theirs[0], theirs[1], theirs[2])
 
 
 def _terminal() -> tuple[dict[int, int], tuple[int, int, int]]:
@@ -283,7 +290,7 @@ async def _type_in(channels: Channels, ours: dict[int, int]) -> None:
             await _write(ours, data)
         elif channel == CLOSE and data == bytes([STDIN]) and STDIN in ours:
             os.close(ours.pop(STDIN))
-        elif channel == RESIZE and os.isatty(ours[STDOUT]):
+        elif channel == RESIZE and STDOUT in ours and os.isatty(ours[STDOUT]):
             _resize(ours[STDOUT], data)
 
 
@@ -313,7 +320,7 @@ def _resize(fd: int, data: bytes) -> None:
 # --- attach ----------------------------------------------------------------------------------------------
 
 
-def attach_job(folder: str, container_id: str) -> Job:
+def attach_job(folder: str, container_id: str, wanted: frozenset[int]) -> Job:
     async def job(channels: Channels) -> None:
         try:
             sock = await connect(folder)
@@ -326,7 +333,8 @@ def attach_job(folder: str, container_id: str) -> Job:
                 nursery.start_soon(_attached_input, channels, sock, nursery.cancel_scope)
                 with suppress(OSError):
                     while packet := await sock.recv(PACKET_BYTES_MAX):
-                        await channels.send(packet[0], packet[1:])
+                        if packet[0] in wanted:
+                            await channels.send(packet[0], packet[1:])
                 await channels.end(0)
                 nursery.cancel_scope.cancel()
 
