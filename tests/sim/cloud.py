@@ -24,7 +24,8 @@ from cloud_gateway.core import facts
 from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.nodes import Gateway
 from tests.cloud_gateway.core.rig import Api
-from tests.sim.world import Life, World, effect_uid
+from tests.sim.devices import DeviceWorld
+from tests.sim.world import Life, effect_uid
 from tinyedge import events as ev
 from tinyedge import wire
 from tinyedge.errors import BadInput
@@ -58,7 +59,7 @@ class Wire:
         self.welcomed = False
 
 
-class CloudWorld(World):
+class CloudWorld(DeviceWorld):
     def __init__(self, seed: int, *, faults: bool = True) -> None:
         super().__init__(seed, faults=faults)
         self.api = Api()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cloud_gateway.core import facts
 from tests.cloud_gateway.core.rig import WATCHED
 from tests.sim.cloud import CloudWorld
+from tests.sim.devices import DeviceWorld, Mapper
 from tests.sim.world import Life, World
 from tinyedge import events as ev
 
@@ -16,6 +17,22 @@ class ActBeforeCommit(World):
         super().submit(life, writes, ())
         for effect in effects:
             self.carry_out(life, effect)
+
+
+class LostReading(DeviceWorld):
+    """One reading in ten is answered, and left out of its commit."""
+
+    def submit(self, life: Life, writes: tuple[ev.Write, ...], effects: tuple[ev.Effect, ...]) -> None:
+        kept = tuple(one for one in writes if not isinstance(one, ev.Append) or self.rng.random() > 0.1)
+        super().submit(life, kept, effects)
+
+
+class DeafMapper(DeviceWorld):
+    """A mapper that takes every update, and does nothing with one in four."""
+
+    def tell_mapper(self, mapper: Mapper, call: ev.CallMapper) -> None:
+        if call.what != "UpdateDevice" or self.rng.random() > 0.25:
+            super().tell_mapper(mapper, call)
 
 
 class ForgottenCursor(World):
@@ -77,6 +94,8 @@ PLANTED = {
     "hasty gateway": HastyGateway,
     "hasty report": HastyReport,
     "forgotten delete": ForgottenDelete,
+    "lost reading": LostReading,
+    "deaf mapper": DeafMapper,
     "act before commit": ActBeforeCommit,
     "forgotten cursor": ForgottenCursor,
     "forgotten write": ForgottenWrite,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.sim.cloud import CONFIGS, NAMES, CloudWorld
+from tests.sim.devices import DeviceWorld
 from tests.sim.manifests import make_config, make_pod
 from tests.sim.world import YEARS_20_MS, Violation, World
 from tinyedge import events as ev
@@ -47,8 +48,15 @@ CLOUD_TROUBLE = (
 )
 
 
+DEVICE_TROUBLE = ("declare",) * 4 + ("undeclare", "speed", "speed", "mapper", "mapper", "reading", "reading", "take")
+
+
 def trouble(world: World) -> None:
-    kinds = (*TROUBLE, *CLOUD_TROUBLE, *CLOUD_TROUBLE) if isinstance(world, CloudWorld) else TROUBLE
+    kinds: tuple[str, ...] = TROUBLE
+    if isinstance(world, DeviceWorld):
+        kinds += DEVICE_TROUBLE
+    if isinstance(world, CloudWorld):
+        kinds += CLOUD_TROUBLE * 2
     globals()[f"_{world.rng.choice(kinds)}"](world)
 
 
@@ -122,6 +130,25 @@ def _reading(world: World) -> None:
 
 def _take(world: World) -> None:
     world.take_readings()
+
+
+# --- devices and their mapper ----------------------------------------------------------------------
+
+
+def _declare(world: DeviceWorld) -> None:
+    world.declare()
+
+
+def _undeclare(world: DeviceWorld) -> None:
+    world.undeclare()
+
+
+def _speed(world: DeviceWorld) -> None:
+    world.set_speed()
+
+
+def _mapper(world: DeviceWorld) -> None:
+    world.mapper_down()
 
 
 # --- the cluster, the gateway, the link ------------------------------------------------------------

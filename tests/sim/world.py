@@ -375,7 +375,7 @@ class World:
         if self.life is life:
             self.post(life, self.folder.seen(life.delivered))
 
-    def request(self, what: ev.Apply | ev.DeleteObject | ev.RestartPod) -> None:
+    def request(self, what: ev.Request) -> None:
         if self.life:
             self.requests += 1
             self.asked[self.requests] = ev.Requested(self.requests, 0, what)
@@ -400,6 +400,15 @@ class World:
                 self.must(
                     obj.key in self.kept.get(table, {}), "promised", f"{table} {obj.key} was acknowledged, not kept"
                 )
+        if isinstance(asked.what, ev.SetDesired):
+            self.check_desired(asked.what)
+
+    def check_desired(self, what: ev.SetDesired) -> None:
+        """What was promised on site is on disk, or something later is."""
+        row = self.kept.get("twin", {}).get(f"{what.namespace}/{what.name}")
+        there = row is not None and what.property in wire.decode("twin", row).desired
+        gone = f"{what.namespace}/{what.name}" not in self.kept.get("device", {})
+        self.must(there or gone, "promised", f"{what.property} of {what.name} was acknowledged, not kept")
 
     # --- the disk, and readings ---------------------------------------------------------------------
 
@@ -426,6 +435,9 @@ class World:
             heard = ev.Answer(-number, "", "reading")
             self.submit(life, (ev.Append("readings", number.to_bytes(8)),), (heard,))
 
+    def numbers_of(self, items: list[bytes]) -> list[int]:
+        return [int.from_bytes(item) for item in items]
+
     def take_readings(self) -> None:
         """The cloud takes what there is, in order, and says so."""
         life = self.life
@@ -435,7 +447,7 @@ class World:
         if info is None:
             return
         items = life.store.read("readings", info.cursor, 50, 1 << 16)
-        numbers = [int.from_bytes(item) for _, item in items]
+        numbers = self.numbers_of([item for _, item in items])
         self.must(numbers == sorted(numbers), "readings", f"out of order: {numbers}")
         self.must(all(n > self.trimmed for n in numbers), "readings", f"trimmed ones come back: {numbers}")
         if not items:
