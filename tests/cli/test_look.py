@@ -89,7 +89,7 @@ def test_several_kinds_are_told_apart(cli: Cli) -> None:
 def test_nodes_images_and_events_have_their_columns(cli: Cli) -> None:
     assert lines(cli("get", "nodes").out) == [
         "NAME     STATUS   ROLES    AGE   VERSION",
-        "gate-7   Ready    <none>   60m   tinyedge/0.1.0",
+        "gate-7   Ready    <none>   60m   v1.32.0+tinyedge.0.1.0",
     ]
     assert "containerd://1.6.20" in cli("get", "node", "-o", "wide").out
     assert lines(cli("get", "images").out)[1] == (

@@ -294,6 +294,8 @@ def test_the_node_says_what_it_is() -> None:
     assert len(told["images"]) == 50
     assert told["images"][0] == {"names": ["app:59"], "sizeBytes": 59 * MIB}
     assert told["addresses"] == [{"type": "InternalIP", "address": "192.168.1.7"}]
+    shown = rig.edge.view.node_object()["status"]
+    assert [shown[name] == told[name] for name in ("capacity", "allocatable", "nodeInfo")] == [True] * 3
 
 
 def test_the_api_server_is_told_of_the_node_when_it_has_another_one() -> None:

@@ -92,7 +92,7 @@ def node() -> Json:
         "spec": {},
         "status": {
             "capacity": {"cpu": "2", "memory": "1024000Ki", "pods": "250"},
-            "allocatable": {"cpu": "2", "memory": "1024000Ki", "pods": "250"},
+            "allocatable": {"cpu": "1900m", "memory": "921600Ki", "pods": "250"},
             "addresses": [
                 {"type": "InternalIP", "address": "192.168.1.7"},
                 {"type": "Hostname", "address": "gate-7"},
@@ -112,7 +112,7 @@ def node() -> Json:
                 "kernelVersion": "6.1.0",
                 "architecture": "arm64",
                 "containerRuntimeVersion": "containerd://1.6.20",
-                "kubeletVersion": "tinyedge/0.1.0",
+                "kubeletVersion": "v1.32.0+tinyedge.0.1.0",
                 "bootID": "b-1",
                 "machineID": "m-1",
             },

@@ -54,34 +54,39 @@ def allocatable(desk: Desk) -> Json:
     node = desk.node
     system = min(max(node.memory_bytes // 10, 64 * MIB), 1024 * MIB)
     return {
-        "cpu": f"{node.cpus * 1000 - 100}m",
+        "cpu": f"{max(node.cpus * 1000 - 100, 0)}m",
         "memory": f"{max(node.memory_bytes - system, 0) // 1024}Ki",
         "ephemeral-storage": f"{(node.disk_bytes - node.disk_bytes // 10) // 1024}Ki",
         "pods": str(PODS_MAX),
     }
 
 
+def info(desk: Desk) -> Json:
+    """The nodeInfo of a Node's status."""
+    node, runtime = desk.node, desk.runtime
+    return {
+        "machineID": node.machine_id,
+        "systemUUID": node.machine_id,
+        "bootID": node.boot_id,
+        "kernelVersion": node.kernel,
+        "osImage": node.os_image,
+        "architecture": node.architecture,
+        "operatingSystem": "linux",
+        "kubeletVersion": KUBELET_VERSION,
+        "kubeProxyVersion": "",
+        "containerRuntimeVersion": f"{runtime.name}://{runtime.version}" if runtime else "",
+    }
+
+
 def report(desk: Desk) -> Json:
     """Status of a core/v1 Node as far as the node itself knows it."""
-    node, runtime = desk.node, desk.runtime
     return {
         "capacity": capacity(desk),
         "allocatable": allocatable(desk),
         "conditions": _conditions(desk),
-        "addresses": [{"type": "InternalIP", "address": one} for one in node.addresses],
+        "addresses": [{"type": "InternalIP", "address": one} for one in desk.node.addresses],
         "images": _images(desk.images or ()),
-        "nodeInfo": {
-            "machineID": node.machine_id,
-            "systemUUID": node.machine_id,
-            "bootID": node.boot_id,
-            "kernelVersion": node.kernel,
-            "osImage": node.os_image,
-            "architecture": node.architecture,
-            "operatingSystem": "linux",
-            "kubeletVersion": KUBELET_VERSION,
-            "kubeProxyVersion": "",
-            "containerRuntimeVersion": f"{runtime.name}://{runtime.version}" if runtime else "",
-        },
+        "nodeInfo": info(desk),
     }
 
 

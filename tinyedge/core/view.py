@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from tinyedge import __version__, wire
+from tinyedge import wire
 from tinyedge.core import device_view, ending, status, why
+from tinyedge.core import node as of_node
 from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
 from tinyedge.core.devices import Devices
@@ -27,7 +28,6 @@ from tinyedge.core.track import host_ip
 from tinyedge.core.twins import Twin
 from tinyedge.core.volumes import volume_path
 from tinyedge.events import StopContainer
-from tinyedge.limits import PODS_MAX
 from tinyedge.model.device import API_VERSION
 from tinyedge.model.image import normal_reference
 from tinyedge.model.runtime import ContainerState, PodSeen
@@ -238,15 +238,8 @@ class View:
     # --- the node --------------------------------------------------------------------------------
 
     def node_object(self) -> Json:
-        """core/v1 Node with conditions, capacity and nodeInfo."""
+        """core/v1 Node with conditions, capacity and nodeInfo; the same of it that a cluster is told."""
         node = self._desk.node
-        capacity = {
-            "cpu": str(node.cpus),
-            "memory": f"{node.memory_bytes // 1024}Ki",
-            "ephemeral-storage": f"{node.disk_bytes // 1024}Ki",
-            "pods": str(PODS_MAX),
-        }
-        runtime = self._desk.runtime
         addresses = [{"type": "InternalIP", "address": one} for one in node.addresses]
         return {
             "apiVersion": "v1",
@@ -263,20 +256,11 @@ class View:
             },
             "spec": {},
             "status": {
-                "capacity": capacity,
-                "allocatable": capacity,
+                "capacity": of_node.capacity(self._desk),
+                "allocatable": of_node.allocatable(self._desk),
                 "addresses": [*addresses, {"type": "Hostname", "address": node.name}],
                 "conditions": self._conditions(),
-                "nodeInfo": {
-                    "machineID": node.machine_id,
-                    "bootID": node.boot_id,
-                    "kernelVersion": node.kernel,
-                    "osImage": node.os_image,
-                    "architecture": node.architecture,
-                    "operatingSystem": "linux",
-                    "kubeletVersion": f"tinyedge/{__version__}",
-                    "containerRuntimeVersion": f"{runtime.name}://{runtime.version}" if runtime else "",
-                },
+                "nodeInfo": of_node.info(self._desk),
             },
         }
 
