@@ -30,7 +30,7 @@ RETRY_MS, RETRY_MS_MAX = 1000, 30_000
 CYCLE_MS_MIN = 10
 PUT_MS_MAX = 5_000  # after that a device counts as taken, though its first words are still awaited
 ASK_MS_MAX = 9_000  # the daemon gives a mapper 10 s
-_NEVER = 1 << 62
+NEVER = 1 << 62
 _BUSY = "device {} is busy with something that does not end"
 
 
@@ -175,7 +175,7 @@ class Engine:
         """When `jobs` is to be called again, though nothing happened; a time long past for at once."""
         while self._wakes and self._wake_of.get(self._wakes[0][1]) != self._wakes[0][0]:
             heapq.heappop(self._wakes)
-        return self._wakes[0][0] if self._wakes else _NEVER
+        return self._wakes[0][0] if self._wakes else NEVER
 
     def device(self, key: str) -> Device | None:
         one = self._served.get(key)
@@ -183,6 +183,10 @@ class Engine:
 
     def keys(self) -> list[str]:
         return [key for key, one in self._served.items() if not one.gone]
+
+    def opened(self) -> list[Device]:
+        """As they are in use."""
+        return [one.as_opened for one in self._served.values() if one.as_opened is not None]
 
     def take(self) -> list[Out]:
         """What is to be told, in order."""
@@ -494,7 +498,7 @@ class Engine:
 
     def _wake(self, one: _Served, at_ms: int) -> None:
         key = one.device.key
-        if at_ms < self._wake_of.get(key, _NEVER):
+        if at_ms < self._wake_of.get(key, NEVER):
             self._wake_of[key] = at_ms
             heapq.heappush(self._wakes, (at_ms, key))
 
