@@ -9,6 +9,7 @@ Nothing is kept here: killed at any moment, the next one makes all of it again f
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -50,6 +51,7 @@ INBOX_MAX = 1024
 STOP_S = 3.0
 OPEN_AGAIN_S, OPEN_AGAIN_S_MAX = 0.5, 15.0
 CA_REFRESH_S = 300
+GARBAGE = (20_000, 10, 10)  # objects more than were freed: what holds a fleet is no garbage, and to look at it is dear
 NODES_PER_S = 250  # that come back at once: so many seconds are the cap of their back-off
 DAY_S = 86400
 IDENTITY_SECRET = "tinyedge-identity"  # noqa: S105 - its name
@@ -58,6 +60,8 @@ IDENTITY_SECRET = "tinyedge-identity"  # noqa: S105 - its name
 def serve(config: Config) -> int:
     """Run the gateway until it is told to stop; returns the exit code. Raises TinyEdgeError when it can't start."""
     log = _log(config)
+    gc.freeze()  # modules
+    gc.set_threshold(*GARBAGE)
     try:
         trio.run(run, config, log, strict_exception_groups=True)
     except BaseExceptionGroup as group:

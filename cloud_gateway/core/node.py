@@ -100,7 +100,7 @@ class Tender:
     # --- what is known -----------------------------------------------------------------------------
 
     def seen(self, node: Node, obj: Json) -> None:
-        meta, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+        meta, spec = obj["metadata"], obj.get("spec") or {}
         if node.made and meta["uid"] == node.uid and translate.is_older(meta.get("resourceVersion"), node.version):
             return  # a watch may lag behind the answers to our own calls
         node.made, node.uid, node.version = True, meta["uid"], meta.get("resourceVersion", "")
@@ -111,8 +111,15 @@ class Tender:
         node.given_up = translate.is_given_up(obj)
         if not node.report or (not node.given_up and not (node.session and node.reported)):
             node.report = translate.node_report(obj)
-        endpoint = (status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}
-        self._keep_port(node, int(endpoint.get("Port") or 0))
+        self._keep_port(node, translate.kubelet_endpoint(obj)[1])
+
+    def found(self, node: Node, obj: Json) -> None:
+        """A new gateway has found a node that is there already. Of a fleet that is to be in sync soon each node waits
+        for its turn with what is not urgent: its Lease has been renewed not long ago, and its status says the truth."""
+        node.lease_ms = self._desk.now + (LEASE_MS + _spread_ms(node.name, LEASE_MS)) // 3
+        reached = translate.kubelet_endpoint(obj) == (self._desk.settings.address, node.port)
+        if reached and node.connected is not None and not node.given_up:
+            node.status_ms = self._desk.now + _spread_ms(node.name, STATUS_MS)
 
     def api_report(self, node: Node) -> bytes:
         """The revision of what the API has of the node's own report; empty when Kubernetes has overwritten it."""
@@ -356,11 +363,22 @@ class Tender:
         now = self._desk.now
         if now < node.lease_ms or not self._may(node, "lease"):
             return node.lease_ms
-        spread = LEASE_MS * blake2b(node.name.encode(), digest_size=1).digest()[0] // 1024 if not node.lease_ms else 0
-        node.lease_ms = now + LEASE_MS - spread
+        node.lease_ms = _turn_ms(node.name, now)
         body = translate.lease(node.name, node.uid, self._desk.wall)
         if node.lease_made:
             self._call(node, "lease", "patch", "leases", body={"spec": body["spec"]})
         else:
             self._call(node, "lease", "create", "leases", body=body)
         return node.lease_ms
+
+
+def _turn_ms(name: str, now: int) -> int:
+    """When a Lease is due again that is renewed now: in each LEASE_MS a node has a moment of its own, so that a fleet
+    that came at once does not renew at once for ever. Half a LEASE_MS from now at the least, one and a half at most."""
+    earliest = now + LEASE_MS // 2
+    return earliest + (_spread_ms(name, LEASE_MS) - earliest) % LEASE_MS
+
+
+def _spread_ms(name: str, within_ms: int) -> int:
+    """A moment for each node, the same at each replica."""
+    return within_ms * int.from_bytes(blake2b(name.encode(), digest_size=4).digest()) >> 32

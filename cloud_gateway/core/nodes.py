@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from cloud_gateway.core import claims, facts, translate
+from cloud_gateway.core.agenda import Agenda
 from cloud_gateway.core.claims import Claims
 from cloud_gateway.core.desk import Desk, Settings, again_ms
 from cloud_gateway.core.facts import Done, Event, Gone, Seen, Step, Tick
@@ -37,21 +38,23 @@ class Gateway:
         self._desk = Desk(settings)
         self._tender = Tender(self._desk)
         self._reports = Reports(self._desk, self._tender)
-        self._references = References(self._desk, self._reference_put, self._reference_gone)
+        self._references = References(self._desk, self._reference_put, self._reference_gone, self._look_at)
         self._nodes: dict[str, Node] = {}
         self._pods: dict[str, Pod] = {}  # by uid
         self._claims = Claims(
-            self._desk, self._pods, send=self._resolved, refuse=self._refuse_pod, tell=self._reports.tell
+            self._desk, self._pods, send=self._resolved, refuse=self._refuse_pod, tell=self._tell_of_claim
         )
         self._sessions: dict[int, Node] = {}
         self._revoked: frozenset[str] = frozenset()
         self._listed: set[str] = set()
         self._listing: dict[str, set[str]] = {}  # resource → what its list has named so far
         self._waiting: dict[str, None] = {}  # nodes that are to be welcomed
+        self._hopeful: dict[str, None] = {}  # of which something has changed that they may have waited for
         self._dirty = self._tender.dirty
-        self._due: dict[str, int] = {}  # node → when to look at it again
+        self._due = Agenda()  # when to look at each node again
         self._take: dict[type[Any], Callable[[Any], None]] = {
-            Seen: self._seen,
+            Seen: lambda event: self._seen(event.resource, event.object),
+            facts.Page: self._page,
             Gone: self._gone,
             facts.Listing: self._list_begins,
             facts.Listed: self._list_ends,
@@ -78,19 +81,17 @@ class Gateway:
             else:
                 self._take[type(event)](event)
         self._welcome_ready()
-        return Step(
-            self._effects_and_tending(), min(desk.next_ms(), min(self._due.values(), default=desk.now + 60_000))
-        )
+        effects = self._effects_and_tending()
+        due_ms = self._due.next_ms()
+        return Step(effects, desk.next_ms() if due_ms is None else min(desk.next_ms(), due_ms))
 
     def _effects_and_tending(self) -> tuple[facts.Effect, ...]:
-        now = self._desk.now
         if self._is_listed("nodes"):
-            due = [name for name, at in self._due.items() if at <= now]
-            names = dict.fromkeys((*self._dirty, *due))
+            names = dict.fromkeys((*self._dirty, *self._due.due(self._desk.now)))
             self._dirty.clear()
             for name in names:
                 if node := self._nodes.get(name):
-                    self._due[name] = self._tender.tend(node)
+                    self._due.put(name, self._tender.tend(node))
                     self._end_opted_out(node)
         return self._desk.take_effects()
 
@@ -166,10 +167,14 @@ class Gateway:
         elif kind := KIND_OF.get(event.resource):
             self._references.listed(kind, named)
         self._listed.add(event.resource)
-        self._dirty.update(dict.fromkeys(self._nodes))
+        if event.resource in ("nodes", "pods"):
+            self._dirty.update(dict.fromkeys(self._nodes))
 
-    def _seen(self, event: Seen) -> None:
-        obj, resource = event.object, event.resource
+    def _page(self, event: facts.Page) -> None:
+        for obj in event.objects:
+            self._seen(event.resource, obj)
+
+    def _seen(self, resource: str, obj: Json) -> None:
         if resource == "pods":
             self._pod_seen(obj)
         elif resource == "nodes":
@@ -195,7 +200,7 @@ class Gateway:
         found = self._nodes.get(name)
         if found is None:
             found = self._nodes[name] = Node(name, lost_ms=self._desk.now, barred=name in self._revoked)
-            self._due[name] = 0
+            self._due.put(name, 0)
             if self._is_listed("pods") or "pods" in self._listing:
                 found.looking = {}
                 self._look_for_pods(found, 0)
@@ -210,7 +215,10 @@ class Gateway:
             return
         node = self._node(name)
         window = self._tender.window_s(node)
+        found = not self._is_listed("nodes") and not node.made
         self._tender.seen(node, obj)
+        if found:
+            self._tender.found(node, obj)
         self._dirty[name] = None
         if self._tender.window_s(node) != window:
             self._make_all_endless(node)
@@ -226,6 +234,7 @@ class Gateway:
                 self._desk.later(again_ms(tries), lambda: self._look_for_pods(node, tries + 1))
                 return
             ended, node.looking = node.looking, None
+            self._look_at(node.name)
             for pod in (done.object or {}).get("items") or ():
                 if pod["metadata"]["uid"] not in ended and pod["metadata"]["uid"] not in self._pods:
                     self._pod_seen(pod)
@@ -240,7 +249,7 @@ class Gateway:
     def _forget_node(self, node: Node) -> None:
         self._tender.forget(node)
         self._nodes.pop(node.name, None)
-        self._due.pop(node.name, None)
+        self._due.drop(node.name)
 
     # --- pods ----------------------------------------------------------------------------------------
 
@@ -340,13 +349,19 @@ class Gateway:
         self._desk.insist("patch", *where, subresource="status", patch="strategic", body=patch)
         self._reports.tell(pod, "Warning", "Unsupported", words, f"ephemeral {names}")
 
+    def _tell_of_claim(self, pod: Pod, kind: str, reason: str, message: str, identity: str) -> None:
+        self._look_at(pod.node)
+        self._reports.tell(pod, kind, reason, message, identity)
+
     def _resolved(self, pod: Pod) -> None:
+        self._look_at(pod.node)
         if node := self._nodes.get(pod.node):
             self._put(node, "pod", pod.key, pod.revision, pod.body)
 
     # --- what pods refer to ------------------------------------------------------------------------------
 
     def _refer(self, node: Node, old: frozenset[Reference], new: frozenset[Reference]) -> None:
+        self._look_at(node.name)
         node.refs.update(dict.fromkeys(self._references.refer(node.name, new - old)))
         for ref in self._references.release(node.name, old - new):
             node.refs.pop(ref, None)
@@ -370,7 +385,8 @@ class Gateway:
         node.reporting, node.reported = (0, 0), b""
         node.said.clear()
         self._sessions[event.session] = node
-        self._waiting[node.name] = None
+        self._waiting[node.name] = self._hopeful[node.name] = None
+        self._desk.later(WELCOME_MS, partial(self._look_at, node.name))
         self._dirty[node.name] = None
 
     def _closed(self, event: facts.Closed) -> None:
@@ -390,12 +406,20 @@ class Gateway:
         if node is not None:
             do(node, event)
 
+    def _look_at(self, name: str) -> None:
+        """Whether a node can be welcomed now."""
+        if name in self._waiting:
+            self._hopeful[name] = None
+
     def _welcome_ready(self) -> None:
-        if not self._waiting or not self.is_ready():
+        if not self._hopeful or not self.is_ready():
             return
-        for name in list(self._waiting):
-            node = self._nodes[name]
-            if node.looking is None and (self._is_known(node) or self._has_waited(node)):
+        hopeful, self._hopeful = self._hopeful, {}
+        for name in hopeful:
+            node = self._nodes.get(name)
+            if node is None or name not in self._waiting or node.looking is not None:
+                continue
+            if self._is_known(node) or self._has_waited(node):
                 del self._waiting[name]
                 self._welcome(node)
 
@@ -406,11 +430,7 @@ class Gateway:
         )
 
     def _has_waited(self, node: Node) -> bool:
-        session = node.session
-        if session is None or self._desk.now < session.since_ms + WELCOME_MS:
-            self._due[node.name] = min(self._due[node.name], self._desk.now + WELCOME_MS)
-            return False
-        return True
+        return node.session is not None and self._desk.now >= node.session.since_ms + WELCOME_MS
 
     def _welcome(self, node: Node) -> None:
         session = node.session
@@ -512,6 +532,7 @@ class Gateway:
                 self._reports.tell(pod, "Warning", event.reason, words, f"{event.kind} {event.key}")
 
     def _refuse_pod(self, pod: Pod, reason: str, message: str) -> None:
+        self._look_at(pod.node)
         self._desk.note("warning", "pod.refused", node=pod.node, pod=pod.named, reason=reason, message=message[:300])
         patch = translate.refusal_patch(pod.uid, reason, message, self._desk.wall)
         where = ("pods", pod.namespace, pod.name)
@@ -566,4 +587,4 @@ class Gateway:
                 self._reports.tell(pod, "Warning", "NodeAway", words, "away")
                 self._desk.call("delete", "pods", pod.namespace, pod.name, uid=pod.uid)
             else:
-                self._due[node.name] = min(self._due[node.name], self._desk.now + (pod.stays_s - away_s) * 1000)
+                self._due.hasten(node.name, self._desk.now + (pod.stays_s - away_s) * 1000)

@@ -37,14 +37,20 @@ class Referred(Struct):
 
 
 class References:
-    """`put` and `delete` tell a node of a change: (node, reference, what it is)."""
+    """`put` and `delete` tell a node of a change: (node, reference, what it is). `known` says of a node that something
+    it refers to has been looked for."""
 
     def __init__(
-        self, desk: Desk, put: Callable[[str, Reference, Referred], None], delete: Callable[[str, Reference], None]
+        self,
+        desk: Desk,
+        put: Callable[[str, Reference, Referred], None],
+        delete: Callable[[str, Reference], None],
+        known: Callable[[str], None],
     ) -> None:
         self._desk = desk
         self._put = put
         self._delete = delete
+        self._known = known
         self._referred: dict[Reference, Referred] = {}
 
     def __len__(self) -> int:
@@ -124,11 +130,18 @@ class References:
         if found.asking:
             found.again = True
             return
-        found.known, was = True, found.body
+        was = found.body
+        self._is_looked_for(found)
         found.version, found.body, found.revision, found.fetched = "", None, b"", ""
         if was is not None:
             for name in found.users:
                 self._delete(name, ref)
+
+    def _is_looked_for(self, found: Referred) -> None:
+        if not found.known:
+            found.known = True
+            for name in found.users:
+                self._known(name)
 
     # --- asking ------------------------------------------------------------------------------------
 
@@ -157,7 +170,8 @@ class References:
 
     def _take(self, ref: Reference, found: Referred, done: Done) -> None:
         obj = done.object or {}
-        found.known, found.tries = True, 0
+        found.tries = 0
+        self._is_looked_for(found)
         found.fetched = obj["metadata"].get("resourceVersion", "")
         body = translate.object_body(ref[0], obj)
         if body != found.body:

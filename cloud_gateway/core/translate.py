@@ -370,6 +370,14 @@ def node_status(report: Json, *, address: str, port: int, connected: Json | None
     return {"status": status}
 
 
+def kubelet_endpoint(node: Json) -> tuple[str, int]:
+    """Where the API server reaches a node's kubelet API, as it has been told: address and port; ("", 0) for nowhere."""
+    status = node.get("status") or {}
+    addresses = (one.get("address") for one in status.get("addresses") or () if one.get("type") == "InternalIP")
+    endpoint = (status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}
+    return next(addresses, None) or "", int(endpoint.get("Port") or 0)
+
+
 def connected_condition(connected: bool, since_ms: int, reason: str) -> Json:
     words = "the node has a session at the gateway" if connected else "the node has no session: what runs there goes on"
     return {

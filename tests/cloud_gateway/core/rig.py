@@ -57,10 +57,8 @@ class Api:
         events: list[facts.Event] = []
         for resource in WATCHED:
             events.append(facts.Listing(resource))
-            for (kind, _, _), obj in self.objects.items():
-                if kind == resource:
-                    events.append(facts.Seen(resource, watched(resource, obj)))
-            events.append(facts.Listed(resource))
+            found = [watched(resource, obj) for (kind, _, _), obj in self.objects.items() if kind == resource]
+            events += [facts.Page(resource, found), facts.Listed(resource)]
         return events
 
     def call(self, call: facts.Call) -> facts.Done:

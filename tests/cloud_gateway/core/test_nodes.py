@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloud_gateway.core import facts, translate
+from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.hold import Hold
 from tests.cloud_gateway.core.rig import Edge, Json, World, node_report, running, volume_of
 from tinyedge.protocol import asks
@@ -228,6 +229,112 @@ def test_so_it_is_with_a_gateway_that_has_just_started(world: World, edge: Edge)
     world.start()
     edge.connect()
     assert (edge.welcomes[-1].want, edge.welcomes[-1].have) == ([], {})
+
+
+def fleet_of(world: World, size: int) -> list[Edge]:
+    """Nodes with a pod each, in sync, and quiet for a while."""
+    edges = [world.joined(f"f{number:02d}") for number in range(size)]
+    for number, edge in enumerate(edges):
+        uid = world.pod(f"p{number}", edge.name)["metadata"]["uid"]
+        world.step()
+        edge.report("podstatus", uid, running())
+    world.wait(60)
+    return edges
+
+
+@pytest.fixture
+def fleet() -> tuple[World, list[Edge]]:
+    world = World(ports=(20000, 20099))
+    world.start()
+    return world, fleet_of(world, 40)
+
+
+def test_a_fleet_is_in_sync_with_a_new_gateway_before_a_single_call_for_a_node(
+    fleet: tuple[World, list[Edge]],
+) -> None:
+    world, edges = fleet
+    world.api.calls.clear()
+    world.start()
+    for edge in edges:
+        edge.connect()
+    assert all(edge.synced for edge in edges)
+    assert world.api.calls == []
+
+
+def test_a_new_gateway_renews_leases_soon_and_not_all_at_once(fleet: tuple[World, list[Edge]]) -> None:
+    world, edges = fleet
+    world.start()
+    for edge in edges:
+        edge.connect()
+    renewed: list[str] = []
+    each_s = []
+    for _ in range(120):
+        world.api.calls.clear()
+        world.wait(1)
+        names = [call.name for call in world.api.calls if call.resource == "leases"]
+        each_s.append(len(names))
+        renewed += names
+        assert max(world.lease_age_s(edge.name) for edge in edges) <= 15 + 10 + 1
+    assert each_s[:4] == [0, 0, 0, 0]
+    assert max(each_s) <= 16  # 40 within 5 s at first
+    assert max(each_s[30:]) <= 8  # then within 15 s
+    assert max(world.lease_age_s(edge.name) for edge in edges) <= 16
+    assert {renewed.count(edge.name) for edge in edges} <= {7, 8, 9}
+
+
+def test_a_gateway_at_another_address_says_so_at_once(world: World, edge: Edge) -> None:
+    world.settings = Settings(replica="gw-1", address="10.0.0.9", ports=(20000, 20009))
+    world.start()
+    edge.connect()
+    assert translate.kubelet_endpoint(world.node("n1")) == ("10.0.0.9", 20000)
+
+
+def test_a_gateway_whose_ports_are_others_says_so_at_once(world: World, edge: Edge) -> None:
+    world.settings = Settings(replica="gw-1", ports=(30000, 30009))
+    world.start()
+    edge.connect()
+    assert translate.kubelet_endpoint(world.node("n1")) == ("127.0.0.1", 30000)
+
+
+def test_a_node_waits_for_what_its_pods_refer_to_but_not_for_ever(world: World, edge: Edge) -> None:
+    world.configmap("used", a="1")
+    world.pod("p1", volumes=[volume_of("configMap", "used")])
+    world.step()
+    world.holds_back = lambda call: call.verb == "get" and call.resource == "configmaps"
+    world.start()
+    edge.welcomes.clear()
+    edge.connect()
+    world.wait(4)
+    assert edge.welcomes == []
+    world.wait(1)
+    assert len(edge.welcomes) == 1
+
+
+def test_a_node_is_welcomed_once_no_pod_refers_any_more_to_what_it_waits_for(world: World, edge: Edge) -> None:
+    world.configmap("used", a="1")
+    pod = world.pod("p1", volumes=[volume_of("configMap", "used")])
+    world.step()
+    world.holds_back = lambda call: call.verb == "get" and call.resource == "configmaps"
+    world.start()
+    edge.welcomes.clear()
+    edge.connect()
+    assert edge.welcomes == []
+    world.api.remove("pods", "default", pod["metadata"]["name"])
+    world.step()
+    assert len(edge.welcomes) == 1
+
+
+def test_a_node_is_welcomed_once_what_its_pods_refer_to_is_there(world: World, edge: Edge) -> None:
+    world.configmap("used", a="1")
+    world.pod("p1", volumes=[volume_of("configMap", "used")])
+    world.step()
+    world.holds_back = lambda call: call.verb == "get" and call.resource == "configmaps"
+    world.start()
+    edge.welcomes.clear()
+    edge.connect()
+    assert edge.welcomes == []
+    world.step(world.api.call(world.held_back[-1]))
+    assert [one.want for one in edge.welcomes] == [[]]
 
 
 def test_a_node_that_comes_before_the_lists_are_whole_waits_and_loses_nothing(world: World, edge: Edge) -> None:
@@ -510,6 +617,33 @@ def test_a_claim_of_another_volume_is_refused_by_name(world: World, edge: Edge) 
     assert found is not None
     assert "nfs" in found["message"]
     assert world.core.find_pod("n1", "default", "db")[0].uid == uid  # type: ignore[index]
+
+
+@pytest.mark.parametrize("volume", [{"hostPath": {"path": "/data"}}, {"nfs": {"server": "x"}}])
+def test_a_node_is_welcomed_once_the_claims_of_its_pods_have_been_looked_at(
+    world: World, edge: Edge, volume: Json
+) -> None:
+    claimed(world, volume)
+    world.holds_back = lambda call: call.resource == "persistentvolumes"
+    world.start()
+    edge.welcomes.clear()
+    edge.connect()
+    assert edge.welcomes == []
+    world.holds_back = lambda _: False
+    world.step(world.api.call(world.held_back[-1]))
+    assert len(edge.welcomes) == 1
+
+
+def test_a_node_does_not_wait_for_a_claim_that_nobody_has_bound(world: World, edge: Edge) -> None:
+    claimed(world, {"hostPath": {"path": "/data"}})
+    del world.api.objects["persistentvolumeclaims", "default", "data"]["spec"]["volumeName"]
+    world.holds_back = lambda call: call.resource == "persistentvolumeclaims"
+    world.start()
+    edge.welcomes.clear()
+    edge.connect()
+    assert edge.welcomes == []
+    world.step(world.api.call(world.held_back[-1]))
+    assert len(edge.welcomes) == 1
 
 
 def test_a_pod_with_a_claim_is_not_ended_by_a_gateway_that_does_not_know_its_volume_yet(
