@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.core.device_rig import ACME, OWN, Site, device, model
@@ -256,7 +258,8 @@ def test_the_newest_value_with_history_is_in_a_table_after_a_minute_at_the_lates
 )
 def test_a_value_that_is_none_of_its_type_is_refused_by_name(name: str, value: str, expected: str) -> None:
     site = served()
-    answer = site.report(**{name: value})
+    values: dict[str, Any] = {name: value}
+    answer = site.report(**values)
     assert answer.code == "Invalid"
     assert name in answer.error
     assert answer.error.endswith(expected)
@@ -285,7 +288,8 @@ def test_a_report_that_is_too_large_is_refused_whole() -> None:
     site = Site(model(properties=[{"name": f"p{n}", "type": "STRING"} for n in range(9)]))
     site.rig.apply(device(properties=[{"name": f"p{n}"} for n in range(9)], methods=[]))
     site.register()
-    answer = site.report(**{f"p{n}": "x" * (DEVICE_REPORT_BYTES_MAX // 8) for n in range(9)})
+    values: dict[str, Any] = {f"p{n}": "x" * (DEVICE_REPORT_BYTES_MAX // 8) for n in range(9)}
+    answer = site.report(**values)
     assert (answer.code, site.value("p0")) == ("Invalid", None)
 
 

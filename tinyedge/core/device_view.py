@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,26 +10,30 @@ import msgspec
 
 from tinyedge.core import device_reports
 from tinyedge.core.desk import Desk
-from tinyedge.core.devices import Devices
+from tinyedge.core.devices import STATES, Devices
+from tinyedge.core.mappers import Line
 from tinyedge.core.status import rfc3339
 from tinyedge.core.twins import Twin
 from tinyedge.model.device import API_VERSION, MAPPER
 from tinyedge.protocol import readings
 
 Json = dict[str, Any]
+PROBLEMS_SHOWN_MAX = 20
 
 
-def device(twin: Twin, devices: Devices, desk: Desk) -> Json:
+def device(twin: Twin, devices: Devices) -> Json:
     """`devices.kubeedge.io/v1beta1`, with all twins, whatever of them goes to the cloud. Beside what KubeEdge has there
-    `status.mapper` says who serves it, `status.problem` what is wrong, and each twin has `desired`, `accessMode`,
-    `type`, `quality` (`good`, `stale`, `untrusted-clock`, `none`) and, where it was set on the node, `desiredBy`."""
+    `status.protocol` is its own or its model's, `status.mapper` says who serves it, `status.problem` what is wrong, and
+    each twin has `desired`, `accessMode`, `type`, `quality` (`good`, `stale`, `untrusted-clock`, `none`) and, where it
+    was set on the node, `desiredBy`. Nothing in it changes while nothing happens: who wants ages counts them."""
     if twin.device is None:
         return {}
     meta = msgspec.to_builtins(twin.device.metadata)
     spec = msgspec.to_builtins(twin.device.spec)
     status: Json = {
-        "twins": [_twin(twin, name, devices, desk) for name in _names(twin)],
+        "twins": [_twin(twin, name, devices) for name in _names(twin)],
         "state": state(twin),
+        "protocol": twin.protocol,
         "mapper": twin.mapper,
     }
     if online := rfc3339(max(twin.row.online_ms, twin.seen_ms)):
@@ -48,7 +53,7 @@ def _names(twin: Twin) -> list[str]:
     return [one.name for one in twin.device.spec.properties] if twin.device else []
 
 
-def _twin(twin: Twin, name: str, devices: Devices, desk: Desk) -> Json:
+def _twin(twin: Twin, name: str, devices: Devices) -> Json:
     one = twin.shape.properties.get(name) if twin.shape else None
     row = devices.latest(f"{twin.key}/{name}")
     found = device_reports.twin_of(twin, name, one.type if one else "", row)
@@ -65,7 +70,6 @@ def _twin(twin: Twin, name: str, devices: Devices, desk: Desk) -> Json:
     elif row.flags & readings.UNTRUSTED:
         found["quality"] = "untrusted-clock"
     else:
-        found["ageSeconds"] = max(0, desk.wall - row.at_ms) // 1000
         found["quality"] = "good" if state(twin) in ("online", "unknown") else "stale"
     return found
 
@@ -123,6 +127,48 @@ def _silent(twin: Twin, devices: Devices) -> list[str]:
 
 def _silence(name: str) -> Json:
     return _reason(f"{name} has never been reported", "", "look at its visitors, and at the mapper's log")
+
+
+# --- the node at a glance ------------------------------------------------------------------------
+
+
+def mappers(devices: Devices) -> list[Json]:
+    """Who has registered, and the drivers that are in use: `{"name", "protocol", "socket", "state", "message", "since",
+    "devices", "reports"}`. `state` is `up`, `away` (`message` says why) or `unknown`: it has not been called in this
+    life of the daemon. `socket` is empty for a driver inside the daemon; `reports` counts those of this life by the
+    code of their answer, `OK` for those that were taken."""
+    served = Counter(twin.mapper for twin in devices.twins.values() if twin.device and twin.mapper)
+    lines = sorted(devices.mappers.lines.values(), key=lambda line: line.info.name)
+    return [_mapper(line, served[line.info.name]) for line in lines if line.number or served[line.info.name]]
+
+
+def _mapper(line: Line, served: int) -> Json:
+    return {
+        "name": line.info.name,
+        "protocol": line.info.protocol,
+        "socket": line.info.address,
+        "state": "away" if line.away else "up" if line.since_ms else "unknown",
+        "message": line.away,
+        "since": rfc3339(line.since_ms) or "",
+        "devices": served,
+        "reports": {code or "OK": count for code, count in sorted(line.answers.items())},
+    }
+
+
+def at_a_glance(devices: Devices) -> Json:
+    """`{"total", "states", "withProblems", "problems"}`: devices by state, and the first reason of some of those with
+    which something is wrong, as `{"device", …}` like the reasons of `why`."""
+    states = dict.fromkeys(sorted(set(STATES.values())), 0)
+    problems: list[Json] = []
+    wrong = 0
+    wanted = sorted((twin for twin in devices.twins.values() if twin.device), key=lambda one: one.key)
+    for twin in wanted:
+        states[state(twin)] = states.get(state(twin), 0) + 1
+        reason = next(_reasons(twin, devices), None)
+        wrong += reason is not None
+        if reason and len(problems) < PROBLEMS_SHOWN_MAX:
+            problems.append({"device": twin.key, **reason})
+    return {"total": len(wanted), "states": states, "withProblems": wrong, "problems": problems}
 
 
 def _reason(what: str, because: str, remedy: str) -> Json:

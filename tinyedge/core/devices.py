@@ -183,11 +183,11 @@ class Devices:
         twin = self.twins.get(event.key)
         refused = self._not_from(twin, event.key, event.uid, own=event.own)
         if refused or twin is None or twin.shape is None:
-            self._desk.say(ReportAnswer(event.request, *(refused or ())))
+            self._answer(twin, event.request, *(refused or ()))
             return
         if sum(len(one.value) + len(one.property) for one in event.values) > DEVICE_REPORT_BYTES_MAX:
             words = f"the report is larger than {DEVICE_REPORT_BYTES_MAX} bytes: report fewer properties at once"
-            self._desk.say(ReportAnswer(event.request, "Invalid", words))
+            self._answer(twin, event.request, "Invalid", words)
             return
         good, bad = _sorted_out(twin.shape, event.values)
         self._keep_values(twin, good)
@@ -196,7 +196,13 @@ class Devices:
         if good:
             self._is_alive(twin)
         words = "; ".join(bad)[:1000]
-        self._desk.say(ReportAnswer(event.request, "Invalid" if bad else "", words))
+        self._answer(twin, event.request, "Invalid" if bad else "", words)
+
+    def _answer(self, twin: Twin | None, request: int, code: str = "", error: str = "") -> None:
+        line = self.mappers.line_of(twin) if twin else None
+        if line is not None:
+            line.answers[code] = line.answers.get(code, 0) + 1
+        self._desk.say(ReportAnswer(request, code, error))
 
     def _not_from(self, twin: Twin | None, key: str, uid: int, *, own: bool) -> tuple[str, str] | None:
         """(code, why not); None when a report may be taken."""
@@ -275,14 +281,14 @@ class Devices:
         refused = self._not_from(twin, event.key, event.uid, own=False)
         state = STATES.get(event.state.lower())
         if refused or twin is None:
-            self._desk.say(ReportAnswer(event.request, *(refused or ())))
+            self._answer(twin, event.request, *(refused or ()))
             return
         if state is None:
             words = f"state is {event.state[:40]!r}, expected one of {', '.join(STATES)}"
-            self._desk.say(ReportAnswer(event.request, "Invalid", words))
+            self._answer(twin, event.request, "Invalid", words)
             return
         self._take_state(twin, state)
-        self._desk.say(ReportAnswer(event.request))
+        self._answer(twin, event.request)
 
     def _take_state(self, twin: Twin, state: str) -> None:
         before = twin.row
@@ -313,6 +319,8 @@ class Devices:
             return f"Device {key} not found"
         if twin.shape is None:
             return f"its model {twin.model} is not on this node"
+        if self._desk.full:
+            return "the node's store is full: delete objects, or free space on its disk"
         if why := twins.refusals(twin.shape, {name: value}).get(name):
             return f"{name} of {key} can't be set: {why}"
         row = DesiredRow(value, by, self._desk.wall, twin.wanted.get(name))
@@ -333,8 +341,9 @@ class Devices:
         if isinstance(what, SetDesired):
             self._writes.setdefault(key, []).append(Asked(request, key, what.property, what.value))
             if why := self.set_desired(key, what.property, what.value, f"uid {uid}"):
-                self._writes[key].pop()
-                self._desk.say(Answer(request, why))
+                self._not_written(key, request, why)
+            elif (line := self.mappers.line_of(self.twins[key])) is not None and line.away:
+                self._settled(self.twins[key])  # it may take long until the mapper is tried again
             return
         twin = self.twins.get(key)
         line = self.mappers.line_of(twin) if twin else None
@@ -352,6 +361,12 @@ class Devices:
         http = "" if line.info.own else twin.device.metadata.annotations.get(MAPPER_HTTP, "")
         arguments = tuple(what.arguments.items())
         self._desk.say(CallMapper(op, line.info, "CallMethod", key, method=what.method, arguments=arguments, http=http))
+
+    def _not_written(self, key: str, request: int, why: str) -> None:
+        self._writes[key].pop()
+        if not self._writes[key]:
+            del self._writes[key]
+        self._desk.say(Answer(request, why))
 
     def _cannot_ask(self, twin: Twin, key: str, what: ReadDevice | CallMethod) -> str:
         line = self.mappers.line_of(twin)
@@ -375,7 +390,9 @@ class Devices:
             if twin.registered and twin.row.told == twin.want:
                 words = f"{asked.property} of {asked.key} is set to {asked.value}"
             else:
-                why = twin.problem or f"no mapper of protocol {twin.protocol!r} has registered"
+                line = self.mappers.line_of(twin)
+                away = f"mapper {twin.mapper} can't be reached: {line.away}" if line and line.away else ""
+                why = away or twin.problem or f"no mapper of protocol {twin.protocol!r} has registered"
                 words = f"{asked.property} of {asked.key} is to be {asked.value}, and will be set once it can be: {why}"
             self._desk.say(Answer(asked.request, "", words))
 

@@ -40,7 +40,9 @@ _NAME_CHARS_MAX = 128
 
 class Line(Struct):
     """What is known of a mapper in this life. `models`: key → digest of the one that it has. `queue` are keys of
-    devices of which it may have something to learn; `away` why it can't be reached."""
+    devices of which it may have something to learn; `away` why it can't be reached, and `since_ms` (wall clock) since
+    when it can or can't be, 0 when this life has not tried yet. `answers` counts its reports by the code that they
+    were answered with, empty for those that were taken."""
 
     info: MapperInfo
     number: int
@@ -49,9 +51,11 @@ class Line(Struct):
     queue: dict[str, None] = field(default_factory=dict)
     calls: int = 0
     away: str = ""
+    since_ms: int = 0
     backoff: Backoff = field(default_factory=Backoff)
     tokens: float = REPORTS_PER_S
     tokens_at_ms: int = 0
+    answers: dict[str, int] = field(default_factory=dict)
 
     def may_report(self, now: int) -> bool:
         """Take one from its share of reports."""
@@ -139,7 +143,13 @@ class Mappers:
         before = self.lines.get(mapper.name)
         numbers = [row.number for row in self._tables.mappers.values()]
         number = before.number if before else max(numbers, default=0) + 1
-        line = self.lines[mapper.name] = Line(mapper, number, tokens_at_ms=self._desk.now)
+        line = self.lines[mapper.name] = Line(
+            mapper,
+            number,
+            since_ms=self._desk.wall,
+            tokens_at_ms=self._desk.now,
+            answers=before.answers if before else {},
+        )
         row = MapperRow(
             mapper.name,
             mapper.protocol,
@@ -297,8 +307,7 @@ class Mappers:
         if event.away and event.error:
             self._is_away(call.line, event.error)
         else:
-            call.line.away = ""
-            call.line.backoff.reset()
+            self._is_here(call.line)
         if twin is None:
             return True
         lost = event.away and call.line.backoff.delay_ms >= YIELD_MS  # who can't be reached does nothing with it either
@@ -318,8 +327,15 @@ class Mappers:
             twin.op = 0
         return twin
 
+    def _is_here(self, line: Line) -> None:
+        if line.away or not line.since_ms:
+            line.since_ms = self._desk.wall
+        line.away = ""
+        line.backoff.reset()
+
     def _is_away(self, line: Line, why: str) -> None:
         if not line.away:
+            line.since_ms = self._desk.wall
             self._desk.note("warning", "mapper.away", name=line.info.name, reason=why)
         line.away = why
         line.backoff.grow(AWAY_FIRST_MS, AWAY_CAP_MS)

@@ -105,7 +105,7 @@ class View:
         run = self._find(namespace, name)
         if run is not None:
             return why.explain(run, self._desk)
-        return why.explain_absent(f"{namespace}/{name}", self._sources, self._cloud.refusals())
+        return why.explain_absent("Pod", f"{namespace}/{name}", self._sources, self._cloud.refusals())
 
     def _find(self, namespace: str, name: str) -> PodRun | None:
         row = self._desk.tables.pods.get(f"{namespace}/{name}")
@@ -170,13 +170,19 @@ class View:
         rows = sorted(self._desk.tables.models.items())
         return [{"apiVersion": API_VERSION, "kind": "DeviceModel", **_object(row.object)} for _, row in rows]
 
+    def device_keys(self) -> list[tuple[str, str]]:
+        """(namespace, name) of every device, sorted: who shows a thousand of them need not hold all at once."""
+        return sorted(_names(twin.key) for twin in self._devices.twins.values() if twin.device)
+
     def _device(self, twin: Twin) -> Json:
-        return device_view.device(twin, self._devices, self._desk)
+        return device_view.device(twin, self._devices)
 
     def why_device(self, namespace: str, name: str) -> Json | None:
         """As `why`, of a device."""
         twin = self._devices.twins.get(f"{namespace}/{name}")
-        return device_view.why(twin, self._devices, self._desk) if twin and twin.device else None
+        if twin is not None and twin.device is not None:
+            return device_view.why(twin, self._devices, self._desk)
+        return why.explain_absent("Device", f"{namespace}/{name}", self._sources, self._cloud.refusals())
 
     # --- other objects ---------------------------------------------------------------------------
 
@@ -288,7 +294,8 @@ class View:
         return found
 
     def status(self) -> Json:
-        """At a glance: `node`, `runtime`, `pressure`, `pods` and `manifests`, each with what is wrong in it."""
+        """At a glance: `node`, `runtime`, `pressure`, `pods`, `devices`, `mappers` and `manifests`, each with what is
+        wrong in it."""
         desk = self._desk
         runtime = desk.runtime
         up = runtime is not None
@@ -314,6 +321,8 @@ class View:
                 "pids": PIDS in self._pressure.active,
             },
             "pods": self._pods_at_a_glance(),
+            "devices": device_view.at_a_glance(self._devices),
+            "mappers": device_view.mappers(self._devices),
             "manifests": self._manifests(),
         }
 
@@ -348,6 +357,11 @@ class View:
     def table_sizes(self) -> dict[str, int]:
         """Rows in each table of the state."""
         return {table: len(rows) for table, rows in self._desk.tables.rows.items() if table in wire.ROWS}
+
+
+def _names(key: str) -> tuple[str, str]:
+    namespace, _, name = key.partition("/")
+    return namespace, name
 
 
 def _object(obj: msgspec.Struct) -> Json:

@@ -34,19 +34,20 @@ def explain(run: PodRun, desk: Desk) -> Json:
     return {"state": state, "summary": summary, "reasons": reasons, "source": source}
 
 
-def explain_absent(key: str, sources: Sources, refused: list[Json]) -> Json | None:
-    """A pod that is not known: the cloud may have sent it in vain, or a file with problems may have meant to declare
-    it."""
+def explain_absent(kind: str, key: str, sources: Sources, refused: list[Json]) -> Json | None:
+    """A Pod or Device that is not known: the cloud may have sent it in vain, or a file with problems may have meant to
+    declare it."""
     reasons = [
         _reason(
             *("", "the cloud wants it here, and this node can't take it", f"{one['reason']}: {one['message']}", ""),
             "change it in the cluster, or free what is in its way here; it comes by itself then",
         )
         for one in refused
-        if one["kind"] == "pod" and one["name"] == key
+        if one["kind"] == kind.lower() and key in (one["name"], one["key"])
     ]
     if reasons:
-        return {"state": "NotFound", "summary": f"The cloud's pod {key} is refused here.", "reasons": reasons}
+        summary = f"The cloud's {kind.lower()} {key} is refused here."
+        return {"state": "NotFound", "summary": summary, "reasons": reasons}
     reasons = [
         _reason(
             "",
@@ -65,7 +66,7 @@ def explain_absent(key: str, sources: Sources, refused: list[Json]) -> Json | No
     ]
     if not reasons:
         return None
-    summary = f"There is no pod {key}, but some manifests could not be used."
+    summary = f"There is no {kind.lower()} {key}, but some manifests could not be used."
     return {"state": "NotFound", "summary": summary, "reasons": reasons}
 
 
