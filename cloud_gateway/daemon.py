@@ -121,13 +121,13 @@ async def _cluster(config: Config, log: Log) -> AsyncIterator[Endpoint]:
         yield from_kubeconfig(config.kubeconfig, config.context) if config.kubeconfig else in_cluster()
         return
     from cloud_gateway import sandbox  # noqa: PLC0415 - only who asks for it pays for it
+    from cloud_gateway.sandbox import packaged  # noqa: PLC0415
 
     async with trio.open_nursery() as nursery:
         definitions = await trio.to_thread.run_sync(packaged.definitions)
         serve = partial(sandbox.serve, config.sandbox, listen=config.sandbox_listen, definitions=definitions)
         found = await nursery.start(serve)
         log.note("info", "sandbox.ready", {"url": found.url, "kubeconfig": found.kubeconfig})
-    from cloud_gateway.sandbox import packaged  # noqa: PLC0415
         yield from_url(found.url, found.ca_pem, found.admin_token)
         nursery.cancel_scope.cancel()
 
