@@ -44,6 +44,32 @@ def test_a_reader_that_goes_back_gets_the_same_again() -> None:
     assert store.read("s", 5, 5, 1000) == first[5:]
 
 
+def test_a_series_is_read_back_from_its_end_piece_by_piece() -> None:
+    store = rig().open()
+    for n in range(30):
+        store.commit([Append("s", b"%d" % n), Append("t", b"other")], 0)
+    store.commit([Trim("s", 4)], 0)
+    below, pieces = 31, []
+    while piece := store.read_back("s", below):
+        pieces.append(piece)
+        below = piece[0][0]
+    assert len(pieces) > 3
+    assert [item for piece in reversed(pieces) for item in piece] == [(n + 1, b"%d" % n) for n in range(4, 30)]
+    assert [number for number, _ in store.read_back("s", 7)][-1] == 6
+    assert store.read_back("s", 5) == store.read_back("unknown", 99) == []
+
+
+def test_who_looks_back_does_not_send_the_reader_back() -> None:
+    found = rig()
+    store = found.open()
+    for n in range(12):
+        store.commit([Append("s", b"%d" % n)], 0)
+    store.read("s", 0, 11, 1000)
+    places = dict(store._reader._places)
+    store.read_back("s", 12)
+    assert store._reader._places == places
+
+
 def test_several_items_of_one_commit_are_read_in_several_pieces() -> None:
     store = rig().open()
     store.commit(appends(100), 0)

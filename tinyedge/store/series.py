@@ -192,15 +192,35 @@ class SeriesReader:
                         break
             return batch.items
 
+    def read_back(self, series: str, below: int) -> list[tuple[int, bytes]]:
+        """What the newest segment that has any of them holds of the items with numbers below `below`, in order; none
+        when there are none. Who looks back this way does not disturb who reads on."""
+        with self._files:
+            known = self._index.cursors.get(series)
+            for segment in reversed(list(self._index.segments.values())) if known else ():
+                found = segment.ranges.get(series)
+                if known is None or found is None or found.first >= below or found.last <= known.cursor:
+                    continue
+                batch = _Batch(series, known.cursor, found.last - found.first + 1, segment.size)
+                self._scan(segment, batch, 0)
+                if items := [item for item in batch.items if item[0] < below]:
+                    return items
+            return []
+
     def _read_segment(self, segment: Segment, batch: _Batch) -> None:
-        end = segment.used
         place = self._places.get(batch.series)
         start = place.offset if place and place.segment == segment.number and place.after <= batch.seen else 0
+        if (stopped := self._scan(segment, batch, start)) is not None:
+            self._places[batch.series] = _Place(batch.seen, segment.number, stopped)
+
+    def _scan(self, segment: Segment, batch: _Batch, start: int) -> int | None:
+        """Fill `batch` from a segment; returns the offset behind what it has taken, None when it can't be read."""
+        end = segment.used
         try:
             reader = self._open_segment(segment.number)
         except OSError:
             self.damaged.add(segment.number)
-            return
+            return None
         stopped = end
         try:
             for found in reader.records(start, end):
@@ -209,6 +229,6 @@ class SeriesReader:
                     break
         finally:
             reader.close()
-        self._places[batch.series] = _Place(batch.seen, segment.number, stopped)
         if reader.skipped:
             self.damaged.add(segment.number)
+        return stopped

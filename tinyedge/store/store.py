@@ -306,10 +306,20 @@ class Store:
         """The items of a series behind number `after`, in order, with their numbers: at most `max_items` and about
         `max_bytes`, but at least one if there is any. A jump in the numbers is what was dropped (S7)."""
         items = self._reader.read(series, after, max_items, max_bytes)
+        self._note_damage()
+        return items
+
+    def read_back(self, series: str, below: int) -> list[tuple[int, bytes]]:
+        """A piece of a series from its end: items with numbers below `below`, in order, as many as one segment holds;
+        none when nobody needs such items any more. The first number of a piece is the `below` of the one before it."""
+        items = self._reader.read_back(series, below)
+        self._note_damage()
+        return items
+
+    def _note_damage(self) -> None:
         while self._reader.damaged:
             number = self._reader.damaged.pop()
             self._faults.note("segment-damaged", f"segment {number} of the journal is damaged", "readings are lost")
-        return items
 
     def series(self) -> dict[str, SeriesInfo]:
         with self._index_lock:
