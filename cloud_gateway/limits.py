@@ -28,6 +28,7 @@ KUBE_PLUGIN_BYTES_MAX = 1 * MIB  # that it may print
 EDGE_HEAD_BYTES_MAX = 16 * KIB  # of a request before the link is open
 EDGE_JOIN_BYTES_MAX = 64 * KIB
 EDGE_HANDSHAKE_S_MAX = 30
+EDGE_HELLO_S_MAX = 60  # for the first message of a link to have come whole
 EDGE_SESSIONS_MAX = 5000
 EDGE_STRANGERS_MAX = 256  # connections that are no session yet; more wait to be accepted
 EDGE_READ_BYTES = 64 * KIB

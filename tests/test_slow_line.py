@@ -18,6 +18,7 @@ from cloud_gateway.adapters.edge_session import EdgeSession
 from cloud_gateway.adapters.joining import Joining
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import Binding, CertFacts, State
+from cloud_gateway.limits import EDGE_HELLO_S_MAX
 from tests.adapters.cloud_rig import NOW_S, Rig, running
 from tests.fakes.secrets import FakeSecrets
 from tests.fakes.slow_line import SlowEnd, slow_line
@@ -211,3 +212,23 @@ async def test_crumbs_of_a_stream_that_the_gateway_leaves_lying_are_joined(
         rig.report("node", "self", revision(b"body"))  # goes behind them
         await gateway.told(facts.Reported)
         assert await stream.receive() == bytes(n % 256 for n in range(1000))
+
+
+async def test_who_says_much_and_never_who_it_is_is_hung_up_on(autojump_clock: object) -> None:
+    gateway, (near, far) = Gateway(), slow_line(BYTES_S)
+    await gateway.open()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.serve, far)
+        socket = WebSocket(client=True)
+        await near.send_all(socket.request("gateway", "/v1/link"))
+        while not socket.is_open:
+            socket.receive(bytes(await near.receive_some()))
+        hello = socket.send(bytes(1000))
+        with trio.fail_after(600), suppress(trio.BrokenResourceError):
+            while hello:
+                await near.send_all(hello[:1])
+                hello = hello[1:]
+                await trio.sleep(HEARTBEAT_S)
+        nursery.start_soon(near.aclose)
+    assert gateway.why[0].startswith("the node does not say who it is")
+    assert trio.current_time() <= EDGE_HELLO_S_MAX + 2 * HEARTBEAT_S

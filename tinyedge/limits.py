@@ -108,6 +108,7 @@ DMI_ANSWER_BYTES_MAX = 1 * MIB  # of a mapper
 # The link.
 LINK_OBJECT_BYTES_MAX = 4 * MIB  # body of one object; what the store takes of it is the core's to say
 LINK_MESSAGE_BYTES_MAX = LINK_OBJECT_BYTES_MAX + 64 * KIB  # inflated
+LINK_HELLO_BYTES_MAX = 64 * KIB  # of the first message, which comes from somebody who is not known yet; inflated
 LINK_INFLIGHT_MAX = 256  # objects that are not acknowledged yet
 LINK_INFLIGHT_BYTES_MAX = 4 * MIB
 LINK_ACKS_MAX = 1024  # in one message

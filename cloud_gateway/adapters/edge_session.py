@@ -5,6 +5,7 @@ Two tasks each, so that a thousand of them fit: one reads, one writes and keeps 
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +18,7 @@ from cloud_gateway.adapters.joining import Joining
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
 from tinyedge.errors import PeerError, TinyEdgeError
+from tinyedge.limits import LINK_MESSAGE_BYTES_MAX
 from tinyedge.protocol import asks, link
 from tinyedge.protocol import joining as words
 from tinyedge.protocol.websocket import WebSocket
@@ -98,7 +100,7 @@ class EdgeStream:
 
 
 class EdgeSession:
-    """`known` is what the node's certificate says; `machine` is empty until its Hello has come and was accepted."""
+    """`known` is what the node's certificate says; `machine` is its Hello's, once that was accepted: `met`."""
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class EdgeSession:
         self.known = known
         self.node = known.name
         self.machine = ""
+        self.met = False
         self.why = "the connection ended"
         self.link = link.Session(link.Role.GATEWAY, now_ms=mono_ms(), heartbeat_s=heartbeat_s)
         self._stream = stream
@@ -127,6 +130,7 @@ class EdgeSession:
         self._note = note
         self._mono_ms = mono_ms
         self._stall_s = 2 * heartbeat_s
+        self._hello_by = trio.current_time() + limits.EDGE_HELLO_S_MAX
         self._greet = welcome
         self._must_renew = False
         self._renewed = False
@@ -156,10 +160,16 @@ class EdgeSession:
                 for event in self.link.receive(message, self._mono_ms()):
                     await self._take(event)
             self.wake()
-            data = bytes(await self._stream.receive_some(limits.EDGE_READ_BYTES))
+            data = await self._receive()
             if not data:
                 return
             self.link.heard(self._mono_ms())
+
+    async def _receive(self) -> bytes:
+        """Who does not say who it is has little time: bytes that come one by one are no Hello."""
+        with trio.CancelScope(deadline=math.inf if self.met else self._hello_by):
+            return bytes(await self._stream.receive_some(limits.EDGE_READ_BYTES))
+        raise PeerError("the node does not say who it is", f"nothing that is a Hello in {limits.EDGE_HELLO_S_MAX} s")
 
     async def _write(self) -> None:
         """What is to be said, in writes of several messages; and the time."""
@@ -257,7 +267,8 @@ class EdgeSession:
             self._note("warning", "edge.refused", {"node": self.node, "reason": verdict.reason})
             self.bye(verdict.reason, verdict.message, -1)
             return
-        self.machine = hello.machine
+        self.machine, self.met = hello.machine, True
+        self._socket.max_bytes = LINK_MESSAGE_BYTES_MAX
         if verdict.kind == "renew":
             self._must_renew = True
             self._note("info", "edge.expired", {"node": self.node})

@@ -28,6 +28,7 @@ from cloud_gateway.adapters.joining import Joined, Joining
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError, WorldError
+from tinyedge.limits import LINK_HELLO_BYTES_MAX
 from tinyedge.protocol import joining as words
 from tinyedge.protocol import link
 from tinyedge.protocol.websocket import WebSocket, WebSocketBroken
@@ -245,7 +246,7 @@ class Edges:
             refusal = words.Refusal("this gateway has as many nodes as it takes", "", "try again later", "Full")
             await _respond(stream, 503, words.encode(refusal))
             return
-        socket = WebSocket(client=False)
+        socket = WebSocket(client=False, max_bytes=LINK_HELLO_BYTES_MAX)
         try:
             answer = socket.accept(request.head)
         except WebSocketBroken as error:
@@ -308,7 +309,7 @@ class Edges:
         """What is known of identities has changed."""
         for session in self._sessions.values():
             verdict = self._joining.may_connect(session.known, session.machine)
-            if session.machine and verdict.kind == "refused":
+            if session.met and verdict.kind == "refused":
                 session.bye(verdict.reason, verdict.message, -1)
 
     def carry_out(self, effect: facts.Effect) -> None:

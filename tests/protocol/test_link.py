@@ -10,7 +10,13 @@ import msgspec
 import pytest
 
 from tests.protocol.link_rig import NOTHING, REV, Joined, of
-from tinyedge.limits import LINK_ASKS_MAX, LINK_CONTROL_MAX, LINK_KEYS_MAX, LINK_SERIES_WAITING_MAX
+from tinyedge.limits import (
+    LINK_ASKS_MAX,
+    LINK_CONTROL_MAX,
+    LINK_HELLO_BYTES_MAX,
+    LINK_KEYS_MAX,
+    LINK_SERIES_WAITING_MAX,
+)
 from tinyedge.protocol import link, link_messages
 from tinyedge.protocol.link import Backoff, Class, Limits, LinkBroken, Role, Session, pack, unpack
 
@@ -102,6 +108,21 @@ def test_to_a_peer_of_version_one_nothing_is_deflated_and_series_have_no_gap() -
 def test_a_newer_peer_may_have_more_to_say_in_a_message() -> None:
     longer = b"\0" + msgspec.msgpack.encode([19, 7, "why", "NotFound", {"more": [1, 2]}, None])
     assert unpack(longer) == link.Close(7, "why", "NotFound")
+
+
+@pytest.mark.parametrize(("characters", "taken"), [(40, True), (400, False)])
+def test_a_first_message_may_not_inflate_to_as_much_as_later_ones(characters: int, taken: bool) -> None:
+    series = {f"{n:0{characters}}": n for n in range(1000)}
+    hello = link.Hello((1, 2), "", "", "", 0, Limits(1, 1, 1), {}, series)
+    packed = pack(hello)
+    assert len(packed) < LINK_HELLO_BYTES_MAX
+    assert unpack(packed) == hello
+    gateway = Session(Role.GATEWAY, now_ms=0)
+    if taken:
+        assert gateway.receive(packed, 0) == [hello]
+    else:
+        with pytest.raises(LinkBroken, match="no message"):
+            gateway.receive(packed, 0)
 
 
 def test_an_older_peer_has_less_to_say_in_a_message() -> None:

@@ -31,8 +31,10 @@ from tinyedge.limits import (
     LINK_ACKS_MAX,
     LINK_ASKS_MAX,
     LINK_CONTROL_MAX,
+    LINK_HELLO_BYTES_MAX,
     LINK_INFLIGHT_BYTES_MAX,
     LINK_INFLIGHT_MAX,
+    LINK_MESSAGE_BYTES_MAX,
     LINK_OBJECT_BYTES_MAX,
     LINK_SERIES_WAITING_MAX,
 )
@@ -203,7 +205,8 @@ class Session:
         self._pinged_ms = None
 
     def _receive(self, data: bytes) -> list[Event]:
-        message = unpack(data)
+        is_stranger = self.role is Role.GATEWAY and not self._hello_said
+        message = unpack(data, LINK_HELLO_BYTES_MAX if is_stranger else LINK_MESSAGE_BYTES_MAX)
         name = type(message).__name__
         if not isinstance(message, self._takes):
             raise LinkBroken(f"the other end sent {name}, which is not its to say")

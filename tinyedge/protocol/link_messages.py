@@ -277,22 +277,22 @@ def pack(message: Message, version: int = VERSION) -> bytes:
     return PLAIN + plain
 
 
-def unpack(data: bytes) -> AnyMessage:
+def unpack(data: bytes, bytes_max: int = LINK_MESSAGE_BYTES_MAX) -> AnyMessage:
     """Raises LinkBroken, and nothing else, for whatever is no message."""
     try:
-        found: AnyMessage = _DECODER.decode(_inflated(data))
+        found: AnyMessage = _DECODER.decode(_inflated(data, bytes_max))
     except (msgspec.MsgspecError, zlib.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise LinkBroken("the other end of the link sent what is no message", str(error)[:200]) from None
     return found
 
 
-def _inflated(data: bytes) -> bytes | memoryview:
-    if data[:1] == PLAIN and len(data) <= LINK_MESSAGE_BYTES_MAX:
+def _inflated(data: bytes, bytes_max: int) -> bytes | memoryview:
+    if data[:1] == PLAIN and len(data) <= bytes_max:
         return memoryview(data)[1:]
     if data[:1] != DEFLATED:
-        raise ValueError("it is too long" if len(data) > LINK_MESSAGE_BYTES_MAX else "it is packed in an unknown way")
+        raise ValueError("it is too long" if len(data) > bytes_max else "it is packed in an unknown way")
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    plain = inflate.decompress(memoryview(data)[1:], LINK_MESSAGE_BYTES_MAX)
+    plain = inflate.decompress(memoryview(data)[1:], bytes_max)
     if not inflate.eof or inflate.unused_data:
         raise ValueError("it inflates to too much, or to nothing whole")
     return plain

@@ -1,6 +1,6 @@
 """The WebSocket below the link (RFC 6455), without I/O: bytes in, messages out, and the other way round.
 
-Binary messages only, none larger than a message of the link may be, however many fragments it comes in. No extension:
+Binary messages only, none larger than `max_bytes`, however many fragments it comes in. No extension:
 the link packs its messages itself. Whatever else the other end sends is told as WebSocketBroken; `to_send` then holds
 what it may still be told.
 """
@@ -46,12 +46,13 @@ class WebSocketBroken(PeerError):
 
 
 class WebSocket:
-    """One end. `is_open` once both have agreed, `is_closed` when nothing more will come."""
+    """One end. `is_open` once both have agreed, `is_closed` when nothing more will come. `max_bytes` of a message may
+    be set anew: of who is not known yet less is taken."""
 
     def __init__(self, *, client: bool, max_bytes: int = LINK_MESSAGE_BYTES_MAX) -> None:
         self._ws = WSConnection(ConnectionType.CLIENT if client else ConnectionType.SERVER)
         self._client = client
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._partial = bytearray()
         self._head_bytes = 0
         self._refusal = b""
@@ -172,8 +173,8 @@ class WebSocket:
 
     def _piece(self, event: BytesMessage, messages: list[bytes]) -> None:
         self._partial += event.data
-        if len(self._partial) > self._max_bytes:
-            self._refuse(CloseReason.MESSAGE_TOO_BIG, f"a message may have {self._max_bytes} bytes")
+        if len(self._partial) > self.max_bytes:
+            self._refuse(CloseReason.MESSAGE_TOO_BIG, f"a message may have {self.max_bytes} bytes")
         if event.message_finished:
             messages.append(bytes(self._partial))
             self._partial = bytearray()

@@ -24,7 +24,9 @@ from cloud_gateway.core.authority import DAY_S, Policy
 from tests.fakes.link_edge import GONE, Keys, LinkEdge, ask, join, tls
 from tests.fakes.secrets import FakeSecrets
 from tinyedge.errors import PeerError
+from tinyedge.limits import LINK_HELLO_BYTES_MAX
 from tinyedge.protocol import asks, joining, link
+from tinyedge.protocol.websocket import WebSocket
 
 NOW = 1_790_000_000
 HERE, THERE = "aa" * 16, "bb" * 16
@@ -207,6 +209,20 @@ async def test_a_certificate_of_another_ca_is_none() -> None:
         assert not other.posted
 
 
+async def test_who_has_not_said_who_it_is_may_leave_little_lying_here() -> None:
+    async with serving() as (rig, _):
+        stream = await tls(rig.port, await rig.keys())
+        socket = WebSocket(client=True)
+        await stream.send_all(socket.request("gateway", joining.LINK_PATH))
+        with trio.fail_after(30):
+            while not socket.is_open:
+                socket.receive(bytes(await stream.receive_some()))
+            unfinished = socket.send(bytes(1 << 20))[: LINK_HELLO_BYTES_MAX + 1000]
+            await stream.send_all(unfinished)
+            assert "a message may have 65536 bytes" in (await rig.told(facts.Closed)).reason
+        await trio.aclose_forcefully(stream)
+
+
 # --- sessions ----------------------------------------------------------------------------------------------
 
 
@@ -326,6 +342,14 @@ async def test_who_was_revoked_is_hung_up_on_at_once_and_does_not_come_back() ->
         again = LinkEdge(rig.port, keys, HERE)
         nursery.start_soon(again.run)
         assert (await again.bye()).reason == "Revoked"
+
+
+async def test_a_node_whose_hardware_says_nothing_of_itself_is_hung_up_on_when_it_is_revoked() -> None:
+    async with serving() as (rig, nursery):
+        edge = await linked(rig, nursery, await rig.keys(machine=""), machine="")
+        await rig.joining.revoke("gate-7")
+        rig.edges.recheck()
+        assert (await edge.bye()).reason == "Revoked"
 
 
 async def test_a_session_ends_when_its_node_joins_anew_on_another_machine() -> None:
