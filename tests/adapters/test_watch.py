@@ -83,3 +83,58 @@ async def test_a_touch_without_a_change_tells_nothing_and_kinds_are_apart() -> N
         await trio.testing.wait_all_tasks_blocked()
         assert len(heard) == 3
         nursery.cancel_scope.cancel()
+
+
+async def test_of_many_objects_each_difference_is_told_too(autojump_clock: trio.testing.MockClock) -> None:
+    changes, there = Changes(), [item("a", kind="Device"), item("b", kind="Device")]
+    async with aclosing(changes.watch_many("devices", lambda: iter(there), 1)) as watch:
+        assert await told(watch, 2) == [("ADDED", "a"), ("ADDED", "b")]
+        there = [item("a", kind="Device", state="online"), item("c", kind="Device")]
+        changes.touch("devices")
+        assert await told(watch, 2) == [("MODIFIED", "a"), ("ADDED", "c")]
+        metadata = {"namespace": "default", "name": "b", "uid": "1"}
+        assert await anext(watch) == {"type": "DELETED", "object": {"kind": "Device", "metadata": metadata}}
+
+
+async def test_many_objects_are_looked_at_once_in_a_pause_however_often_they_change(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    changes, looks = Changes(), 0
+
+    def listed() -> list[Json]:
+        nonlocal looks
+        looks += 1
+        return [item("a", kind="Device", n=looks)]
+
+    async def listen() -> None:
+        async with aclosing(changes.watch_many("devices", listed, 1)) as watch:
+            async for _ in watch:
+                pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        for _ in range(100):
+            await trio.sleep(0.1)
+            changes.touch("devices")
+        nursery.cancel_scope.cancel()
+    assert 9 <= looks <= 11
+
+
+async def test_others_have_their_turn_while_many_objects_are_listed() -> None:
+    changes, turns = Changes(), 0
+    unchanged = [item(f"d{n}", kind="Device") for n in range(50)]
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with aclosing(changes.watch_many("devices", lambda: unchanged, 0)) as watch, trio.open_nursery() as nursery:
+        await told(watch, 50)
+        nursery.start_soon(another)
+        unchanged = [*unchanged, item("last", kind="Device")]
+        changes.touch("devices")
+        assert await told(watch, 1) == [("ADDED", "last")]
+        nursery.cancel_scope.cancel()
+    assert turns >= 50

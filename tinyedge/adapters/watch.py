@@ -1,14 +1,15 @@
 """Watches by comparing what there is with what each watcher was sent.
 
 A watcher that is slow misses states in between, never the last one, and holds no queue: it costs one copy of the list
-that it was sent. Nobody watching costs nothing.
+that it was sent, or of each object a hash where they are many. Nobody watching costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
 import trio
 
 Json = dict[str, Any]
@@ -44,6 +45,32 @@ class Changes:
                 yield {"type": "DELETED", "object": sent[key]}
             sent = there
             await changed.wait()
+
+    async def watch_many(
+        self, kind: str, listed: Callable[[], Iterable[Json]], pause_s: float
+    ) -> AsyncGenerator[Json, None]:
+        """As `watch`, of objects that are many and change all the time: others have their turn between any two that
+        `listed` makes, there are `pause_s` seconds between two looks at all, and of one that was deleted only `kind`
+        and `metadata` are told."""
+        sent: dict[tuple[str, str, str], int] = {}
+        of_kind = ""
+        while True:
+            changed = self._waiting.setdefault(kind, trio.Event())
+            there: dict[tuple[str, str, str], int] = {}
+            for item in listed():
+                key, of_kind = _key(item), item["kind"]
+                there[key] = hash(msgspec.json.encode(item))
+                if key not in sent:
+                    yield {"type": "ADDED", "object": item}
+                elif sent[key] != there[key]:
+                    yield {"type": "MODIFIED", "object": item}
+                await trio.lowlevel.checkpoint()
+            for namespace, name, uid in sent.keys() - there.keys():
+                metadata = {"namespace": namespace, "name": name, "uid": uid}
+                yield {"type": "DELETED", "object": {"kind": of_kind, "metadata": metadata}}
+            sent = there
+            await changed.wait()
+            await trio.sleep(pause_s)
 
 
 def _key(item: Json) -> tuple[str, str, str]:
