@@ -20,6 +20,7 @@ MISSING: dict[str, Callable[[], str]] = {
     "root": lambda: "needs root" if os.geteuid() else "",
     "containerd": lambda: _programs("containerd", "runc", "ctr") or ("needs root" if os.geteuid() else ""),
     "strace": lambda: _programs("strace"),
+    "mosquitto": lambda: _programs("mosquitto_passwd") or _mosquitto(),
     "kubectl": lambda: "" if shutil.which("kubectl") else "needs kubectl (https://kubernetes.io/docs/tasks/tools)",
 }
 
@@ -31,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _programs(*names: str) -> str:
     missing = [name for name in names if not shutil.which(name)]
     return f"needs {', '.join(missing)} (apt-get install {' '.join(missing)})" if missing else ""
+
+
+def _mosquitto() -> str:
+    """It stands in /usr/sbin, which is not in everybody's PATH."""
+    found = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    return "" if found else "needs mosquitto (apt-get install mosquitto)"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
