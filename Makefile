@@ -60,6 +60,10 @@ e2e: .venv/.dev
 proto: .venv/.dev
 	.venv/bin/python build/protobuf.py
 
+binary: .venv/.dev
+	@.venv/bin/python build/binary.py --product edge
+	@.venv/bin/python build/binary.py --product gateway
+
 docs: .venv/.dev
 	.venv/bin/python -m tests.docs
 
