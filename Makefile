@@ -11,7 +11,7 @@ BENCH ?= store pods link fleet
 OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint fmt bench outage sim crash e2e proto docs clean
+.PHONY: demo test lint fmt bench outage sim crash e2e proto binary docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--product", choices=sorted(ENTRIES), default="edge")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     args = parser.parse_args()
-    print(build(args.product, args.out))
+    sys.stdout.write(f"{build(args.product, args.out)}\n")
 
 
 def version() -> str:
