@@ -28,12 +28,11 @@ BANNED_IMPORTS = {
     "dataclasses": ("tinyedge", "msgspec.Struct: one kind of record, at a price in memory that is paid once"),
     "logging": ("tinyedge", "log.Log.note: one line per fact, rate-limited"),
     "requests": ("", "h11 on Trio"),
-    "asyncio": ("tinyedge", "Trio; adapters/grpc.py is the only place that knows asyncio"),
+    "asyncio": ("tinyedge", "Trio: one loop, one way to cancel"),
     "subprocess": ("tinyedge", "trio.run_process: a child without a nursery is nobody's child"),
     "pickle": ("", "msgspec: a peer must never choose what is constructed"),
 }
 ALLOWED_IMPORTS = {
-    ("tinyedge/adapters/grpc.py", "asyncio"),
     ("tinyedge/cli/demo/processes.py", "subprocess"),  # no daemon, no nursery: it starts one and kills it
 }
 SYNC_CALLS = {"fsync", "fdatasync", "sync"}

@@ -13,7 +13,6 @@ import trio
 
 from tests.fakes.containerd_rig import BUSYBOX, ContainerdRig
 from tinyedge.adapters.cri import CriRuntime
-from tinyedge.adapters.grpc import open_loop
 from tinyedge.model.runtime import ContainerSeen, ContainerSpec, ContainerState, PodSeen, SandboxSpec
 
 NODE = "edge-1"
@@ -36,17 +35,16 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerdRig]:
 @asynccontextmanager
 async def runtime_of(rig: ContainerdRig, node: str = NODE, **options: Any) -> AsyncIterator[CriRuntime]:
     """The adapter under test; what it leaves behind is removed, so that each test finds the node empty."""
-    async with open_loop() as loop:
-        runtime = CriRuntime(loop, f"unix://{rig.socket}", node, ctr=rig.ctr, **options)
-        try:
-            with trio.fail_after(2 * PATIENCE_S):
-                yield runtime
-        finally:
-            with trio.move_on_after(PATIENCE_S, shield=True):
-                for pod in await runtime.pods():
-                    for sandbox in pod.sandboxes:
-                        await runtime.remove_sandbox(sandbox.id)
-            await runtime.aclose()
+    runtime = CriRuntime(f"unix://{rig.socket}", node, ctr=rig.ctr, **options)
+    try:
+        with trio.fail_after(2 * PATIENCE_S):
+            yield runtime
+    finally:
+        with trio.move_on_after(PATIENCE_S, shield=True):
+            for pod in await runtime.pods():
+                for sandbox in pod.sandboxes:
+                    await runtime.remove_sandbox(sandbox.id)
+        await runtime.aclose()
 
 
 def sandbox(folder: Path, name: str = "web", *, attempt: int = 0, **fields: Any) -> SandboxSpec:

@@ -21,7 +21,6 @@ from tests.fakes.containerd_rig import BUSYBOX, ContainerdRig
 from tests.fakes.runtime import FakeMachine, FakeRuntime
 from tinyedge.adapters import process
 from tinyedge.adapters.cri import CriRuntime
-from tinyedge.adapters.grpc import open_loop
 from tinyedge.adapters.runtime import Runtime
 from tinyedge.errors import PeerError
 from tinyedge.limits import EXEC_OUTPUT_BYTES_MAX
@@ -117,12 +116,11 @@ class Containerd(World):
 
     @asynccontextmanager
     async def open(self, node: str = "edge-1") -> AsyncIterator[Runtime]:
-        async with open_loop() as loop:
-            runtime = CriRuntime(loop, f"unix://{self.rig.socket}", node, ctr=self.rig.ctr)
-            try:
-                yield runtime
-            finally:
-                await runtime.aclose()
+        runtime = CriRuntime(f"unix://{self.rig.socket}", node, ctr=self.rig.ctr)
+        try:
+            yield runtime
+        finally:
+            await runtime.aclose()
 
 
 WORLDS = [

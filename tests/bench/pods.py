@@ -42,12 +42,12 @@ from tests.e2e.cluster import Cluster, cluster_in
 from tests.fakes.containerd_rig import BUSYBOX, ContainerdRig
 from tinyedge.adapters.container_files import write_files
 from tinyedge.adapters.cri_messages import container_config, sandbox_config
-from tinyedge.adapters.grpc import Channel, open_loop
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import CliError
 from tinyedge.core import specs
 from tinyedge.errors import require
 from tinyedge.events import NodeFacts
+from tinyedge.grpc import Channel
 from tinyedge.model.decode import decode_object
 from tinyedge.model.pod import ConfigMap, Pod, Secret, ServiceAccountTokenProjection
 from tinyedge.model.runtime import ContainerSpec
@@ -60,7 +60,7 @@ SECTOR_BYTES = 512
 MIB = 1 << 20
 
 
-LIBRARIES = "import trio, msgpack, msgspec, lmdb, h11, google.protobuf.message, trio_asyncio, grpclib.protocol"
+LIBRARIES = "import trio, msgpack, msgspec, lmdb, h11, google.protobuf.message, h2.connection"
 
 
 def environment() -> dict[str, str]:
@@ -191,16 +191,15 @@ def floor(
     """At a time → seconds, to start pods; with `kill`, to start them again after it."""
 
     async def measure() -> dict[int, float]:
-        async with open_loop() as loop:
-            channel = Channel(loop, str(rig.socket))
-            try:
-                bare = Floor(channel, scratch)
-                widths = [n for n in (1, 4, 20) if n <= count]
-                if kill is None:
-                    return {n: await bare.run(count, n, f"{turn}-{n}") for n in widths}
-                return {n: await bare.restart(count, n, f"{turn}-{n}", kill) for n in widths}
-            finally:
-                channel.close()
+        channel = Channel(str(rig.socket))
+        try:
+            bare = Floor(channel, scratch)
+            widths = [n for n in (1, 4, 20) if n <= count]
+            if kill is None:
+                return {n: await bare.run(count, n, f"{turn}-{n}") for n in widths}
+            return {n: await bare.restart(count, n, f"{turn}-{n}", kill) for n in widths}
+        finally:
+            channel.close()
 
     return trio.run(measure)
 
@@ -434,10 +433,9 @@ async def _linked(
 ) -> None:
     async with (
         Kube(from_kubeconfig(cluster.kubeconfig)) as kube,
-        open_loop() as loop,
         trio.open_nursery() as nursery,
     ):
-        channel = Channel(loop, containerd)
+        channel = Channel(containerd)
         bare, pods = Floor(channel, scratch), ClusterPods(kube, cluster.namespace)
         await nursery.start(pods.follow)
         await pods.apply(*(f"c{n}" for n in range(PODS)))

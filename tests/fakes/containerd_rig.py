@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from tests.fakes.image_archives import BUSYBOX, PAUSE, busybox_image, docker_archive, pause_image
-from tinyedge.adapters.grpc import Channel, GrpcError, open_loop
+from tinyedge.grpc import Channel, GrpcError
 from tinyedge.protocol import cri_pb2 as pb
 
 START_S = 60.0
@@ -201,14 +201,13 @@ class ContainerdRig:
 
 
 async def _cri_answers(socket: str) -> bool:
-    async with open_loop() as loop:
-        channel = Channel(loop, socket)
-        try:
-            await channel.unary("/runtime.v1.RuntimeService/Status", pb.Empty(), pb.StatusResponse, timeout_s=5)
-        except GrpcError:
-            return False
-        finally:
-            channel.close()
+    channel = Channel(socket)
+    try:
+        await channel.unary("/runtime.v1.RuntimeService/Status", pb.Empty(), pb.StatusResponse, timeout_s=5)
+    except GrpcError:
+        return False
+    finally:
+        channel.close()
     return True
 
 

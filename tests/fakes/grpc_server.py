@@ -10,6 +10,7 @@ import trio
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
+from h2.exceptions import H2Error
 
 
 class _Connection:
@@ -22,8 +23,9 @@ class _Connection:
         self._sending = trio.Lock()
 
     async def flush(self, raw: bytes = b"") -> None:
-        async with self._sending:
-            await self.stream.send_all(self.http.data_to_send() + raw)
+        with trio.CancelScope(shield=True):  # half of it would break the connection
+            async with self._sending:
+                await self.stream.send_all(self.http.data_to_send() + raw)
 
 
 class ServedCall:
@@ -35,6 +37,7 @@ class ServedCall:
         self._id = event.stream_id
         self.headers = {str(key): str(value) for key, value in event.headers}
         self.request = b""
+        self.scope = trio.CancelScope()  # until the client gives it up
 
     async def send_headers(self, status: str = "200", **more: str) -> None:
         headers = [(":status", status), ("content-type", "application/grpc"), *_dashed(more)]
@@ -98,14 +101,24 @@ class GrpcServer:
                             connection.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                         elif isinstance(event, StreamEnded):
                             self.calls.append(calls[event.stream_id])
-                            nursery.start_soon(self.handler, calls[event.stream_id])
+                            nursery.start_soon(self._handle, calls[event.stream_id])
                         elif isinstance(event, StreamReset):
+                            calls[event.stream_id].scope.cancel()
                             self.resets.append(calls[event.stream_id].headers[":path"])
                             self.given_up.set()
                     await connection.flush()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
             nursery.cancel_scope.cancel()
+
+    async def _handle(self, call: ServedCall) -> None:
+        with call.scope:
+            await trio.lowlevel.checkpoint()
+            try:
+                await self.handler(call)
+            except H2Error:
+                if not call.scope.cancel_called:
+                    raise
 
 
 @asynccontextmanager

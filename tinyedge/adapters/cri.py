@@ -21,9 +21,9 @@ import trio
 from tinyedge import limits
 from tinyedge.adapters import cri_changes, cri_leftovers, images
 from tinyedge.adapters import cri_messages as words
-from tinyedge.adapters.grpc import Channel, GrpcError, Loop, Message, NoAnswer, Status, open_loop
 from tinyedge.adapters.runtime import Progress, RegistryAuth
 from tinyedge.errors import PeerError
+from tinyedge.grpc import Channel, GrpcError, Message, NoAnswer, Status
 from tinyedge.model.runtime import (
     ContainerSeen,
     ContainerSpec,
@@ -58,12 +58,11 @@ async def open_runtime(
     endpoint: str, node: str, *, ctr: str = "ctr", relist_s: float = RELIST_S
 ) -> AsyncIterator[CriRuntime]:
     """The runtime at `endpoint` (`unix:///run/containerd/containerd.sock`, or the bare path). Does not connect yet."""
-    async with open_loop() as loop:
-        runtime = CriRuntime(loop, endpoint, node, ctr=ctr, relist_s=relist_s)
-        try:
-            yield runtime
-        finally:
-            await runtime.aclose()
+    runtime = CriRuntime(endpoint, node, ctr=ctr, relist_s=relist_s)
+    try:
+        yield runtime
+    finally:
+        await runtime.aclose()
 
 
 class CriRuntime:
@@ -71,7 +70,6 @@ class CriRuntime:
 
     def __init__(
         self,
-        loop: Loop,
         endpoint: str,
         node: str,
         *,
@@ -81,7 +79,7 @@ class CriRuntime:
     ) -> None:
         self._socket = endpoint.removeprefix("unix://")
         # The metadata is for containerd's own services; CRI has no use for it.
-        self._channel = Channel(loop, self._socket, metadata=(("containerd-namespace", "k8s.io"),))
+        self._channel = Channel(self._socket, metadata=(("containerd-namespace", "k8s.io"),))
         self._node = node
         self._ours = {words.NODE_LABEL: node}
         self._relist_s = relist_s

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import trio
 
-from tinyedge.adapters.grpc import Channel, GrpcError, Message, Messages, Status
 from tinyedge.errors import PeerError
+from tinyedge.grpc import Channel, GrpcError, Message, Messages, Status
 from tinyedge.protocol import containerd_pb2, cri_pb2
 
 SUBSCRIBE = "/containerd.services.events.v1.Events/Subscribe"

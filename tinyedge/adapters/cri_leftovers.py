@@ -11,7 +11,7 @@ import re
 import signal
 from contextlib import suppress
 
-from tinyedge.adapters.grpc import Channel, GrpcError, Status
+from tinyedge.grpc import Channel, GrpcError, Status
 from tinyedge.protocol.containerd_pb2 import KillTaskRequest, TaskRequest, TaskResponse
 
 SERVICE = "/containerd.services.tasks.v1.Tasks/"

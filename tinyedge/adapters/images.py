@@ -17,9 +17,9 @@ import trio
 
 from tinyedge import limits
 from tinyedge.adapters.cri_messages import image_seen
-from tinyedge.adapters.grpc import Channel, GrpcError, Message, NoAnswer, Status
 from tinyedge.adapters.runtime import Progress, RegistryAuth
 from tinyedge.errors import BadInput, PeerError
+from tinyedge.grpc import Channel, GrpcError, Message, NoAnswer, Status
 from tinyedge.model.image import normal_reference
 from tinyedge.model.runtime import ContainerSpec, ImageSeen, RuntimeInfo
 from tinyedge.protocol import containerd_pb2, cri_pb2

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 
 import msgspec
+import trio
 from msgspec import Struct
 
-from tinyedge import __version__
+from tinyedge import __version__, limits
 from tinyedge.adapters.local_api.backend import Backend, JoinBody, Json, LogOptions, Note
 from tinyedge.errors import BadInput, PeerError, StoreError, StoreFull, StoreReadOnly, TinyEdgeError
-from tinyedge.events import Apply, DeleteObject, RestartPod
+from tinyedge.events import Answer, Apply, CallMethod, DeleteObject, ReadDevice, Request, RestartPod, SetDesired
+from tinyedge.model.device import API_VERSION as DEVICES_API
 from tinyedge.redact import Redactor
+from tinyedge.unix_socket import Peer
 
-KINDS = {"pods": "Pod", "configmaps": "ConfigMap", "secrets": "Secret", "nodes": "Node", "events": "Event"}
-CHANGEABLE = ("pods", "configmaps", "secrets")
+KINDS = {
+    "pods": "Pod",
+    "configmaps": "ConfigMap",
+    "secrets": "Secret",
+    "nodes": "Node",
+    "events": "Event",
+    "devices": "Device",
+    "devicemodels": "DeviceModel",
+}
+CHANGEABLE = ("pods", "configmaps", "secrets", "devices", "devicemodels")
+HISTORY_VALUES = 100  # that are told unless more are asked for
 
 
 class ApiError(TinyEdgeError):
@@ -27,20 +39,12 @@ class ApiError(TinyEdgeError):
         self.reason = reason
 
 
-class Caller(Struct, frozen=True):
-    """Who is at the other end of the socket, as the kernel says."""
-
-    pid: int
-    uid: int
-    gid: int
-
-
 class Call(Struct, frozen=True):
     method: str
     segments: tuple[str, ...]
     query: dict[str, list[str]]
     body: bytes
-    caller: Caller
+    caller: Peer
 
     def text(self, name: str) -> str:
         return self.query.get(name, [""])[-1]
@@ -105,6 +109,53 @@ def error_body(error: ApiError) -> bytes:
     return msgspec.json.encode({"what": error.what, "why": error.why, "remedy": error.remedy, "reason": error.reason})
 
 
+def _checked(answer: Answer, remedy: str = "") -> Answer:
+    if answer.error:
+        reason = answer.error if answer.error.isalpha() else "Refused"
+        raise ApiError(ANSWER_STATUS.get(reason, 409), reason, answer.message or answer.error, "", remedy)
+    return answer
+
+
+async def _long_list(items: Iterable[Json], namespace: str) -> AsyncGenerator[bytes, None]:
+    """A list that is never in memory whole; others have their turn between any two items."""
+    before = f'{{"apiVersion":"{DEVICES_API}","kind":"DeviceList","items":[\n'
+    for item in items:
+        await trio.lowlevel.checkpoint()
+        if namespace in ("", item["metadata"]["namespace"]):
+            yield before.encode() + msgspec.json.encode(item) + b"\n"
+            before = ","
+    yield (before if before != "," else "").encode() + b"]}\n"
+
+
+def _has_property(device: Json, name: str) -> None:
+    names = [one["name"] for one in device["spec"].get("properties", ())]
+    if name not in names:
+        meta = device["metadata"]
+        what = f'device "{meta["name"]}" has no property "{name}"'
+        raise ApiError(404, "NotFound", what, "", f"it has: {', '.join(names) or 'none'}")
+
+
+def _body(call: Call, shape: Json) -> Json:
+    """An object with the keys of `shape`, and no other."""
+    try:
+        found = msgspec.json.decode(call.body)
+    except (msgspec.DecodeError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.keys() != shape.keys():
+        raise BadInput("the request's body", call.body[:40], msgspec.json.encode(shape).decode())
+    return found
+
+
+def _texts(values: Json) -> dict[str, str]:
+    """Values as devices have them. JSON's own kinds are understood: 3, 1.5, true."""
+    for name, value in values.items():
+        if not isinstance(value, str | int | float):
+            raise BadInput(name, value, "a text, a number, true or false")
+    return {
+        name: value if isinstance(value, str) else msgspec.json.encode(value).decode() for name, value in values.items()
+    }
+
+
 ANSWER_STATUS = {
     "NotFound": 404,
     "Conflict": 409,
@@ -132,6 +183,7 @@ class Routes:
             "configmaps": self.backend.configmaps,
             "secrets": self.backend.secrets,
             "events": self.backend.events,
+            "devicemodels": self.backend.devicemodels,
         }
         if kind not in views:
             raise ApiError(404, "NotFound", f"there is no kind {kind}", "", f"known are {', '.join(KINDS)}, images")
@@ -145,8 +197,11 @@ class Routes:
             return _json({"items": list(self.backend.images())})
         if call.flag("watch") and kind in KINDS:
             return Reply(_lines(self._changes(kind, namespace)), content_type="application/jsonl")
+        if kind == "devices":
+            return Reply(_long_list(self.backend.devices(), namespace))
         items = [item for item in self.listed(kind) if not namespace or item["metadata"].get("namespace") == namespace]
-        return _json({"apiVersion": "v1", "kind": f"{KINDS[kind]}List", "items": items})
+        api = DEVICES_API if kind == "devicemodels" else "v1"
+        return _json({"apiVersion": api, "kind": f"{KINDS[kind]}List", "items": items})
 
     async def _changes(self, kind: str, namespace: str) -> AsyncGenerator[Json, None]:
         async with aclosing(self.backend.watch(kind)) as changes:
@@ -155,6 +210,8 @@ class Routes:
                     yield change
 
     async def one(self, call: Call, namespace: str, kind: str, name: str) -> Reply:
+        if kind == "devices":
+            return _json(self._device(namespace, name))
         for item in self.listed(kind):
             if item["metadata"]["name"] == name and item["metadata"].get("namespace", namespace) == namespace:
                 return _json(item)
@@ -204,6 +261,25 @@ class Routes:
         if found is None:
             raise _not_found("pods", namespace, name)
         return _json(found)
+
+    async def why_device(self, call: Call, namespace: str, name: str) -> Reply:
+        found = self.backend.why_device(namespace, name)
+        if found is None:
+            raise _not_found("devices", namespace, name)
+        return _json(found)
+
+    async def history(self, call: Call, namespace: str, name: str) -> Reply:
+        device, wanted = self._device(namespace, name), call.text("property")
+        if wanted:
+            _has_property(device, wanted)
+        limit = min(call.number("limit") or HISTORY_VALUES, limits.HISTORY_VALUES_MAX)
+        return _json(await self.backend.history(namespace, name, wanted, limit))
+
+    def _device(self, namespace: str, name: str) -> Json:
+        device = self.backend.device(namespace, name)
+        if device is None:
+            raise _not_found("devices", namespace, name)
+        return device
 
     async def log(self, call: Call, namespace: str, name: str) -> Reply:
         container = self._container(call, namespace, name)
@@ -294,19 +370,57 @@ class Routes:
         ]
         return _json({"message": message, "objects": done})
 
+    # what is asked of devices
+
+    async def write_property(self, call: Call, namespace: str, name: str, property_name: str) -> Reply:
+        _has_property(self._device(namespace, name), property_name)
+        value = _texts(_body(call, {"value": "what the property is to have"}))["value"]
+        what = SetDesired(namespace, name, property_name, value)
+        shown = {"property": property_name, "value": value[:100]}
+        return _json({"message": (await self._ask_device(call, "write", what, shown)).message})
+
+    async def read_device(self, call: Call, namespace: str, name: str) -> Reply:
+        device, wanted = self._device(namespace, name), call.text("property")
+        if wanted:
+            _has_property(device, wanted)
+        answer = await self._ask_device(call, "read", ReadDevice(namespace, name, wanted), {"property": wanted})
+        return _json({"message": answer.message, "values": msgspec.json.decode(answer.data or b"{}")})
+
+    async def call_method(self, call: Call, namespace: str, name: str, method: str) -> Reply:
+        self._device(namespace, name)
+        arguments = _body(call, {"arguments": {"a property": "its value"}})["arguments"] if call.body else {}
+        if not isinstance(arguments, dict):
+            raise BadInput("arguments", arguments, "an object of property: value")
+        what = CallMethod(namespace, name, method, _texts(arguments))
+        answer = await self._ask_device(call, "call", what, {"method": method})
+        return _json({"message": answer.message, "values": msgspec.json.decode(answer.data or b"{}")})
+
+    async def _ask_device(
+        self, call: Call, verb: str, what: SetDesired | ReadDevice | CallMethod, shown: dict[str, str]
+    ) -> Answer:
+        """A device may take any time, and who waits for it may not."""
+        with self._logged(call, f"device.{verb}", f"devices/{what.namespace}/{what.name}", **shown):
+            with trio.move_on_after(limits.API_DEVICE_S):
+                answer = await self.backend.request(call.caller.uid, what)
+                return _checked(answer, f"tinyedge why device/{what.name} -n {what.namespace}")
+            raise ApiError(
+                504,
+                "Timeout",
+                f"device {what.name} has not answered within {limits.API_DEVICE_S} s",
+                "its mapper is still at it, and that goes on",
+                f"see what comes of it: tinyedge describe device {what.name} -n {what.namespace}",
+            )
+
     def _there(self, kind: str, namespace: str, name: str) -> bool:
+        if kind == "devices":
+            return self.backend.device(namespace, name) is not None
         metas = (item["metadata"] for item in self.listed(kind))
         return any((meta.get("namespace"), meta["name"]) == (namespace, name) for meta in metas)
 
-    async def _request(self, call: Call, verb: str, target: str, what: Apply | DeleteObject | RestartPod) -> str:
+    async def _request(self, call: Call, verb: str, target: str, what: Request) -> str:
         """Ask the core; its words, once what it promises is on disk."""
         with self._logged(call, verb, target):
-            answer = await self.backend.request(call.caller.uid, what)
-            if answer.error:
-                reason = answer.error if answer.error.isalpha() else "Refused"
-                words = answer.message or answer.error
-                raise ApiError(ANSWER_STATUS.get(reason, 409), reason, words)
-            return answer.message
+            return _checked(await self.backend.request(call.caller.uid, what)).message
 
     async def pull(self, call: Call) -> Reply:
         image = self._named(call, "image", "a reference such as docker.io/library/busybox:1.36")
@@ -380,6 +494,7 @@ async def _logged_lines(logged: _Logged, items: AsyncGenerator[Json, None]) -> A
 
 Handler = Callable[..., Awaitable[Reply]]
 POD = "v1/namespaces/*/pods/*"
+DEVICE = "v1/namespaces/*/devices/*"
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "healthz", Routes.alive),
     ("GET", "readyz", Routes.ready),
@@ -408,6 +523,11 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", f"{POD}/attach", Routes.attach),
     ("POST", f"{POD}/portforward", Routes.port_forward),
     ("POST", f"{POD}/restart", Routes.restart),
+    ("GET", f"{DEVICE}/why", Routes.why_device),
+    ("GET", f"{DEVICE}/history", Routes.history),
+    ("POST", f"{DEVICE}/read", Routes.read_device),
+    ("POST", f"{DEVICE}/properties/*", Routes.write_property),
+    ("POST", f"{DEVICE}/methods/*", Routes.call_method),
 )
 
 

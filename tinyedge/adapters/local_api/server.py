@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import grp
-import os
-import socket as sockets
-import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
@@ -14,9 +10,10 @@ import trio
 
 from tinyedge import limits
 from tinyedge.adapters.local_api.backend import Backend, Note
-from tinyedge.adapters.local_api.routes import ApiError, Call, Caller, Reply, Routes, error_body, explained, route
-from tinyedge.errors import BadInput, TinyEdgeError, WorldError
+from tinyedge.adapters.local_api.routes import ApiError, Call, Reply, Routes, error_body, explained, route
+from tinyedge.errors import BadInput, TinyEdgeError
 from tinyedge.redact import Redactor
+from tinyedge.unix_socket import Listener, Peer, peer
 
 
 class _Http:
@@ -111,16 +108,16 @@ class LocalApi:
         self, path: str, group: str = "", *, task_status: trio.TaskStatus = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen on `path` (made 0660, for `group` if it is given) until cancelled; then the socket is removed."""
-        listener = _listen(path, group)
-        inode = os.stat(path).st_ino
+        listener = Listener(path, group, "api.socket", backlog=limits.API_CONNECTIONS_MAX)
         try:
             task_status.started()
-            await trio.serve_listeners(self._connection, [listener])
+            sock = trio.socket.from_stdlib_socket(listener.socket)
+            await trio.serve_listeners(self._connection, [trio.SocketListener(sock)])
         finally:
-            _remove_own(path, inode)
+            listener.close()
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        caller = _caller(stream)
+        caller = peer(stream.socket)
         http = _Http(stream)
         mine = self._open.get(caller.uid, 0)
         self._open[caller.uid] = mine + 1
@@ -141,7 +138,7 @@ class LocalApi:
             if not self._open[caller.uid]:
                 del self._open[caller.uid]
 
-    async def _exchange(self, http: _Http, caller: Caller) -> bool:
+    async def _exchange(self, http: _Http, caller: Peer) -> bool:
         """One request and its answer. True when another one may follow on the same connection."""
         try:
             request = await http.request()
@@ -212,12 +209,7 @@ async def _until(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -
     scope.cancel()
 
 
-def _caller(stream: trio.SocketStream) -> Caller:
-    size = struct.calcsize("3i")
-    return Caller(*struct.unpack("3i", stream.socket.getsockopt(sockets.SOL_SOCKET, sockets.SO_PEERCRED, size)))
-
-
-def _call(head: h11.Request, body: bytes, caller: Caller) -> Call:
+def _call(head: h11.Request, body: bytes, caller: Peer) -> Call:
     path, _, query = head.target.decode("ascii").partition("?")
     parameters: dict[str, list[str]] = {}
     for pair in query.split("&") if query else ():
@@ -239,59 +231,3 @@ def _unquoted(text: str) -> str:
         return b"".join(out).decode()
     except UnicodeDecodeError:
         raise BadInput("the request's path", text, "percent-encoded UTF-8") from None
-
-
-def _listen(path: str, group: str) -> trio.SocketListener:
-    """The socket, with the rights it needs from its first moment; one left behind by a dead daemon is replaced."""
-    gid = _gid(group)
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        _remove_stale(path)
-        return trio.SocketListener(_bound(path, gid))
-    except OSError as error:
-        why = error.strerror or str(error)
-        remedy = "check api.socket: its folder must be writable for the daemon, and the path shorter than 108 bytes"
-        raise WorldError(f"can't listen on {path}", why, remedy) from error
-
-
-def _bound(path: str, gid: int) -> trio.socket.SocketType:
-    sock = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
-    try:
-        mask = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(mask)
-        os.chown(path, -1, gid)
-        os.chmod(path, 0o660)
-        sock.listen(limits.API_CONNECTIONS_MAX)
-    except OSError:
-        sock.close()
-        raise
-    return trio.socket.from_stdlib_socket(sock)
-
-
-def _gid(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid if group else -1
-    except KeyError:
-        raise BadInput("api.group", group, f"a group of this machine (groupadd --system {group})") from None
-
-
-def _remove_own(path: str, inode: int) -> None:
-    with suppress(OSError):
-        if os.stat(path).st_ino == inode:
-            os.unlink(path)
-
-
-def _remove_stale(path: str) -> None:
-    if not os.path.lexists(path):
-        return
-    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise WorldError(f"{path} is in use", "another daemon listens there", "stop it, or set another api.socket")

@@ -15,8 +15,8 @@ import trio
 from tests.adapters.cutting import cancelled_everywhere
 from tests.fakes.grpc_server import GrpcServer, Handler, ServedCall, grpc_server
 from tinyedge import limits
-from tinyedge.adapters.grpc import Channel, GrpcError, NoAnswer, Status, open_loop
 from tinyedge.errors import PeerError
+from tinyedge.grpc import Channel, GrpcError, NoAnswer, Status
 
 
 class Text:
@@ -40,8 +40,8 @@ async def _peers(folder: Path, handler: Handler) -> AsyncIterator[tuple[Channel,
     """Anything that takes longer than a few seconds here hangs."""
     path = str(folder / "grpc.sock")
     with trio.fail_after(60):
-        async with grpc_server(path, handler) as server, open_loop() as loop:
-            channel = Channel(loop, path, metadata=(("who", "us"),))
+        async with grpc_server(path, handler) as server:
+            channel = Channel(path, metadata=(("who", "us"),))
             try:
                 yield channel, server
             finally:
@@ -129,11 +129,10 @@ async def test_what_may_pass_is_worth_another_try(tmp_path: Path, status: str) -
 
 
 async def test_a_peer_that_is_not_there_fails_at_once(tmp_path: Path) -> None:
-    async with open_loop() as loop:
-        with pytest.raises(GrpcError, match=re.escape(f"{tmp_path}/none.sock: No such file")) as caught:
-            await _say(Channel(loop, f"{tmp_path}/none.sock"))
-        assert caught.value.status is Status.UNAVAILABLE
-        assert caught.value.retryable
+    with pytest.raises(GrpcError, match=re.escape(f"{tmp_path}/none.sock: No such file")) as caught:
+        await _say(Channel(f"{tmp_path}/none.sock"))
+    assert caught.value.status is Status.UNAVAILABLE
+    assert caught.value.retryable
 
 
 async def test_a_late_answer_is_given_up_here_and_there(tmp_path: Path) -> None:
@@ -315,17 +314,16 @@ async def test_closing_the_channel_fails_what_is_under_way(tmp_path: Path) -> No
     assert failed == [Status.UNAVAILABLE]
 
 
-async def test_a_call_after_the_loop_has_closed_is_refused(tmp_path: Path) -> None:
-    async with _peers(tmp_path, _echo) as (channel, _):
+async def test_a_channel_that_was_closed_connects_anew(tmp_path: Path) -> None:
+    async with _peers(tmp_path, _echo) as (channel, server):
         await _say(channel)
-    with pytest.raises(GrpcError) as caught:
-        await _say(channel)
-    assert caught.value.status is Status.UNAVAILABLE
+        channel.close()
+        assert await _say(channel) == b"you said hello"
+        assert server.connections == 2
 
 
 async def test_a_call_may_be_cancelled_anywhere_and_the_channel_goes_on(tmp_path: Path) -> None:
     async with _peers(tmp_path, _echo) as (channel, _):
         assert await cancelled_everywhere(lambda: _say(channel), lambda: None) > 1
         assert await _say(channel) == b"you said hello"
-        assert channel._protocol is not None
-        assert channel._protocol.processor.streams == {}, "no call is left behind"
+        assert channel.calls == 0, "no call is left behind"
