@@ -67,6 +67,7 @@ API_CALLER_CONNECTIONS_MAX = 48  # of one user id, so that no user can shut the 
 API_HEAD_BYTES_MAX = 32 * KIB
 API_IDLE_S = 30  # for a request to arrive whole
 API_STALL_S = 30  # for a client to take what it is sent
+API_DEVICE_S = 30  # for a device to answer who waits
 GRPC_MESSAGE_BYTES_MAX = 16 * MIB
 GRPC_WINDOW_BYTES = 256 * KIB  # what a peer may send ahead of us
 GRPC_HEADERS_BYTES_MAX = 16 * KIB
@@ -101,6 +102,8 @@ DEVICE_VALUE_BYTES_MAX = 16 * KIB
 DEVICE_REPORT_BYTES_MAX = 48 * KIB  # of all values of one report
 PUSH_TARGETS_MAX = 64  # places that the node itself pushes values to
 DEVICE_CALLS_MAX = 8  # calls of one mapper that are under way
+HISTORY_SEGMENTS_MAX = 16  # of the journal, read for who asks for past values
+HISTORY_VALUES_MAX = 10_000  # in one answer
 DMI_NAME_CHARS_MAX = 253
 DMI_PATH_CHARS_MAX = 107  # of a unix socket, as the kernel
 DMI_ANSWER_BYTES_MAX = 1 * MIB  # of a mapper
@@ -128,6 +131,10 @@ CLOUD_ASK_S_MAX = 60  # for the gateway to answer a question
 CLOUD_SERIES_ITEMS_MAX = 256  # in one message
 CLOUD_SERIES_MESSAGE_BYTES = 64 * KIB
 CLOUD_SERIES_WINDOW_BYTES = 256 * KIB  # of one series, sent and not acknowledged
+
+# Rules.
+EXPRESSION_CHARS_MAX = 1000
+EXPRESSION_DEPTH_MAX = 32
 
 # Beyond this machine.
 OUTBOUND_ENTRIES_MAX = 256  # of outbound.allow
