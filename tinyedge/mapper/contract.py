@@ -12,6 +12,7 @@ A driver is an object with these functions, each plain or `async`:
     start(report), stop()                        around everything; `report(key, {name: value})`, or with an exception
                                                  in place of values, is for devices that speak of their own accord.
                                                  With `polls = False` nothing is read but what somebody asks for.
+    own_limits = True                            its functions end by themselves: they may take longer than 8 s
 
 One device is served by one call at a time. A plain function runs in a thread of its own. What they raise says what is
 wrong: `Offline`, or any OSError, that the device does not answer (it is tried again, ever more slowly); `Refused` that
