@@ -5,7 +5,7 @@ Part of the wiring: it may see the core and the adapters, and joins what neither
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -22,12 +22,13 @@ from tinyedge.adapters.watch import Changes
 from tinyedge.config import Config, proxy_password, shown
 from tinyedge.core.edge import Edge
 from tinyedge.core.status import rfc3339
-from tinyedge.errors import PeerError, StoreReadOnly, TinyEdgeError
-from tinyedge.events import Answer, Apply, DeleteObject, Event, MachineSeen, Requested, RestartPod
-from tinyedge.limits import STATE_BYTES_MAX
+from tinyedge.errors import BadInput, PeerError, StoreReadOnly, TinyEdgeError
+from tinyedge.events import Answer, Event, MachineSeen, Request, Requested
+from tinyedge.limits import HISTORY_SEGMENTS_MAX, STATE_BYTES_MAX
 from tinyedge.model import decode
 from tinyedge.model.objects import Object
 from tinyedge.model.runtime import ContainerSeen, PodSeen, PodUsage
+from tinyedge.protocol import readings
 from tinyedge.store.blackbox import BlackBox
 from tinyedge.store.store import Store
 
@@ -53,7 +54,8 @@ class Uplinked(Protocol):
 
 
 NODE = ("", "")  # stands for the node itself among containers
-KINDS = ("pods", "nodes", "events", "configmaps", "secrets", "images")
+KINDS = ("pods", "nodes", "events", "configmaps", "secrets", "images", "devices", "devicemodels")
+WATCH_DEVICES_S = 1  # between two looks at all devices for somebody who watches them
 
 
 class Life(Struct):
@@ -143,13 +145,32 @@ class DaemonBackend:
     def images(self) -> Sequence[Json]:
         return self._edge.view.images()
 
+    def devices(self) -> Iterator[Json]:
+        view = self._edge.view
+        found = (view.device_object(*names) for names in view.device_keys())
+        return (one for one in found if one)
+
+    def device(self, namespace: str, name: str) -> Json | None:
+        return self._edge.view.device_object(namespace, name)
+
+    def devicemodels(self) -> Sequence[Json]:
+        return self._edge.view.models()
+
     def events(self) -> Sequence[Json]:
         return self._edge.view.events()
 
     def why(self, namespace: str, name: str) -> Json | None:
         return self._edge.view.why(namespace, name)
 
+    def why_device(self, namespace: str, name: str) -> Json | None:
+        return self._edge.view.why_device(namespace, name)
+
+    async def history(self, namespace: str, name: str, property_name: str, limit: int) -> Json:
+        return await trio.to_thread.run_sync(_history, self._store, f"{namespace}/{name}", property_name, limit)
+
     def watch(self, kind: str) -> AsyncGenerator[Json, None]:
+        if kind == "devices":
+            return self._changes.watch_many(kind, self.devices, WATCH_DEVICES_S)
         lists: dict[str, Callable[[], Sequence[Json]]] = {
             "pods": self.pods,
             "nodes": lambda: [self.node()],
@@ -157,6 +178,7 @@ class DaemonBackend:
             "configmaps": self.configmaps,
             "secrets": self.secrets,
             "images": self.images,
+            "devicemodels": self.devicemodels,
         }
         return self._changes.watch(kind, lists[kind])
 
@@ -173,6 +195,7 @@ class DaemonBackend:
             **status,
             "link": self._uplink.status(),
             "store": self._store_status(),
+            "series": self._series(),
             "machine": self._machine(),
         }
 
@@ -194,6 +217,16 @@ class DaemonBackend:
             "sequence": found.sequence,
             "faults": faults,
         }
+
+    def _series(self) -> Json:
+        """What waits for those who take it, and what was lost before they could: `{"readings": {"waiting",
+        "dropped"}, …}`; `push` is all places that values are pushed to."""
+        found: Json = {}
+        for name, info in self._store.series().items():
+            queue = found.setdefault(name.partition(":")[0], {"waiting": 0, "dropped": 0})
+            queue["waiting"] += info.last - info.first + 1
+            queue["dropped"] += info.dropped
+        return found
 
     def _machine(self) -> Json:
         seen = self._life.machine
@@ -267,7 +300,7 @@ class DaemonBackend:
     def decode(self, documents: Sequence[object]) -> tuple[Object, ...]:
         return tuple(decode.decode_object(raw, f"items[{n}]") for n, raw in enumerate(documents))
 
-    async def request(self, uid: int, what: Apply | DeleteObject | RestartPod) -> Answer:
+    async def request(self, uid: int, what: Request) -> Answer:
         if self._refusing:
             return Answer(0, "StoreReadOnly", f"the store can't be written: {self._refusing}")
         self._request += 1
@@ -420,6 +453,38 @@ class DaemonBackend:
                 await self._images_changed()
                 return
         raise PeerError(f"there is no image {image}", remedy="see what there is: tinyedge image ls")
+
+
+def _history(store: Store, key: str, property_name: str, limit: int) -> Json:
+    """As `Backend.history`; reads at most HISTORY_SEGMENTS_MAX segments of the journal, from the newest on."""
+    found: list[Json] = []
+    below = 2**63
+    complete = False
+    for _ in range(HISTORY_SEGMENTS_MAX):
+        piece = store.read_back(readings.SERIES, below)
+        complete = not piece
+        if complete or len(found) >= limit:
+            break
+        below = piece[0][0]
+        for _, item in reversed(piece):
+            found += [one for one in _values(item, key) if property_name in ("", one["property"])]
+    return {"items": found[:limit][::-1], "complete": complete and len(found) <= limit}
+
+
+def _values(item: bytes, key: str) -> list[Json]:
+    """What a reading tells of a device, the last first."""
+    try:
+        report = readings.decode(item)
+    except BadInput:
+        return []
+    if report.device != key:
+        return []
+    clock = "untrusted" if report.flags & readings.UNTRUSTED else "node"
+    clock = "mapper" if report.flags & readings.BY_MAPPER else clock
+    return [
+        {"timestamp": report.at_ms, "clock": clock, "property": name, "value": value}
+        for name, value in reversed(report.values)
+    ]
 
 
 def _unreadable(table: str, key: str, why: str) -> Json:

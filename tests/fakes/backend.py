@@ -10,7 +10,8 @@ import trio
 from tinyedge.adapters.local_api import JoinBody, LogOptions
 from tinyedge.adapters.watch import Changes
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError
-from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
+from tinyedge.events import Answer, Request
+from tinyedge.model import decode
 from tinyedge.model.objects import Object
 from tinyedge.model.pod import ConfigMap, Container, ObjectMeta, Pod, PodSpec, Secret
 
@@ -18,6 +19,7 @@ Json = dict[str, Any]
 
 MARKER = "hunter2-never-show-this"  # the value of a secret; no output may hold it
 START = "2026-11-23T10:00:00Z"
+START_MS = 1_795_428_000_000
 
 
 def container_status(name: str = "web", restarts: int = 0, **more: Any) -> Json:
@@ -120,6 +122,68 @@ def node() -> Json:
     }
 
 
+DEVICES_API = "devices.kubeedge.io/v1beta1"
+
+
+def twin(name: str, kind: str, value: str = "", *, desired: str = "", ago_s: int = 3600, **more: Any) -> Json:
+    """A property as a device's status shows it, taken `ago_s` seconds before an hour after START."""
+    found: Json = {
+        "propertyName": name,
+        "observedDesired": {"value": desired, "metadata": {}},
+        "type": kind,
+        "accessMode": "ReadWrite",
+        "quality": "good" if value else "none",
+    }
+    if value:
+        metadata = {"timestamp": str(START_MS + (3600 - ago_s) * 1000), "type": kind.lower()}
+        found["reported"] = {"value": value, "metadata": metadata}
+    if desired:
+        found["desired"] = desired
+    return found | more
+
+
+def device(name: str = "pump-1", namespace: str = "default", **status: Any) -> Json:
+    """A KubeEdge Device that is online: two properties that were reported, one that was set on site, one method."""
+    visitors = {"configData": {"register": 4}}
+    return {
+        "apiVersion": DEVICES_API,
+        "kind": "Device",
+        "metadata": {"name": name, "namespace": namespace, "uid": f"d-{name}", "creationTimestamp": START},
+        "spec": {
+            "deviceModelRef": {"name": "pump-model"},
+            "protocol": {"protocolName": "modbus", "configData": {"port": 502}},
+            "properties": [
+                {"name": "temperature", "visitors": visitors, "reportToCloud": True},
+                {"name": "speed", "visitors": visitors},
+                {"name": "label", "visitors": visitors},
+            ],
+            "methods": [{"name": "reset", "description": "to factory settings", "propertyNames": ["speed"]}],
+        },
+        "status": {
+            "twins": [
+                twin("temperature", "FLOAT", "21.5", ago_s=5, accessMode="ReadOnly"),
+                twin("speed", "INT", "30", desired="80", ago_s=60, desiredBy="uid 1000"),
+                twin("label", "STRING"),
+            ],
+            "state": "online",
+            "protocol": "modbus",
+            "mapper": "driver-modbus",
+            "lastOnlineTime": START,
+            **status,
+        },
+    }
+
+
+def devicemodel(name: str = "pump-model") -> Json:
+    properties = [{"name": "temperature", "type": "FLOAT"}, {"name": "speed", "type": "INT"}]
+    return {
+        "apiVersion": DEVICES_API,
+        "kind": "DeviceModel",
+        "metadata": {"name": name, "namespace": "default", "uid": f"m-{name}", "creationTimestamp": START},
+        "spec": {"protocol": "modbus", "properties": properties},
+    }
+
+
 def event(reason: str = "Started", message: str = "Started container web", kind: str = "Normal", n: int = 1) -> Json:
     return {
         "apiVersion": "v1",
@@ -166,6 +230,25 @@ def status() -> Json:
             "diskTotalBytes": 10 * 2**30,
         },
         "pods": {"wanted": 1, "running": 1, "ready": 1, "problems": []},
+        "devices": {
+            "total": 1,
+            "states": {"offline": 0, "online": 1, "unhealthy": 0, "unknown": 0},
+            "withProblems": 0,
+            "problems": [],
+        },
+        "mappers": [
+            {
+                "name": "driver-modbus",
+                "protocol": "modbus",
+                "socket": "",
+                "state": "up",
+                "message": "",
+                "since": START,
+                "devices": 1,
+                "reports": {"OK": 7, "Invalid": 1},
+            }
+        ],
+        "series": {"readings": {"waiting": 120, "dropped": 3}, "push": {"waiting": 2, "dropped": 0}},
         "manifests": [{"folder": "/etc/tinyedge/manifests", "files": 1, "problem": "", "problems": []}],
     }
 
@@ -194,6 +277,13 @@ class FakeBackend:
                 "keys": {"password": len(MARKER)},
             }
         ]
+        self.device_list: list[Json] = [device()]
+        self.model_list: list[Json] = [devicemodel()]
+        self.values: list[Json] = [
+            {"timestamp": START_MS, "clock": "node", "property": "temperature", "value": "21.5"},
+            {"timestamp": START_MS + 5000, "clock": "mapper", "property": "speed", "value": "30"},
+        ]
+        self.device_answers = True  # False: what is asked of it is not answered
         self.image_list: list[Json] = [
             {
                 "id": "sha256:0a1b2c3d4e5f60718293a4b5c6d7e8f9",
@@ -206,8 +296,9 @@ class FakeBackend:
         self.event_list: list[Json] = [event()]
         self.status_object = status()
         self.explanation: Json = {"state": "Running", "summary": "web runs and is ready.", "reasons": []}
+        self.device_explanation: Json = {"state": "online", "summary": "pump-1 is as it should be.", "reasons": []}
         self.answer = Answer(0, message="")
-        self.requests: list[tuple[int, Apply | DeleteObject | RestartPod]] = []
+        self.requests: list[tuple[int, Request]] = []
         self.log_lines: dict[str, list[bytes]] = {"web": [b"listening on 8080\n", f"login {MARKER}\n".encode()]}
         self.log_options: list[LogOptions] = []
         self.said = trio.Event()
@@ -246,6 +337,16 @@ class FakeBackend:
     def secrets(self) -> Sequence[Json]:
         return self.secret_list
 
+    def devices(self) -> Iterable[Json]:
+        return iter(self.device_list)
+
+    def device(self, namespace: str, name: str) -> Json | None:
+        wanted = (namespace, name)
+        return next((d for d in self.device_list if (d["metadata"]["namespace"], d["metadata"]["name"]) == wanted), None)
+
+    def devicemodels(self) -> Sequence[Json]:
+        return self.model_list
+
     def images(self) -> Sequence[Json]:
         return self.image_list
 
@@ -269,15 +370,27 @@ class FakeBackend:
     def why(self, namespace: str, name: str) -> Json | None:
         return self.explanation if self.pod(namespace, name) else None
 
+    def why_device(self, namespace: str, name: str) -> Json | None:
+        return self.device_explanation if self.device(namespace, name) else None
+
+    async def history(self, namespace: str, name: str, property_name: str, limit: int) -> Json:
+        await trio.lowlevel.checkpoint()
+        found = [one for one in self.values if property_name in ("", one["property"])]
+        return {"items": found[-limit:], "complete": len(found) <= limit}
+
     def decode(self, documents: Sequence[object]) -> tuple[Object, ...]:
         return tuple(_decoded(document, n) for n, document in enumerate(documents))
 
-    async def request(self, uid: int, what: Apply | DeleteObject | RestartPod) -> Answer:
+    async def request(self, uid: int, what: Request) -> Answer:
         await trio.lowlevel.checkpoint()
         self.requests.append((uid, what))
+        if not self.device_answers:
+            await trio.sleep_forever()
         return self.answer
 
     def watch(self, kind: str) -> AsyncGenerator[Json, None]:
+        if kind == "devices":
+            return self.changes.watch_many(kind, self.devices, 0)
         lists = {"pods": self.pods, "nodes": lambda: [self.node()], "events": self.events}
         return self.changes.watch(kind, lists[kind])
 
@@ -390,6 +503,8 @@ class FakeBackend:
 
 def _decoded(document: object, n: int) -> Object:
     """Enough of decoding for these tests: kind, names, and one field that must be there."""
+    if isinstance(document, dict) and document.get("kind") in ("Device", "DeviceModel"):
+        return decode.decode_object(document, f"items[{n}]")
     if not isinstance(document, dict) or document.get("kind") not in ("Pod", "ConfigMap", "Secret"):
         raise BadInput(f"items[{n}].kind", document, "Pod, ConfigMap or Secret")
     meta = document.get("metadata") or {}

@@ -28,7 +28,7 @@ def device(twin: Twin, devices: Devices) -> Json:
     was set on the node, `desiredBy`. Nothing in it changes while nothing happens: who wants ages counts them."""
     if twin.device is None:
         return {}
-    meta = msgspec.to_builtins(twin.device.metadata)
+    meta = {"namespace": twin.device.metadata.namespace, **msgspec.to_builtins(twin.device.metadata)}
     spec = msgspec.to_builtins(twin.device.spec)
     status: Json = {
         "twins": [_twin(twin, name, devices) for name in _names(twin)],

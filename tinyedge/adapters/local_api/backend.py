@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
+from tinyedge.events import Answer, Request
 from tinyedge.model.objects import Object
 from tinyedge.protocol.joining import Taint
 
@@ -58,6 +58,13 @@ class Backend(Protocol):
     def secrets(self) -> Sequence[Json]:
         """Secrets without values: `keys` maps each key to its size in bytes; there is no `data`."""
 
+    def devices(self) -> Iterable[Json]:
+        """Made one by one as they are asked for: there may be thousands."""
+
+    def device(self, namespace: str, name: str) -> Json | None: ...
+
+    def devicemodels(self) -> Sequence[Json]: ...
+
     def images(self) -> Sequence[Json]:
         """`{"id", "names": […], "bytes", "pinned", "used"}`."""
 
@@ -72,11 +79,19 @@ class Backend(Protocol):
     def why(self, namespace: str, name: str) -> Json | None:
         """`{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}, …]}`."""
 
+    def why_device(self, namespace: str, name: str) -> Json | None:
+        """As `why`, of a device."""
+
+    async def history(self, namespace: str, name: str, property_name: str, limit: int) -> Json:
+        """The newest `limit` values of a device that wait in the store, of one property or of all (empty): `{"items":
+        [{"timestamp" in ms, "clock", "property", "value"}, …], "complete"}`, the oldest first. `clock` is whose time it
+        is: `mapper`, `node`, or `untrusted`. `complete`: everything that waits was looked at."""
+
     def decode(self, documents: Sequence[object]) -> tuple[Object, ...]:
         """Manifests to objects; BadInput names the field."""
 
-    async def request(self, uid: int, what: Apply | DeleteObject | RestartPod) -> Answer:
-        """Returns when the answer is durable."""
+    async def request(self, uid: int, what: Request) -> Answer:
+        """Returns when the answer is durable, and when a device has answered if it is one that asks it."""
 
     async def join(self, asked: JoinBody) -> str:
         """Returns words for people when this node belongs to a gateway, durably."""
