@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,28 @@ def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+@cache
+def _nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(_tree(path)))
+
+
+def _words(pattern: str, but: str) -> set[str]:
+    """What matches in the whole product, in one module less."""
+    texts = (path.read_text() for path in PRODUCT if _name(path) != but)
+    return {word for text in texts for word in re.findall(pattern, text)}
+
+
+def _functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in _nodes(path) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -59,7 +76,7 @@ def test_every_function_can_be_read_at_once() -> None:
     found = {
         f"{_name(path)}:{function.name}": function.end_lineno - function.lineno + 1
         for path in PRODUCT
-        for function in _functions(ast.parse(path.read_text()))
+        for function in _functions(path)
         if function.end_lineno is not None
     }
     too_long = {
@@ -92,7 +109,7 @@ def test_what_has_a_better_one_here_is_not_imported(banned: str) -> None:
         for path in PRODUCT
         if _name(path).startswith(room)
         and (_name(path), banned) not in ALLOWED_IMPORTS
-        and banned in set(_imports(ast.parse(path.read_text())))
+        and banned in set(_imports(path))
     ]
     assert not users, f"{banned} is imported; use {instead}"
 
@@ -102,7 +119,7 @@ def test_only_the_store_syncs() -> None:
         f"{_name(path)}:{node.lineno}"
         for path in PRODUCT
         if not _name(path).startswith(SYNC_ROOMS)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in _nodes(path)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SYNC_CALLS
     ]
     assert not users, "durability is done once, in one place: tinyedge/store"
@@ -110,10 +127,7 @@ def test_only_the_store_syncs() -> None:
 
 def test_invariants_survive_optimised_bytecode() -> None:
     users = [
-        f"{_name(path)}:{node.lineno}"
-        for path in PRODUCT
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Assert)
+        f"{_name(path)}:{node.lineno}" for path in PRODUCT for node in _nodes(path) if isinstance(node, ast.Assert)
     ]
     assert not users, "assert vanishes under -OO: use errors.require"
 
@@ -122,7 +136,7 @@ def test_no_command_line_goes_through_a_shell() -> None:
     users = [
         f"{_name(path)}:{node.lineno}"
         for path in PRODUCT
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in _nodes(path)
         if isinstance(node, ast.keyword)
         and node.arg == "shell"
         and isinstance(node.value, ast.Constant)
@@ -132,19 +146,19 @@ def test_no_command_line_goes_through_a_shell() -> None:
 
 
 def test_every_key_of_the_configuration_is_read_by_something() -> None:
-    readers = "\n".join(path.read_text() for path in PRODUCT if _name(path) != "tinyedge/config.py")
-    unread = [key for key, _, _ in config.described() if not re.search(rf"\b{re.escape(key)}\b", readers)]
+    readers = _words(r"\b(?=(\w+\.\w+)\b)", "tinyedge/config.py")
+    unread = [key for key, _, _ in config.described() if key not in readers]
     assert not unread, "a key that changes nothing is a lie"
 
 
 def test_every_limit_is_kept_by_something() -> None:
     names = [
         node.targets[0].id
-        for node in ast.parse((ROOT / "tinyedge/limits.py").read_text()).body
+        for node in _tree(ROOT / "tinyedge/limits.py").body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     ]
-    keepers = "\n".join(path.read_text() for path in PRODUCT if _name(path) != "tinyedge/limits.py")
-    unused = [name for name in names if not re.search(rf"\b{name}\b", keepers)]
+    keepers = _words(r"\w+", "tinyedge/limits.py")
+    unused = [name for name in names if name not in keepers]
     assert not unused, "a limit that nobody looks at limits nothing"
 
 
@@ -152,8 +166,6 @@ def test_every_module_says_what_it_is_for() -> None:
     silent = [
         _name(path)
         for path in PRODUCT
-        if path.name != "__init__.py"
-        and path.read_text().strip()
-        and not ast.get_docstring(ast.parse(path.read_text()))
+        if path.name != "__init__.py" and path.read_text().strip() and not ast.get_docstring(_tree(path))
     ]
     assert not silent, "a module's docstring says what it promises"

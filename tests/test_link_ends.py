@@ -22,6 +22,7 @@ from tests.test_uplink import DAY_S, Rig
 from tinyedge import events as ev
 from tinyedge.adapters.local_api import JoinBody
 from tinyedge.errors import PeerError
+from tinyedge.protocol import link
 from tinyedge.protocol.revision import DOWN, UP, digest
 from tinyedge.uplink import Uplink
 
@@ -104,6 +105,12 @@ async def met(folder: Path) -> AsyncIterator[tuple[Rig, Door, Uplink]]:
             await nursery.start(door.serve)
             yield rig, door, await rig.start()
             nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chance and the clock are for the link's own tests."""
+    monkeypatch.setattr(link.Backoff, "delay_s", lambda *_: 0.01)
 
 
 async def join(door: Door, uplink: Uplink) -> None:

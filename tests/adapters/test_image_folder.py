@@ -52,7 +52,8 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Site:
+def site(monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(image_folder, "QUIET_S", 0.01)
     return Site()
 
 
@@ -85,7 +86,6 @@ async def test_an_archive_that_is_still_being_copied_is_waited_for(
 ) -> None:
     looks: list[str] = []
     sizes = iter(("1 0", "2 0", "3 0"))
-    monkeypatch.setattr(image_folder, "QUIET_S", 0.01)
 
     def growing(folder: str) -> list[tuple[str, str, str]]:
         looks.append(next(sizes, "3 0"))

@@ -39,6 +39,7 @@ __all__ = ["rig"]
 
 PATIENCE_S = 60.0
 FOR_EVER = "while true; do sleep 1; done"
+SAYS_GOODBYE = "trap 'echo after && exit 0' TERM; echo before; while true; do sleep 1 & wait; done"
 OBEYS = "trap 'exit 3' TERM; echo ready; while true; do sleep 1 & wait; done"
 IGNORES = "trap '' TERM; echo ready; while true; do sleep 1; done"
 
@@ -236,7 +237,7 @@ async def test_a_container_that_exits_is_seen_exited_with_its_code(
     world: World, clock: Clock, code: int, reason: str
 ) -> None:
     async with world.open() as runtime:
-        ran = container_of(world, f"sleep 1; exit {code}")
+        ran = container_of(world, f"sleep 0.2; exit {code}")
         seen = await run_to_end(world, runtime, ran)
         assert (seen.state, seen.exit_code, seen.reason) == (ContainerState.EXITED, code, reason)
         assert 0 < seen.created_ms <= seen.started_ms < seen.finished_ms
@@ -454,7 +455,7 @@ def texts(log: bytes, stream: bytes = b"stdout") -> list[bytes]:
 
 
 async def test_logs_are_in_cri_format(world: World, clock: Clock) -> None:
-    ran = container_of(world, "echo out; echo err >&2; echo; sleep 1; echo last")
+    ran = container_of(world, "echo out; echo err >&2; echo; sleep 0.2; echo last")
     async with world.open() as runtime:
         await run_to_end(world, runtime, ran)
     log = world.log(sandbox_of(world), ran)
@@ -473,12 +474,13 @@ async def test_a_long_line_is_logged_in_parts_that_make_it_whole_again(world: Wo
 
 
 async def test_a_log_that_was_renamed_goes_on_in_a_new_file_after_reopening(world: World, clock: Clock) -> None:
-    spec, ran = sandbox_of(world), container_of(world, f"echo before; sleep 2; echo after; {FOR_EVER}")
+    spec, ran = sandbox_of(world), container_of(world, SAYS_GOODBYE)
     async with world.open() as runtime:
         container_id = await runtime.start_container(await runtime.run_sandbox(spec), spec, ran)
         await until_said(world, spec, ran, b"before")
         world.rename_log(spec, ran)
         await runtime.reopen_log(container_id)
+        await runtime.stop_container(container_id, PATIENCE_S)
         await until_said(world, spec, ran, b"after")
         assert b"before" not in world.log(spec, ran)
 
@@ -491,7 +493,7 @@ async def test_a_change_is_told_by_the_uid_of_its_pod(world: World, clock: Clock
         assert await anext(changes) == ""
         spec = sandbox_of(world)
         sandbox_id = await runtime.run_sandbox(spec)
-        await runtime.start_container(sandbox_id, spec, container_of(world, "sleep 1; exit 3"))
+        await runtime.start_container(sandbox_id, spec, container_of(world, "sleep 0.2; exit 3"))
         with trio.fail_after(PATIENCE_S):
             async for uid in changes:
                 assert uid in ("", spec.uid)
@@ -512,7 +514,7 @@ async def test_a_restarted_client_sees_the_same_containers(world: World, clock: 
 
 
 async def test_what_ended_while_nobody_looked_has_its_exact_exit_code(world: World, clock: Clock) -> None:
-    spec, ran = sandbox_of(world), container_of(world, "sleep 1; echo alone; exit 42")
+    spec, ran = sandbox_of(world), container_of(world, "sleep 0.3; echo alone; exit 42")
     async with world.open() as runtime:
         await runtime.start_container(await runtime.run_sandbox(spec), spec, ran)
     async with world.open() as runtime, watching(runtime) as watched:

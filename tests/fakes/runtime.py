@@ -6,8 +6,8 @@ clock only (a MockClock makes that instant), fails where `faults` says so, and g
 Several clients may look at one machine: another daemon's life, or another node's.
 
 Containers run a little shell, enough for tests: `echo`, `cat`, `sleep N`, `exit N`, `trap '' TERM`,
-`trap 'exit N' TERM`, `while true…` (for ever), `$NAME`, `>&2`, and `head -c N /dev/zero | tr '\\0' x`. A command that
-is not `sh -c …` runs for ever.
+`trap 'exit N' TERM`, `trap 'echo … && exit N' TERM`, `while true…` (for ever), `$NAME`, `>&2`, and
+`head -c N /dev/zero | tr '\\0' x`. A command that is not `sh -c …` runs for ever.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class FakeContainer(Struct):
     exit_code: int = 0
     reason: str = ""
     on_term: int | None = 143  # exit code on SIGTERM; None ignores it
+    last_words: str = ""  # a statement that is run before
     due_ms: int = FOR_EVER_MS
 
 
@@ -207,6 +208,8 @@ class FakeMachine:
     def terminate(self, container_id: str) -> None:
         container = self.containers.get(container_id)
         if container is not None and container.on_term is not None:
+            if container.last_words:
+                self._log(container, self.now_ms(), *say(container.last_words, container.spec))
             self.end(container_id, container.on_term)
 
     def kill(self, container_id: str) -> None:
@@ -291,13 +294,14 @@ class FakeMachine:
         """The container's script from where it stands to where it waits or ends."""
         while container.script:
             statement = container.script[0]
-            if match := re.fullmatch(r"trap '(?:exit (\d+))?' TERM", statement):
-                container.on_term = int(match[1]) if match[1] else None
+            if match := re.fullmatch(r"trap '(?:(echo .*) && )?(?:exit (\d+))?' TERM", statement):
+                container.last_words = match[1] or ""
+                container.on_term = int(match[2]) if match[2] else None
             elif statement.startswith("while true"):
                 container.due_ms = FOR_EVER_MS
                 return
-            elif match := re.match(r"sleep (\d+)", statement):
-                container.due_ms = at_ms + 1000 * int(match[1])
+            elif match := re.match(r"sleep ([\d.]+)", statement):
+                container.due_ms = at_ms + round(1000 * float(match[1]))
                 return
             elif match := re.fullmatch(r"exit (\d+)", statement):
                 self.end(container.id, int(match[1]), at_ms=at_ms)
