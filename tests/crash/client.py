@@ -67,7 +67,8 @@ class Client:
         """A flush of this file is about to fail."""
         os.write(self._null, FAULT + b"%d" % handle)
 
-    def open(self, *, read_only: bool = False) -> None:
+    def open(self, *, read_only: bool = False) -> Any:
+        """What the store has loaded."""
         self.tell(oracle.Opening(self.job.drops))
         self._submitted, self.store = 0, None
         self.store = planted.open_store(
@@ -83,6 +84,7 @@ class Client:
         content = oracle.content_of(self.store, loaded, holes=self.damaged)
         report = oracle.Report.of(loaded.report)
         self.tell(oracle.Opened(content, msgspec.structs.replace(report, faults=[]) if self.faulty else report))
+        return loaded
 
     def submit(self, writes: Sequence[Write]) -> int:
         self.tell(oracle.Submitted(oracle.pack(writes)))

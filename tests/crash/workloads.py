@@ -27,6 +27,7 @@ from tests.crash import oracle, planted, record
 from tests.crash.client import SMALL, Client, FaultyDisk, Job, KilledDisk, abandon, in_a_child, open_and_commit
 from tests.crash.model import SECTOR
 from tests.crash.record import JOB
+from tests.crash.site import Site
 from tinyedge.errors import StoreError, StoreFull
 from tinyedge.events import Append, Delete
 from tinyedge.limits import BLOCK_BYTES
@@ -113,6 +114,20 @@ def bounds(c: Client) -> None:
         if n % 17 == 16:
             c.commit(c.some_trim())
     c.close()
+
+
+def devices(c: Client) -> None:
+    """The real core decides on reports, desired values and mappers; a reader takes readings, and lives follow."""
+    for life in range(2):
+        loaded = c.open()
+        site = Site(loaded.tables, c.rng, life)
+        c.commit(site.begin())
+        for n in range(14):
+            c.commit(site.decide() or c.some_writes())
+            if n % 5 == 4:
+                c.commit(c.some_trim())
+                c.store.checkpoint()
+        c.close()
 
 
 def reopened(c: Client) -> None:
@@ -413,6 +428,7 @@ BASE = {
     "segment_switches": Shape(segment_switches),
     "checkpoints": Shape(checkpoints),
     "trims": Shape(trims, EAGER),
+    "devices": Shape(devices, EAGER),
     "bounds": Shape(bounds, DROPPING, drops=True),
     "reopened": Shape(reopened),
     "days": Shape(days),
