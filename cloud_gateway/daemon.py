@@ -26,6 +26,7 @@ from cloud_gateway.adapters import ca as authority_of
 from cloud_gateway.adapters import kube_types as types
 from cloud_gateway.adapters.ca import IdentityStore
 from cloud_gateway.adapters.calls import Calls
+from cloud_gateway.adapters.custom_resources import CustomResources
 from cloud_gateway.adapters.edges import Edges
 from cloud_gateway.adapters.join_marks import JoinMarks
 from cloud_gateway.adapters.joining import Joined, Joining
@@ -255,6 +256,12 @@ class Daemon:
         nursery.start_soon(partial(self._follow, types.PODS, None, fields="spec.nodeName!="))
         nursery.start_soon(partial(self._follow, types.CONFIGMAPS, None, metadata_only=True))
         nursery.start_soon(partial(self._follow, types.SECRETS, None, metadata_only=True))
+        customs = CustomResources(
+            self._kube,
+            follow=partial(self._follow, listed=None),
+            unserved=lambda one: self._send.send(facts.Unserved(one.plural)),
+        )
+        nursery.start_soon(customs.run)
 
     async def _follow(self, resource: Resource, listed: Callable[[], None] | None, **selected: Any) -> None:
         name = resource.plural
@@ -372,6 +379,11 @@ class Daemon:
             "tinyedge_gateway_nodes_synced": ("Nodes that hold what they should.", counts["synced"]),
             "tinyedge_gateway_pods": ("Pods that are bound to edge nodes.", counts["pods"]),
             "tinyedge_gateway_objects": ("ConfigMaps and Secrets that these refer to.", counts["objects"]),
+            "tinyedge_gateway_devices": ("Devices that Kubernetes has.", counts["devices"]),
+            "tinyedge_gateway_device_writes_total": (
+                "Writes of what devices are, among the calls of the API.",
+                counts["device_writes"],
+            ),
             "tinyedge_gateway_steps_total": ("Steps of the core.", self._steps),
             "tinyedge_gateway_api_calls_total": ("Calls of the API.", self._calls.made if self._calls else 0),
             "tinyedge_gateway_api_calls_waiting": ("Calls that wait for their turn.", counts["calls"]),
@@ -402,6 +414,7 @@ def _settings(config: Config) -> Settings:
         ports=config.kubelet_ports,
         autonomy_s=autonomy_s(config.autonomy, "--autonomy"),
         hold=Hold(config.hold_daemonsets_of, config.hold_labels),
+        device_status=config.device_status,
     )
 
 

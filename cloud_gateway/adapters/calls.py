@@ -24,6 +24,10 @@ _RESOURCES = {
         types.SERVICEACCOUNTS,
         types.EVENTS,
         types.LEASES,
+        types.DEVICES,
+        types.DEVICE_STATUSES,
+        types.RULES,
+        types.LOCAL_RULES,
         types.VOLUMES,
         types.VOLUME_CLAIMS,
     )

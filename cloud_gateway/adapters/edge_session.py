@@ -17,6 +17,7 @@ from cloud_gateway import limits
 from cloud_gateway.adapters.joining import Joining
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
+from cloud_gateway.core.custom_kinds import BY_NAME
 from tinyedge.errors import PeerError, TinyEdgeError
 from tinyedge.limits import LINK_MESSAGE_BYTES_MAX
 from tinyedge.protocol import asks, link
@@ -234,6 +235,8 @@ class EdgeSession:
             case link.Writable(stream=number):
                 if stream := self._streams.get(number):
                     stream.notify()
+            case link.Acked(kind, key, held) if held and kind in BY_NAME:
+                await self._post(facts.Kept(self.number, kind, key))
             case link.Bye(reason=reason, message=message):
                 self.why = f"the node said {reason}: {message}"[:300]
             case _:

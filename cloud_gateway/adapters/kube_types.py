@@ -49,6 +49,12 @@ SERVICEACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 VOLUME_CLAIMS = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 VOLUMES = Resource("", "v1", "persistentvolumes", "PersistentVolume", namespaced=False)
 EVENTS = Resource("", "v1", "events", "Event")
+DEVICES = Resource("devices.kubeedge.io", "v1beta1", "devices", "Device")
+DEVICE_MODELS = Resource("devices.kubeedge.io", "v1beta1", "devicemodels", "DeviceModel")
+DEVICE_STATUSES = Resource("devices.kubeedge.io", "v1beta1", "devicestatuses", "DeviceStatus")
+RULES = Resource("rules.kubeedge.io", "v1", "rules", "Rule")
+RULE_ENDPOINTS = Resource("rules.kubeedge.io", "v1", "ruleendpoints", "RuleEndpoint")
+LOCAL_RULES = Resource("rules.tinyedge.io", "v1alpha1", "localrules", "LocalRule")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
 ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
@@ -67,6 +73,12 @@ BY_PLURAL = {
         VOLUME_CLAIMS,
         VOLUMES,
         EVENTS,
+        DEVICES,
+        DEVICE_MODELS,
+        DEVICE_STATUSES,
+        RULES,
+        RULE_ENDPOINTS,
+        LOCAL_RULES,
         LEASES,
         TOKEN_REVIEWS,
         ACCESS_REVIEWS,

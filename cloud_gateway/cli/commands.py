@@ -121,6 +121,13 @@ RUN = (
         "NAMESPACE",
         many=True,
     ),
+    Option(
+        ("--device-status",),
+        "where the values of devices are written: the DeviceStatus, the status of the Device as older clients of "
+        "KubeEdge want it, or both, which is two writes (default both)",
+        "WHERE",
+        ("both", "devicestatus", "device"),
+    ),
     Option(("--cert-days",), "days that a node's certificate is good for (default 90)", "DAYS", default="90"),
     Option(
         ("--grace-days",),

@@ -29,6 +29,8 @@ def config_of(args: argparse.Namespace) -> Config:
     chosen: dict[str, Any] = {}
     if args.hold_daemonsets:
         chosen["hold_daemonsets_of"] = tuple(one for one in args.hold_daemonsets if one != "none")
+    if args.device_status:
+        chosen["device_status"] = args.device_status
     if args.log_format:
         chosen["log_format"] = args.log_format
     if args.log_level:

@@ -21,13 +21,14 @@ INSIST_MAX = 60
 
 class Settings(Struct, frozen=True):
     """`autonomy_s`: the fleet's window; None: unlimited. `ports`: first and last of the kubelet endpoints; (0, 0) for
-    none. `address`: of this gateway, as the API server reaches it."""
+    none. `address`: of this gateway, as the API server reaches it. `device_status`: one of device_status.TARGETS."""
 
     replica: str
     address: str = "127.0.0.1"
     ports: tuple[int, int] = (0, 0)
     autonomy_s: int | None = None
     hold: Hold = Hold()
+    device_status: str = "both"
 
 
 class Desk:

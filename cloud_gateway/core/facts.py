@@ -57,6 +57,12 @@ class Listed(Struct, frozen=True):
     resource: str
 
 
+class Unserved(Struct, frozen=True):
+    """The API server has no such resource, for now: its definition may be installed later."""
+
+    resource: str
+
+
 class Done(Struct, frozen=True):
     """The outcome of an API call. `status` is HTTP's; 0: not reached, and tried often enough. `object` is what the API
     answered, `message` its words when it refused."""
@@ -135,6 +141,14 @@ class Refused(Struct, frozen=True):
     message: str
 
 
+class Kept(Struct, frozen=True):
+    """The node holds an object of a custom resource, durably."""
+
+    session: int
+    kind: str
+    key: str
+
+
 class Reported(Struct, frozen=True):
     """The newest state of something; an empty body: it is no more."""
 
@@ -170,6 +184,7 @@ Event = (
     | Gone
     | Listing
     | Listed
+    | Unserved
     | Done
     | Replicas
     | Joined
@@ -179,6 +194,7 @@ Event = (
     | Closed
     | Outlined
     | Refused
+    | Kept
     | Reported
     | SeriesCame
     | Asked

@@ -32,13 +32,15 @@ REMAKE_MS = 5_000  # a Node that was deleted under a connected node
 
 
 class Session(Struct):
-    """`awaiting`: kinds whose outline has been asked for; changes of these wait for it."""
+    """`awaiting`: kinds whose outline has been asked for; changes of these wait for it. `later`: kinds of which nobody
+    has told yet what there is."""
 
     number: int
     hello: Hello
     welcomed: bool = False
     synced: bool = False
     awaiting: set[str] = field(default_factory=set)
+    later: set[str] = field(default_factory=set)
     since_ms: int = 0
     relink_ms: int = 0  # not before may it be asked to come anew
 

@@ -1,6 +1,7 @@
 """The pure middle of the gateway: what Kubernetes wants of each edge node, and what each edge node says.
 
     the API's objects ─▶ per node: its pods, and what they refer to ─▶ Put and Delete to its session
+                         customs.py: its devices and rules          ─▶ likewise
     what a node says  ─▶ reports.py                                 ─▶ calls of the API
     time              ─▶ node.py: Leases, conditions, taints        ─▶ calls of the API
 
@@ -14,33 +15,39 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from cloud_gateway.core import claims, facts, translate
+from cloud_gateway.core import device_status, facts, translate
 from cloud_gateway.core.agenda import Agenda
 from cloud_gateway.core.claims import Claims
+from cloud_gateway.core.custom_kinds import BY_NAME, OF_RESOURCE
+from cloud_gateway.core.customs import EMPTY, Custom, Customs
 from cloud_gateway.core.desk import Desk, Settings, again_ms
+from cloud_gateway.core.device_status import DeviceStatus
 from cloud_gateway.core.facts import Done, Event, Gone, Seen, Step, Tick
 from cloud_gateway.core.node import HOLD_MS, Node, Session, Tender
 from cloud_gateway.core.pods import Pod, Reference, Said, pod_of
 from cloud_gateway.core.references import KIND_OF, References, Referred
 from cloud_gateway.core.reports import Reports
+from cloud_gateway.core.upkeep import LASTING, Upkeep
 from tinyedge.protocol.revision import DOWN, UP, difference, digest
 
 Json = dict[str, Any]
 
 NEEDED = ("nodes", "pods", "configmaps", "secrets")  # must be listed once before any node is answered
 WELCOME_MS = 5_000  # so long a node waits for what its pods refer to; what is not known then comes later
-# What no later moment makes right: a pod that was refused so runs nowhere, and nobody will confirm its end.
-LASTING = frozenset({"Unsupported", "Invalid", "WrongNode", "TooLarge", "MirrorPod", "UnknownKind", claims.REFUSED})
 
 
 class Gateway:
     def __init__(self, settings: Settings) -> None:
         self._desk = Desk(settings)
         self._tender = Tender(self._desk)
-        self._reports = Reports(self._desk, self._tender)
+        self._customs = Customs(self._desk, self._custom_put, self._custom_gone)
+        self._reports = Reports(self._desk, self._tender, self._customs)
+        self._device_status = DeviceStatus(self._desk, self._customs, settings.device_status)
         self._references = References(self._desk, self._reference_put, self._reference_gone, self._look_at)
         self._nodes: dict[str, Node] = {}
         self._pods: dict[str, Pod] = {}  # by uid
+        self._due = Agenda()  # when to look at each node again
+        self._upkeep = Upkeep(self._desk, self._tender, self._reports, self._pods, self._due.hasten)
         self._claims = Claims(
             self._desk, self._pods, send=self._resolved, refuse=self._refuse_pod, tell=self._tell_of_claim
         )
@@ -51,13 +58,13 @@ class Gateway:
         self._waiting: dict[str, None] = {}  # nodes that are to be welcomed
         self._hopeful: dict[str, None] = {}  # of which something has changed that they may have waited for
         self._dirty = self._tender.dirty
-        self._due = Agenda()  # when to look at each node again
         self._take: dict[type[Any], Callable[[Any], None]] = {
             Seen: lambda event: self._seen(event.resource, event.object),
             facts.Page: self._page,
             Gone: self._gone,
             facts.Listing: self._list_begins,
             facts.Listed: self._list_ends,
+            facts.Unserved: self._unserved,
             Done: self._desk.done,
             facts.Replicas: self._replicas,
             facts.Joined: self._joined,
@@ -67,7 +74,8 @@ class Gateway:
             facts.Closed: self._closed,
             facts.Outlined: self._outlined,
             facts.Refused: self._refused,
-            facts.Reported: partial(self._of_session, self._reports.reported),
+            facts.Kept: lambda event: self._of_session(self._kept, event),
+            facts.Reported: partial(self._of_session, self._reported),
             facts.SeriesCame: partial(self._of_session, self._reports.series),
             facts.Asked: partial(self._of_session, self._reports.asked),
         }
@@ -92,7 +100,7 @@ class Gateway:
             for name in names:
                 if node := self._nodes.get(name):
                     self._due.put(name, self._tender.tend(node))
-                    self._end_opted_out(node)
+                    self._upkeep.end_opted_out(node)
         return self._desk.take_effects()
 
     # --- looking -------------------------------------------------------------------------------------
@@ -123,6 +131,8 @@ class Gateway:
             "synced": sum(node.session is not None and node.session.synced for node in self._nodes.values()),
             "pods": len(self._pods),
             "objects": len(self._references),
+            **self._customs.counts(),
+            "device_writes": self._device_status.writes,
             "calls": self._desk.calls,
         }
 
@@ -166,9 +176,15 @@ class Gateway:
                 self._node_gone(node)
         elif kind := KIND_OF.get(event.resource):
             self._references.listed(kind, named)
+        elif event.resource in OF_RESOURCE:
+            self._catch_up(self._customs.listed(event.resource, named))
         self._listed.add(event.resource)
         if event.resource in ("nodes", "pods"):
             self._dirty.update(dict.fromkeys(self._nodes))
+
+    def _unserved(self, event: facts.Unserved) -> None:
+        self._customs.unserved(event.resource)
+        self._hopeful.update(self._waiting)
 
     def _page(self, event: facts.Page) -> None:
         for obj in event.objects:
@@ -184,6 +200,10 @@ class Gateway:
             if resource in self._listing:
                 self._listing[resource].add(key)
             self._references.seen((kind, key), obj["metadata"].get("resourceVersion", ""))
+        elif resource in OF_RESOURCE:
+            if resource in self._listing:
+                self._listing[resource].add(translate.key_of(obj))
+            self._customs.seen(resource, obj)
 
     def _gone(self, event: Gone) -> None:
         meta = event.object["metadata"]
@@ -195,6 +215,8 @@ class Gateway:
                 self._node_gone(node)
         elif kind := KIND_OF.get(event.resource):
             self._references.gone((kind, translate.key_of(event.object)), meta.get("resourceVersion", ""))
+        elif custom := OF_RESOURCE.get(event.resource):
+            self._customs.gone((custom.name, translate.key_of(event.object)))
 
     def _node(self, name: str) -> Node:
         found = self._nodes.get(name)
@@ -221,7 +243,7 @@ class Gateway:
             self._tender.found(node, obj)
         self._dirty[name] = None
         if self._tender.window_s(node) != window:
-            self._make_all_endless(node)
+            self._upkeep.make_all_endless(node)
 
     def _look_for_pods(self, node: Node, tries: int) -> None:
         """Its pods may have been seen before it was known to be an edge node. Until they are known it is not welcomed:
@@ -272,7 +294,7 @@ class Gateway:
         self._send_pod(node, new, old)
         self._reports.seen(node, new)
         if self._tender.tends(node):
-            self._look_after(node, new, old)
+            self._upkeep.look_after(node, new, old)
 
     def _send_pod(self, node: Node, new: Pod, old: Pod | None) -> None:
         if old is None and new.ended and not new.deleting:
@@ -281,24 +303,6 @@ class Gateway:
             self._put(node, "pod", new.key, new.revision, new.body)
         elif old is not None and old.body and new.held:
             self._delete(node, "pod", new.key)
-
-    def _look_after(self, node: Node, new: Pod, old: Pod | None) -> None:
-        """What a pod is owed in the API."""
-        if new.endless is not None and (old is None or old.resource_version != new.resource_version):
-            self._make_endless(node, new)
-        if new.held and (old is None or not old.held):
-            words = "this pod stays at the gateway: an edge node has no use for it"
-            self._reports.tell(new, "Normal", "Held", words, "held")
-        if new.debuggers:
-            self._refuse_debuggers(new)
-        if new.opted_out:
-            self._dirty[node.name] = None
-        if new.deleting and (new.held or new.refused in LASTING):
-            self._end(new)
-
-    def _end(self, pod: Pod) -> None:
-        """It runs nowhere, so nobody else will confirm its end."""
-        self._desk.insist("delete", "pods", pod.namespace, pod.name, uid=pod.uid, grace_s=0)
 
     def _pod_gone(self, obj: Json) -> None:
         uid = obj["metadata"]["uid"]
@@ -320,34 +324,6 @@ class Gateway:
                 self._delete(node, "pod", pod.key)
         self._refer(node, pod.refs, frozenset())
         self._forget_if_over(node)
-
-    def _make_endless(self, node: Node, pod: Pod, tries: int = 0) -> None:
-        """So that no outage of the gateway itself costs a pod. If it has changed meanwhile, it is seen anew."""
-        if self._tender.window_s(node) == 0 or self._pods.get(pod.uid) is not pod:
-            return
-
-        def then(done: Done) -> None:
-            if not (done.ok or done.refused or done.status == 409):
-                self._desk.later(again_ms(tries), lambda: self._make_endless(node, pod, tries + 1))
-
-        meta = {"metadata": {"uid": pod.uid, "resourceVersion": pod.resource_version}}
-        self._desk.call(
-            "patch", "pods", pod.namespace, pod.name, then, body=meta | {"spec": {"tolerations": pod.endless}}
-        )
-
-    def _make_all_endless(self, node: Node) -> None:
-        if self._tender.tends(node):
-            for pod in node.pods.values():
-                if pod.endless is not None:
-                    self._make_endless(node, pod)
-
-    def _refuse_debuggers(self, pod: Pod) -> None:
-        names = ", ".join(pod.debuggers)
-        words = f"an edge node runs no ephemeral containers ({names}): use kubectl exec"
-        patch = translate.ephemerals_patch(pod.uid, pod.debuggers, words, self._desk.wall)
-        where = ("pods", pod.namespace, pod.name)
-        self._desk.insist("patch", *where, subresource="status", patch="strategic", body=patch)
-        self._reports.tell(pod, "Warning", "Unsupported", words, f"ephemeral {names}")
 
     def _tell_of_claim(self, pod: Pod, kind: str, reason: str, message: str, identity: str) -> None:
         self._look_at(pod.node)
@@ -371,6 +347,32 @@ class Gateway:
 
     def _reference_gone(self, node: str, ref: Reference) -> None:
         self._delete(self._nodes[node], *ref)
+
+    # --- custom resources --------------------------------------------------------------------------------
+
+    def _custom_put(self, name: str, found: Custom) -> None:
+        if node := self._nodes.get(name):
+            self._put(node, *found.ref, found.revision, found.body)
+
+    def _custom_gone(self, name: str, ref: Reference) -> None:
+        if node := self._nodes.get(name):
+            self._delete(node, *ref)
+
+    def _catch_up(self, kind: str) -> None:
+        """It is known now what there is of a kind: nodes that were welcomed without it get to know. Of what a node
+        holds only a digest is known: where that is neither that of nothing nor the right one, it has to come anew."""
+        self._hopeful.update(self._waiting)
+        for node in self._sessions.values():
+            session = node.session
+            if session is None or kind not in session.later:
+                continue
+            session.later.discard(kind)
+            told, wanted = session.hello.digests[kind], self._outline(node, kind)
+            if told == EMPTY:
+                for key, at in wanted.items():
+                    self._put(node, kind, key, at, self._body(node, kind, key))
+            elif told != digest(wanted):
+                self._reports.relink(node, session.number)
 
     # --- sessions ------------------------------------------------------------------------------------
 
@@ -396,6 +398,7 @@ class Gateway:
         node.session, node.lost_ms, node.hold_ms = None, self._desk.now, HOLD_MS
         node.said.clear()
         self._reports.closed(event.session)
+        self._device_status.closed(node.name)
         self._waiting.pop(node.name, None)
         self._dirty[node.name] = None
         self._desk.note("info", "node.lost", node=node.name, reason=event.reason)
@@ -425,9 +428,9 @@ class Gateway:
 
     def _is_known(self, node: Node) -> bool:
         """Whether all is known that it is to hold."""
-        return all(map(self._references.is_known, node.refs)) and not any(
-            pod.raw is not None and not pod.waits for pod in node.pods.values()
-        )
+        if not self._customs.is_settled() or not all(map(self._references.is_known, node.refs)):
+            return False
+        return not any(pod.raw is not None and not pod.waits for pod in node.pods.values())
 
     def _has_waited(self, node: Node) -> bool:
         return node.session is not None and self._desk.now >= node.session.since_ms + WELCOME_MS
@@ -437,7 +440,9 @@ class Gateway:
         if session is None:
             return
         told = session.hello.digests
-        want = [kind for kind in DOWN if kind in told and digest(self._outline(node, kind)) != told[kind]]
+        session.later = {kind for kind in BY_NAME if kind in told and not self._customs.is_listed(kind)}
+        compared = [kind for kind in DOWN if kind in told and kind not in session.later]
+        want = [kind for kind in compared if digest(self._outline(node, kind)) != told[kind]]
         have = {}
         for kind in UP:
             if kind in told and digest(held := self._held(node, kind)) != told[kind]:
@@ -447,6 +452,7 @@ class Gateway:
             node.reported = self._tender.api_report(node)
         node.said = {key: Said(at) for key, at in self._held(node, "podstatus").items()}
         self._desk.say(facts.Welcome(session.number, want, have))
+        self._customs.unknown(node.name, told)
         self._dirty[node.name] = None
         self._desk.note("info", "node.linked", node=node.name, differs=",".join((*want, *have)))
 
@@ -454,6 +460,8 @@ class Gateway:
         """What the node is to hold."""
         if kind == "pod":
             return {pod.key: pod.revision for pod in node.pods.values() if pod.body}
+        if kind in BY_NAME:
+            return self._customs.outline(node.name, kind)
         return self._references.outline(node.refs, kind)
 
     def _held(self, node: Node, kind: str) -> dict[str, bytes]:
@@ -493,17 +501,23 @@ class Gateway:
         """Whether only what is to be sent of an object is not known (yet)."""
         if kind == "pod":
             return key in node.pods and not node.pods[key].held
+        if kind in BY_NAME:
+            return False
         return (kind, key) in node.refs and not self._references.is_known((kind, key))
 
     def _body(self, node: Node, kind: str, key: str) -> bytes:
         if kind == "pod":
             return node.pods[key].body
+        if kind in BY_NAME:
+            return self._customs.body((kind, key))
         return self._references.body((kind, key))
 
     def _takes(self, node: Node, kind: str) -> Session | None:
         """The session that a change goes to now; a kind whose outline is awaited comes with the difference."""
         session = node.session
-        return session if session and session.welcomed and kind not in session.awaiting else None
+        if session is None or not session.welcomed or kind in session.awaiting or kind in session.later:
+            return None
+        return session
 
     def _put(self, node: Node, kind: str, key: str, version: bytes, body: bytes) -> None:
         if session := self._takes(node, kind):
@@ -513,7 +527,14 @@ class Gateway:
         if session := self._takes(node, kind):
             self._desk.say(facts.Delete(session.number, kind, key))
 
-    # --- refusals, and telling -------------------------------------------------------------------------
+    # --- what nodes say, refusals, and telling -----------------------------------------------------------
+
+    def _reported(self, node: Node, event: facts.Reported) -> None:
+        of_device = event.kind == device_status.KIND
+        (self._device_status if of_device else self._reports).reported(node, event)
+
+    def _kept(self, node: Node, event: facts.Kept) -> None:
+        self._customs.kept(node.name, (event.kind, event.key))
 
     def _refused(self, event: facts.Refused) -> None:
         node = self._sessions.get(event.session)
@@ -523,9 +544,11 @@ class Gateway:
             if pod := node.pods.get(event.key):
                 self._refuse_pod(pod, event.reason, event.message)
                 if pod.deleting and event.reason in LASTING:
-                    self._end(pod)
+                    self._upkeep.end(pod)
             return
         ref = (event.kind, event.key)
+        if event.kind in BY_NAME:
+            self._customs.refused(node.name, ref, event.reason, event.message)
         for pod in node.pods.values():
             if ref in pod.refs:
                 words = f"{event.kind} {event.key} can't be kept by the node: {event.message}"
@@ -545,7 +568,7 @@ class Gateway:
         self._tender.replicas = event.names | {self._desk.settings.replica}
         self._dirty.update(dict.fromkeys(self._nodes))
         for node in self._nodes.values():
-            self._make_all_endless(node)
+            self._upkeep.make_all_endless(node)
 
     def _joined(self, event: facts.Joined) -> None:
         node = self._node(event.node)
@@ -560,7 +583,7 @@ class Gateway:
             return
         node.wanted = False
         for pod in list(node.pods.values()):
-            self._end(pod)
+            self._upkeep.end(pod)
         self._desk.insist("delete", "nodes", "", node.name)
         self._desk.insist("delete", "leases", translate.LEASES, node.name)
 
@@ -573,18 +596,3 @@ class Gateway:
     def _forget_if_over(self, node: Node) -> None:
         if not node.made and not node.pods and node.session is None:
             self._forget_node(node)
-
-    def _end_opted_out(self, node: Node) -> None:
-        """The kept Lease hides the outage from the taint manager: who does not want to wait is ended here."""
-        away_s = self._tender.away_s(node)
-        if not away_s or not self._tender.tends(node) or self._tender.window_s(node) == 0:
-            return
-        for pod in node.pods.values():
-            if not pod.opted_out or pod.deleting or pod.stays_s is None:
-                continue
-            if away_s >= pod.stays_s:
-                words = f"its node has been away for {away_s} s, and it does not want to wait longer"
-                self._reports.tell(pod, "Warning", "NodeAway", words, "away")
-                self._desk.call("delete", "pods", pod.namespace, pod.name, uid=pod.uid)
-            else:
-                self._due.hasten(node.name, self._desk.now + (pod.stays_s - away_s) * 1000)

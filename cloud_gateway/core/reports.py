@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from cloud_gateway.core import translate
+from cloud_gateway.core.customs import Customs
 from cloud_gateway.core.desk import Desk, again_ms
 from cloud_gateway.core.facts import (
     Asked,
@@ -64,8 +65,9 @@ class _Chapter(Struct, frozen=True):
 
 
 class Reports:
-    def __init__(self, desk: Desk, tender: Tender) -> None:
+    def __init__(self, desk: Desk, tender: Tender, customs: Customs) -> None:
         self._desk = desk
+        self._customs = customs
         self._tender = tender
         self._chapters: dict[tuple[int, str], deque[SeriesCame]] = {}  # session, series → what is not in the API yet
 
@@ -202,10 +204,10 @@ class Reports:
         if status is not None:
             self._patch_status(_Telling(node, None, pod, said, status))
         elif node.session is not None and self._desk.now >= node.session.relink_ms:
-            self._relink(node, node.session.number)
+            self.relink(node, node.session.number)
 
-    def _relink(self, node: Node, number: int) -> None:
-        """Its words are not known here: it says them again when it comes back and is told what the API has."""
+    def relink(self, node: Node, number: int) -> None:
+        """What it holds is not known here: it says so when it comes back, and is told what the API has."""
         if node.session is None:
             return
         node.session.relink_ms = self._desk.now + RELINK_AGAIN_MS
@@ -340,7 +342,8 @@ class Reports:
             del self._chapters[event.session, event.series]
 
     def _event_of(self, node: Node, item: bytes) -> Json | None:
-        """An Event of this node or one of its pods; None for anything else, which nobody will miss."""
+        """An Event of this node, one of its pods or one of its devices and rules; None for anything else, which nobody
+        will miss."""
         body = self._decoded(item) or {}
         about = body.get("involvedObject")
         if not isinstance(about, dict):
@@ -350,6 +353,8 @@ class Reports:
             target = {"kind": "Node", "apiVersion": "v1", "name": node.name, "uid": node.name}
         elif pod is not None:
             target = translate.about_pod(pod.uid, pod.namespace, pod.name)
+        elif (custom := self._customs.named(node.name, about)) is not None:
+            target = custom.about
         else:
             return None
         if isinstance(about.get("fieldPath"), str):

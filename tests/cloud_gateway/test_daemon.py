@@ -113,9 +113,10 @@ class Gateway:
 
 
 class Rig:
-    def __init__(self, cluster: Cluster, nursery: trio.Nursery) -> None:
+    def __init__(self, cluster: Cluster, nursery: trio.Nursery, found: sandbox.Sandbox) -> None:
         self.cluster = cluster
         self.nursery = nursery
+        self.sandbox = found
 
     async def gateway(self, **settings: Any) -> Gateway:
         plain: Json = {"listen": ("127.0.0.1", 0), "metrics": None, "replica": "gw-1", "kubeconfig": "none"}
@@ -145,13 +146,14 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Rig]:
+async def running(folder: Path, **settings: Any) -> AsyncIterator[Rig]:
+    """`settings`: of the sandbox."""
     async with trio.open_nursery() as nursery:
-        serve = partial(sandbox.serve, str(folder / "cluster"), listen=("127.0.0.1", 0), tls=False)
+        serve = partial(sandbox.serve, str(folder / "cluster"), listen=("127.0.0.1", 0), **{"tls": False} | settings)
         found = await nursery.start(serve)
         endpoint = from_url(found.url, found.ca_pem, found.admin_token)
         async with Kube(endpoint) as kube:
-            yield Rig(Cluster(endpoint, kube), nursery)
+            yield Rig(Cluster(endpoint, kube), nursery, found)
             nursery.cancel_scope.cancel()
 
 

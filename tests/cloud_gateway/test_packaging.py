@@ -30,6 +30,7 @@ Use = tuple[str, str, str]  # verb, resource with its subresource, namespace (''
 
 # What the code asks of the API, by hand; the tests below compare it with the code and with the manifests.
 LEASES_IN, OWN = translate.LEASES, "tinyedge"
+LOOKED_AT = ("list", "watch")
 USES: set[Use] = {
     *((verb, "nodes", "") for verb in ("get", "list", "watch", "create", "patch", "delete")),
     ("patch", "nodes/status", ""),
@@ -40,6 +41,10 @@ USES: set[Use] = {
     ("get", "persistentvolumes", ""),
     ("get", "persistentvolumeclaims", ""),
     ("create", "serviceaccounts/token", ""),
+    *((verb, "devices", "") for verb in ("get", "list", "watch")),
+    *((verb, what, "") for what in ("devicemodels", "rules", "ruleendpoints", "localrules") for verb in LOOKED_AT),
+    *(("patch", f"{what}/status", "") for what in ("devices", "devicestatuses", "localrules")),
+    *((verb, "devicestatuses", "") for verb in ("get", "create", "delete")),
     ("create", "tokenreviews", ""),
     ("create", "subjectaccessreviews", ""),
     *((verb, "leases", LEASES_IN) for verb in ("create", "patch", "delete")),

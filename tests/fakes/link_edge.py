@@ -136,7 +136,7 @@ class LinkEdge:
             socket = WebSocket(client=True)
             await stream.send_all(socket.request("gateway", joining.LINK_PATH))
             down = {kind: digest({key: at for key, (at, _) in held.items()}) for kind, held in self.objects.items()}
-            up = {kind: digest(held) for kind, held in self.told.items()}
+            up = {kind: digest(self.told[kind]) for kind in UP}
             session.hello(software="test", boot_id="b", machine=self.machine, clock_ms=0, digests=down | up)
             self.up = True
             try:
@@ -230,7 +230,7 @@ class LinkEdge:
         self._report(kind, key, status_revision(body) if kind == "podstatus" else revision(packed), packed)
 
     def _report(self, kind: str, key: str, at: bytes, packed: bytes) -> None:
-        self.told[kind][key], self.bodies[kind, key] = at, packed
+        self.told.setdefault(kind, {})[key], self.bodies[kind, key] = at, packed
         self._session.state(kind, key, at, packed)
         self._wake.set()
 

@@ -27,7 +27,7 @@ from tinyedge.limits import (
     CLOUD_SERIES_WINDOW_BYTES,
     LINK_ASKS_MAX,
 )
-from tinyedge.model.objects import Object
+from tinyedge.model.objects import API_VERSIONS, Object
 from tinyedge.protocol import asks, link
 from tinyedge.protocol.websocket import WebSocket
 
@@ -42,7 +42,7 @@ Effect = ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken
 _READ_BYTES = 64 * 1024
 _PIECE_BYTES = 16 * 1024  # that leave at a time: a slow line is one that takes these, a dead one takes none
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
-_KINDS = {"pod": "Pod", "configmap": "ConfigMap", "secret": "Secret"}
+_KINDS = {kind.lower(): kind for kind in API_VERSIONS}  # as the link names them → kinds of objects
 _FULL_S = 1.0  # until there is room again for what waits to be sent
 _WORDS_MAX = 1000  # of an error that the other end gets to read
 
@@ -533,7 +533,8 @@ def _manifest(put: link.Put) -> Json:
         raise BadInput(f"{put.kind} {put.key[:100]}", "(not shown)", f"msgpack ({error})") from None
     if not isinstance(body, dict) or put.kind not in _KINDS:
         raise BadInput(f"{put.kind} {put.key[:100]}", "(not shown)", f"one of {', '.join(_KINDS)}, as an object")
-    return {"apiVersion": "v1", "kind": _KINDS[put.kind], **body}
+    kind = _KINDS[put.kind]
+    return {"apiVersion": API_VERSIONS[kind], "kind": kind, **body}
 
 
 def _now_ms() -> int:

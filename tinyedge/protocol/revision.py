@@ -17,7 +17,8 @@ Json = dict[str, Any]
 PROJECTION = 1  # version of what is sent of an object; a change of it changes every revision
 REVISION_BYTES = 8
 
-DOWN = ("pod", "configmap", "secret")  # kinds of which the gateway holds the truth
+# Kinds of which the gateway holds the truth. An edge names those that it knows when it says hello, and gets no other.
+DOWN = ("pod", "configmap", "secret", "devicemodel", "device", "ruleendpoint", "rule", "localrule")
 UP = ("podstatus", "node", "mirror")  # kinds of which the edge does
 
 # Of a pod's conditions those that a node decides on; others in the API belong to somebody else.

@@ -262,7 +262,7 @@ async def test_what_a_node_refuses_and_what_it_can_not_be_sent_is_told_to_the_co
         edge.refuses["u-1"] = ("Unsupported", "no")
         rig.edges.carry_out(facts.Put(session, "pod", "u-1", b"r" * 8, b"body"))
         assert (await rig.told(facts.Refused)).reason == "Unsupported"
-        rig.edges.carry_out(facts.Put(session, "device", "d-1", b"r" * 8, b"body"))
+        rig.edges.carry_out(facts.Put(session, "unheard", "x-1", b"r" * 8, b"body"))
         assert (await rig.told(facts.Refused, 2)).reason == "UnknownKind"
         rig.edges.carry_out(facts.Put(session, "pod", "u-2", b"r" * 8, b"x" * (5 << 20)))
         assert (await rig.told(facts.Refused, 3)).reason == "TooLarge"

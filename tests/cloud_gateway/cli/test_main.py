@@ -52,6 +52,7 @@ def test_every_flag_of_run_reaches_the_settings() -> None:
         "--autonomy": "72h",
         "--hold": "app=cni",
         "--hold-daemonsets": "infra",
+        "--device-status": "device",
         "--cert-days": "8",
         "--grace-days": "0",
         "--qps": "9",
@@ -77,6 +78,7 @@ def test_every_flag_of_run_reaches_the_settings() -> None:
         metrics=("0.0.0.0", 5),  # noqa: S104
         heartbeat_s=7,
         autonomy="72h",
+        device_status="device",
         hold_labels=(("app", "cni"),),
         hold_daemonsets_of=("infra",),
         cert_days=8,

@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 from cloud_gateway.core import facts, translate
+from cloud_gateway.core.custom_kinds import BY_NAME, OF_RESOURCE
 from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.nodes import Gateway
 from tinyedge.protocol.link import Hello, our_limits
@@ -20,7 +21,7 @@ from tinyedge.protocol.revision import DOWN, UP, digest, encode, revision, statu
 Json = dict[str, Any]
 WALL0_MS = 1_800_000_000_000
 METADATA_ONLY = ("configmaps", "secrets")
-WATCHED = ("nodes", "pods", "configmaps", "secrets")
+WATCHED = ("nodes", "pods", "configmaps", "secrets", *OF_RESOURCE)
 CLUSTER = ("nodes", "persistentvolumes")
 
 
@@ -32,6 +33,7 @@ class Api:
         self.changes: list[facts.Event] = []
         self.calls: list[facts.Call] = []
         self.fails: Callable[[facts.Call], int] = lambda _: 0
+        self.unserved: set[str] = set()  # resources without a definition
         self._version = count(10)
         self._uid = count(1)
 
@@ -48,14 +50,18 @@ class Api:
         self._tell(facts.Gone, resource, self.objects.pop((resource, namespace, name)))
 
     def _tell(self, kind: type[facts.Seen | facts.Gone], resource: str, obj: Json) -> None:
-        if resource in WATCHED:
+        if resource in WATCHED and resource not in self.unserved:
             self.changes.append(kind(resource, watched(resource, obj)))
 
     def everything(self) -> list[facts.Event]:
         """What a new gateway is told: every list."""
         self.changes.clear()
+        unserved: list[facts.Event] = [facts.Unserved(one) for one in sorted(self.unserved)]
+        return unserved + self.lists(*(one for one in WATCHED if one not in self.unserved))
+
+    def lists(self, *resources: str) -> list[facts.Event]:
         events: list[facts.Event] = []
-        for resource in WATCHED:
+        for resource in resources:
             events.append(facts.Listing(resource))
             found = [watched(resource, obj) for (kind, _, _), obj in self.objects.items() if kind == resource]
             events += [facts.Page(resource, found), facts.Listed(resource)]
@@ -104,7 +110,11 @@ class Api:
             return facts.Done(call.op, 422, None, "Invalid", "metadata.uid: field is immutable")
         if meta.pop("resourceVersion", found["metadata"]["resourceVersion"]) != found["metadata"]["resourceVersion"]:
             return facts.Done(call.op, 409, None, "Conflict", "the object has been modified")
-        return facts.Done(call.op, 200, copy.deepcopy(self.put(call.resource, _merged(found, body))))
+        return facts.Done(
+            call.op,
+            200,
+            copy.deepcopy(self.put(call.resource, _merged(found, body, strategic=call.patch == "strategic"))),
+        )
 
 
 def watched(resource: str, obj: Json) -> Json:
@@ -112,25 +122,25 @@ def watched(resource: str, obj: Json) -> Json:
     return {"metadata": obj["metadata"]} if resource in METADATA_ONLY else obj
 
 
-def _merged(old: Any, new: Any) -> Any:
+def _merged(old: Any, new: Any, *, strategic: bool) -> Any:
     if not isinstance(new, dict):
         return new
     found = dict(old) if isinstance(old, dict) else {}
     for key, value in new.items():
         if value is None:
             found.pop(key, None)
-        elif key == "conditions":
+        elif key == "conditions" and strategic:
             kinds = {one["type"]: one for one in found.get(key, ())}
             for one in value:
                 if one.get("$patch") == "delete":
                     kinds.pop(one["type"], None)
                 else:
-                    kinds[one["type"]] = _merged(kinds.get(one["type"], {}), one)
+                    kinds[one["type"]] = _merged(kinds.get(one["type"], {}), one, strategic=True)
             found[key] = list(kinds.values())
         elif isinstance(value, list):
             found[key] = [one for one in value if not (isinstance(one, dict) and "$patch" in one)]
         else:
-            found[key] = _merged(found.get(key), value)
+            found[key] = _merged(found.get(key), value, strategic=strategic)
     return found
 
 
@@ -152,6 +162,8 @@ class Edge:
         self.refused: list[facts.StateRefused] = []
         self.series_taken: list[facts.SeriesTaken] = []
         self.ever: set[tuple[str, str]] = set()  # all that it has ever been given
+        self.sent: list[tuple[str, str, bytes]] = []
+        self.kinds: tuple[str, ...] = (*DOWN, *UP)  # that its software knows
         self._seq = count(1)
 
     def connect(self) -> None:
@@ -160,6 +172,7 @@ class Edge:
         self.synced = False
         down = {kind: digest({key: at for key, (at, _) in held.items()}) for kind, held in self.objects.items()}
         digests = down | {kind: digest(held) for kind, held in self.told.items()}
+        digests = {kind: at for kind, at in digests.items() if kind in self.kinds}
         hello = Hello((1, 2), "edge", "boot", "machine", 0, our_limits(), digests)
         self.world.step(facts.Opened(self.session, self.name, hello))
 
@@ -172,7 +185,7 @@ class Edge:
         seq = next(self._seq)
         packed = encode(body) if body is not None else b""
         at = told if told is not None else status_revision(body or {}) if kind == "podstatus" else revision(packed)
-        self.told[kind][key] = at
+        self.told.setdefault(kind, {})[key] = at
         self.world.step(facts.Reported(self.session, seq, kind, key, at, packed))
         return seq
 
@@ -189,9 +202,11 @@ class Edge:
                 ]
             case facts.Put(_, kind, key, at, body):
                 self.ever.add((kind, key))
+                self.sent.append((kind, key, body))
                 if key in self.refuses:
                     return [facts.Refused(self.session, kind, key, *self.refuses[key])]
                 self.objects[kind][key] = (at, body)
+                return [facts.Kept(self.session, kind, key)] if kind in BY_NAME else []
             case facts.Delete(_, kind, key):
                 self.objects[kind].pop(key, None)
             case facts.Synced():
@@ -210,6 +225,10 @@ class Edge:
 
     def holds(self, kind: str) -> set[str]:
         return set(self.objects[kind])
+
+    def bodies(self, kind: str, key: str) -> list[bytes]:
+        """All that it has ever been given of an object."""
+        return [body for of, name, body in self.sent if (of, name) == (kind, key)]
 
 
 class World:
@@ -323,6 +342,21 @@ class World:
         return self.api.put(
             "secrets", {"metadata": {"name": name, "namespace": "default"}, "data": data, "type": "Opaque"}
         )
+
+    def custom(self, resource: str, name: str, spec: Json, **meta: Any) -> Json:
+        """An object of a custom resource, in namespace default, made or changed."""
+        there = self.api.objects.get((resource, "default", name))
+        fresh: Json = {"metadata": {"name": name, "namespace": "default"} | meta}
+        made = self.api.put(resource, {**copy.deepcopy(there or fresh), "spec": spec})
+        self.step()
+        return made
+
+    def device(self, name: str, node: str = "n1", model: str = "pump", **more: Any) -> Json:
+        return self.custom("devices", name, {"nodeName": node, "deviceModelRef": {"name": model}} | more)
+
+    def status_of(self, resource: str, name: str) -> Json:
+        found: Json = self.api.objects[resource, "default", name].get("status", {})
+        return found
 
     def events(self) -> list[Json]:
         return [one for (kind, _, _), one in self.api.objects.items() if kind == "events"]

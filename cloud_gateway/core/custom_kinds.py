@@ -1,0 +1,99 @@
+"""The custom resources that go down to nodes: which nodes an object names, what goes along with it, what is sent of it.
+
+A new kind needs an entry here, its name in `revision.DOWN`, its Resource in `kube_types`, and the node's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from tinyedge.protocol.revision import encode
+
+Json = dict[str, Any]
+Reference = tuple[str, str]  # kind, namespace/name
+
+_META = ("name", "namespace", "uid", "labels")
+_ANNOTATIONS_DROPPED = ("kubectl.kubernetes.io/",)
+
+
+class Kind(Struct, frozen=True):
+    """`nodes`: those that an object names. `refs`: what of other kinds these nodes need beside it. `conditions`:
+    whether its status has some, so that a refusal can stand there."""
+
+    name: str  # on the link
+    resource: str
+    api_version: str
+    kind: str
+    nodes: Callable[[Json], frozenset[str]]
+    refs: Callable[[Json], frozenset[Reference]]
+    conditions: bool = False
+
+
+def _none(_: Json) -> frozenset[Any]:
+    return frozenset()
+
+
+def _spec(obj: Json) -> Json:
+    spec = obj.get("spec")
+    return spec if isinstance(spec, dict) else {}
+
+
+def _named(value: object) -> frozenset[str]:
+    return frozenset({value}) if isinstance(value, str) and value else frozenset()
+
+
+def _node_name(obj: Json) -> frozenset[str]:
+    return _named(_spec(obj).get("nodeName"))
+
+
+def _source_node(obj: Json) -> frozenset[str]:
+    return _named((_spec(obj).get("sourceResource") or {}).get("node_name"))
+
+
+def _beside(obj: Json, kind: str, *names: object) -> frozenset[Reference]:
+    """Objects of the same namespace."""
+    space = obj["metadata"].get("namespace", "")
+    return frozenset((kind, f"{space}/{one}") for name in names for one in _named(name))
+
+
+def _model(obj: Json) -> frozenset[Reference]:
+    return _beside(obj, "devicemodel", (_spec(obj).get("deviceModelRef") or {}).get("name"))
+
+
+def _endpoints(obj: Json) -> frozenset[Reference]:
+    return _beside(obj, "ruleendpoint", _spec(obj).get("source"), _spec(obj).get("target"))
+
+
+_DEVICES, _RULES, _OWN = "devices.kubeedge.io/v1beta1", "rules.kubeedge.io/v1", "rules.tinyedge.io/v1alpha1"
+KINDS = (
+    Kind("devicemodel", "devicemodels", _DEVICES, "DeviceModel", _none, _none),
+    Kind("device", "devices", _DEVICES, "Device", _node_name, _model, conditions=True),
+    Kind("ruleendpoint", "ruleendpoints", _RULES, "RuleEndpoint", _none, _none),
+    Kind("rule", "rules", _RULES, "Rule", _source_node, _endpoints),
+    Kind("localrule", "localrules", _OWN, "LocalRule", _node_name, _none, conditions=True),
+)
+OF_RESOURCE = {one.resource: one for one in KINDS}
+BY_NAME = {one.name: one for one in KINDS}
+
+
+def body(obj: Json) -> bytes:
+    """What a node gets of an object: nothing that changes by itself. ValueError or OverflowError when it can't be sent:
+    a number of more than 64 bits."""
+    meta = {name: obj["metadata"][name] for name in _META if obj["metadata"].get(name)}
+    annotations = obj["metadata"].get("annotations") or {}
+    kept = {key: value for key, value in annotations.items() if not key.startswith(_ANNOTATIONS_DROPPED)}
+    if kept:
+        meta["annotations"] = kept
+    return encode({"metadata": meta, "spec": _lean(_spec(obj))})
+
+
+def _lean(value: Any) -> Any:
+    """An API server leaves nulls out, or as they are."""
+    if isinstance(value, dict):
+        return {key: _lean(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_lean(one) for one in value]
+    return value
