@@ -52,7 +52,7 @@ async def hosted(driver: Any, **how: Any) -> AsyncIterator[tuple[Host, Told]]:
     told = Told()
     host = Host(driver, told.tell, told.note, **how)
     async with trio.open_nursery() as nursery:
-        await nursery.start(host.run)
+        nursery.start_soon(host.run)
         with trio.fail_after(60):
             yield host, told
         nursery.cancel_scope.cancel()
@@ -79,9 +79,6 @@ class Async:
 
     async def write(self, device: Device, prop: Property, value: int) -> None:
         self.speed = value
-
-    async def stop(self) -> None:
-        self.calls.append("stop")
 
 
 class Plain:
@@ -237,26 +234,51 @@ async def test_devices_can_speak_from_any_thread() -> None:
     class Speaks:
         polls = False
 
-        def start(self, report: Callable[..., None]) -> None:
-            self.report = report
+        def __init__(self) -> None:
+            self.opened = threading.Semaphore(0)
 
         def open(self, device: Device) -> None:
-            self.report(device.key, {"speed": 5})
+            self.opened.release()
+
+        def serve(self, report: Callable[..., None]) -> None:
+            self.opened.acquire()
+            self.opened.acquire()
+            report("default/pump", {"speed": 5})
+            report("default/other", OSError("gone"))
 
         def read(self, device: Device, prop: Property) -> int:
             raise Offline("nobody asks")
 
     async with hosted(Speaks()) as (host, told):
         await host.put(device())
+        await host.put(device("other"))
         await told.value("5")
-        assert State("default/pump", "online") in told.reports
+        await told.state("default/pump", "online")
+        await told.state("default/other", "offline")
+
+
+async def test_a_driver_that_ends_by_mistake_is_begun_again(autojump_clock: MockClock) -> None:
+    class Fails(Async):
+        began = 0
+
+        async def serve(self, report: Callable[..., None]) -> None:
+            self.began += 1
+            if self.began < 4:
+                raise ValueError("oh")
+            report("default/pump", {"speed": 99})
+
+    async with hosted(one := Fails()) as (host, told):
+        await host.put(device())
+        await told.value("99")
+        assert one.began == 4
+        assert told.notes.count("mapper.failed ValueError: oh") == 3
 
 
 async def test_devices_are_closed_when_it_ends() -> None:
     async with hosted(one := Async()) as (host, told):
         await host.put(device())
         await told.value("7")
-    assert one.calls == ["open pump", "close pump", "stop"]
+    assert one.calls == ["open pump", "close pump"]
 
 
 async def test_a_removed_device_is_closed() -> None:

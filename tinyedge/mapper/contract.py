@@ -9,9 +9,9 @@ A driver is an object with these functions, each plain or `async`:
     read_many(device, props) -> {name: value}    instead of `read`, where several at once are cheaper; a value may be
                                                  the exception that this property has met
     call(device, method, arguments) -> values    methods; without it a method writes its arguments to its properties
-    start(report), stop()                        around everything; `report(key, {name: value})`, or with an exception
-                                                 in place of values, is for devices that speak of their own accord.
-                                                 With `polls = False` nothing is read but what somebody asks for.
+    serve(report)                                runs beside the others, for devices that speak of their own accord:
+                                                 `report(key, {name: value})`, or an exception in place of the values
+    polls = False                                nothing is read but what somebody asks for
     own_limits = True                            its functions end by themselves: they may take longer than 8 s
 
 One device is served by one call at a time. A plain function runs in a thread of its own. What they raise says what is

@@ -2,7 +2,7 @@
 
     host = Host(driver, tell=reports.add, note=log)
     async with trio.open_nursery() as nursery:
-        await nursery.start(host.run)
+        nursery.start_soon(host.run)
         error = await host.put(device)
 
 A turn that hangs or raises ends alone. `tell` gets reports, in order for each device; it must not wait.
@@ -20,11 +20,12 @@ import trio
 from msgspec import Struct
 
 from tinyedge.mapper.contract import Device, Driver, Offline, Scalar
-from tinyedge.mapper.engine import NEVER, Answered, Ask, Engine, Job, Said, State, Values
+from tinyedge.mapper.engine import NEVER, Answered, Ask, Engine, Job, Said, State, Values, words
 from tinyedge.mapper.turns import CALL_S_MAX, Turns
 
 THREADS_MAX = 256  # calls of plain functions at a time
 TURNS_MAX = 256  # under way at a time, of all devices
+STEADY_S, PAUSE_S_MAX = 60.0, 30.0
 
 Note = Callable[[str, str, Mapping[str, str | int | bool]], object]
 Coroutines = Callable[[Callable[..., Any], tuple[Any, ...]], Any]  # awaits an async function of the driver
@@ -101,34 +102,35 @@ class Host:
 
     # --- the loop --------------------------------------------------------------------------------
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Raises what the driver's `start` raises."""
+    async def run(self) -> None:
+        """Until cancelled; then all devices are closed."""
         async with trio.open_nursery() as nursery:
-            await self._start()
-            task_status.started()
+            if hasattr(self.driver, "serve"):
+                nursery.start_soon(self._let_it_serve, trio.lowlevel.current_trio_token())
             try:
                 while True:
                     await self._serve(nursery)
             finally:
                 with trio.move_on_after(CALL_S_MAX, shield=True):
-                    await self._stop()
+                    for device in self._engine.opened():
+                        await self._turns.carry_out(Job(0, device, close=device))
 
-    async def _start(self) -> None:
-        function = getattr(self.driver, "start", None)
-        if function is None:
-            return
-        token = trio.lowlevel.current_trio_token()
+    async def _let_it_serve(self, token: trio.lowlevel.TrioToken) -> None:
+        """The driver's own loop; begun again when it fails."""
 
         def report(key: str, values: Mapping[str, Scalar | None] | Exception) -> None:
             token.run_sync_soon(self._spoke, key, values)
 
-        await self._call(function, report)
-
-    async def _stop(self) -> None:
-        for device in self._engine.opened():
-            await self._turns.carry_out(Job(0, device, close=device))
-        if (function := getattr(self.driver, "stop", None)) is not None:
-            await self._call(function)
+        failures = 0
+        while True:
+            began = trio.current_time()
+            try:
+                await self._call(self.driver.serve, report)  # type: ignore[attr-defined]
+                return
+            except Exception as error:  # noqa: BLE001 - whatever a driver raises ends no more than the driver
+                self._note("error", "mapper.failed", {"why": words(error)})
+            failures = failures + 1 if trio.current_time() - began < STEADY_S else 0
+            await trio.sleep(min(2.0**failures, PAUSE_S_MAX))
 
     def _spoke(self, key: str, values: Mapping[str, Scalar | None] | Exception) -> None:
         self._engine.spoke(key, values, _now_ms(), self._wall_ms())
