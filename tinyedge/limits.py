@@ -80,6 +80,7 @@ GRPC_CALLER_CONNECTIONS_MAX = 256  # of one user id
 GRPC_PROGRAM_CONNECTIONS_MAX = 192  # of one process; of these are served at a time
 GRPC_PROGRAM_SERVED_MAX = 32
 GRPC_PROGRAM_CALLS_MAX = 256  # of one process that are not answered yet
+GRPC_PROGRAM_BYTES_MAX = 4 * MIB  # of their messages
 GRPC_REQUEST_S = 10  # for a request to arrive whole
 GRPC_STALL_S = 10  # for a peer to take what it is sent
 GRPC_IDLE_S = 300  # for a connection on which nothing is asked
@@ -133,8 +134,12 @@ CLOUD_SERIES_MESSAGE_BYTES = 64 * KIB
 CLOUD_SERIES_WINDOW_BYTES = 256 * KIB  # of one series, sent and not acknowledged
 
 # Rules.
-EXPRESSION_CHARS_MAX = 1000
+EXPRESSION_CHARS_MAX = 1024
 EXPRESSION_DEPTH_MAX = 32
+RULES_MAX = 256  # of each kind, on one node
+RULE_INPUTS_MAX = 32
+RULE_ACTIONS_MAX = 16
+RULE_TEXT_BYTES_MAX = 16 * KIB  # of a payload, a body, a value
 
 # Beyond this machine.
 OUTBOUND_ENTRIES_MAX = 256  # of outbound.allow
@@ -151,7 +156,7 @@ require(VALUE_BYTES_MAX < RECORD_BYTES_MAX, "a value fits in a record")
 require(SERIES_ITEM_BYTES_MAX < RECORD_BYTES_MAX, "a reading fits in a record")
 require(STATE_BYTES_MAX * 4 <= LMDB_MAP_BYTES, "LMDB has room to copy pages and a fold of everything beside it")
 require(OBJECT_BYTES_MAX < VALUE_BYTES_MAX, "an object with its bookkeeping fits in a value")
-require(GRPC_REQUEST_BYTES_MAX < GRPC_WINDOW_BYTES, "a request fits into its window whole")
+require(GRPC_REQUEST_BYTES_MAX < GRPC_PROGRAM_BYTES_MAX, "the largest request fits beside others")
 require(2 * DEVICE_REPORT_BYTES_MAX < GRPC_REQUEST_BYTES_MAX, "a report fits in a request with its metadata")
 require(DEVICE_REPORT_BYTES_MAX < SERIES_ITEM_BYTES_MAX, "a report fits in an item of a series")
 require(MQTT_TOPIC_BYTES_MAX < MQTT_PACKET_BYTES_MAX <= MQTT_INBOX_BYTES_MAX, "a message fits where it is kept")

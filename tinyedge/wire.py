@@ -15,6 +15,8 @@
     twin       namespace/name    TwinRow       what is known of a device and can't be asked for again
     reading    ns/name/property  ReadingRow    the newest value of a property
     mapper     name              MapperRow     who has registered
+    localrule, rule, ruleendpoint  namespace/name  LocalRuleRow, RuleRow, RuleEndpointRow
+    rulestate  namespace/name    RuleStateRow  whether a local rule is active
 
 Equal rows are equal bytes. Times are wall-clock ms. Each row begins with a byte that says how it is written: a field
 may be added with a default; any other change is a new version, and `decode` then reads the old one too. A row that does
@@ -30,6 +32,7 @@ from msgspec import Struct, field
 
 from tinyedge.model.device import Device, DeviceModel
 from tinyedge.model.pod import ConfigMap, Pod, Secret
+from tinyedge.model.rule import LocalRule, Rule, RuleEndpoint
 
 CLOUD = "cloud"  # the source of what a gateway has sent
 
@@ -223,6 +226,32 @@ class MapperRow(Struct, frozen=True, omit_defaults=True):
     number: int = 0
 
 
+class LocalRuleRow(Struct, frozen=True, omit_defaults=True):
+    source: str
+    object: LocalRule
+    revision: bytes = b""
+
+
+class RuleRow(Struct, frozen=True, omit_defaults=True):
+    source: str
+    object: Rule
+    revision: bytes = b""
+
+
+class RuleEndpointRow(Struct, frozen=True, omit_defaults=True):
+    source: str
+    object: RuleEndpoint
+    revision: bytes = b""
+
+
+class RuleStateRow(Struct, frozen=True, omit_defaults=True):
+    """Of a local rule. `since_ms` is 0 when the clock was not trusted then; `fired` counts how often it has acted."""
+
+    active: bool = False
+    since_ms: int = 0
+    fired: int = 0
+
+
 Row = (
     PodRow
     | StateRow
@@ -238,6 +267,10 @@ Row = (
     | TwinRow
     | ReadingRow
     | MapperRow
+    | LocalRuleRow
+    | RuleRow
+    | RuleEndpointRow
+    | RuleStateRow
 )
 
 ROWS: dict[str, type[Struct]] = {
@@ -255,6 +288,10 @@ ROWS: dict[str, type[Struct]] = {
     "twin": TwinRow,
     "reading": ReadingRow,
     "mapper": MapperRow,
+    "localrule": LocalRuleRow,
+    "rule": RuleRow,
+    "ruleendpoint": RuleEndpointRow,
+    "rulestate": RuleStateRow,
 }
 _DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")

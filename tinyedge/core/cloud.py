@@ -40,6 +40,9 @@ TABLES = {  # kinds that come down, which are names of tables → kinds of objec
     "secret": "Secret",
     "device": "Device",
     "devicemodel": "DeviceModel",
+    "localrule": "LocalRule",
+    "rule": "Rule",
+    "ruleendpoint": "RuleEndpoint",
 }
 LASTING = ("Unsupported", "Invalid", "WrongNode", "TooLarge", "MirrorPod")  # no other moment makes these right
 MIRROR = "kubernetes.io/config.mirror"

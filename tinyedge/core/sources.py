@@ -12,7 +12,7 @@ A folder that is missing, unreadable, or not the one that it was, removes nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from msgspec import Struct, structs
 
@@ -30,12 +30,14 @@ from tinyedge.limits import (
     OBJECT_BYTES_MAX,
     PODS_MAX,
     RECORD_BYTES_MAX,
+    RULES_MAX,
     STATE_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
 from tinyedge.model.device import Device, DeviceModel
 from tinyedge.model.objects import Object
 from tinyedge.model.pod import ConfigMap, Pod, Secret
+from tinyedge.model.rule import LocalRule, Rule, RuleEndpoint
 from tinyedge.wire import (
     CLOUD,
     ConfigMapRow,
@@ -46,7 +48,10 @@ from tinyedge.wire import (
     FileRow,
     FolderRow,
     GoneRow,
+    LocalRuleRow,
     PodRow,
+    RuleEndpointRow,
+    RuleRow,
     SecretRow,
     Successor,
 )
@@ -56,8 +61,15 @@ BUDGET_BYTES = RECORD_BYTES_MAX // 3  # of writes in one step: what is left of a
 APPLY_BYTES_MAX = RECORD_BYTES_MAX * 2 // 5  # a request is one promise, kept in one step
 KEYS_BYTES_MAX = VALUE_BYTES_MAX // 2  # of what one folder declares: its row is one value
 PROBLEMS_KEPT_MAX = 8  # of one file
-Plain = ConfigMap | Secret | Device | DeviceModel
-ObjectRow = ConfigMapRow | SecretRow | DeviceRow | DeviceModelRow
+Plain = ConfigMap | Secret | Device | DeviceModel | LocalRule | Rule | RuleEndpoint
+ObjectRow = ConfigMapRow | SecretRow | DeviceRow | DeviceModelRow | LocalRuleRow | RuleRow | RuleEndpointRow
+MOST = {  # of a kind, on one node
+    "Device": DEVICES_MAX,
+    "DeviceModel": DEVICE_MODELS_MAX,
+    "LocalRule": RULES_MAX,
+    "Rule": RULES_MAX,
+    "RuleEndpoint": RULES_MAX,
+}
 ROOM_BYTES = STATE_BYTES_MAX - OBJECT_BYTES_MAX  # for objects; the rest is for what must always fit
 
 
@@ -303,7 +315,7 @@ class Sources:
         if size > OBJECT_BYTES_MAX:
             return Refusal("TooLarge", f"is {size} bytes, more than {OBJECT_BYTES_MAX}")
         row = self._row(identity(obj))
-        if isinstance(obj, Device | DeviceModel) and row is None and (full := self._crowded(obj)):
+        if obj.kind in MOST and row is None and (full := self._crowded(obj)):
             return full
         if row is None and self._tables.bytes + size > ROOM_BYTES:
             words = f"the store has no room for it: {self._tables.bytes} of {ROOM_BYTES} bytes are used"
@@ -311,14 +323,13 @@ class Sources:
         if isinstance(row, ConfigMapRow | SecretRow) and row.object.immutable and source != CLOUD:
             same = structs.replace(row.object, metadata=obj.metadata) == obj
             return None if same else Refusal("Immutable", "is immutable: delete it first")
-        if isinstance(obj, Device) and (wanted := obj.spec.node_name) not in ("", self._desk.node.name):
+        if isinstance(obj, Device | LocalRule) and (wanted := obj.spec.node_name) not in ("", self._desk.node.name):
             return Refusal("WrongNode", f"belongs to node {wanted}, and this is {self._desk.node.name}")
         return self._pod_refusal(obj, row) if isinstance(obj, Pod) else None
 
-    def _crowded(self, obj: Device | DeviceModel) -> Refusal | None:
-        is_device = isinstance(obj, Device)
-        held, most = (self._tables.devices, DEVICES_MAX) if is_device else (self._tables.models, DEVICE_MODELS_MAX)
-        if len(held) < most:
+    def _crowded(self, obj: Object) -> Refusal | None:
+        most = MOST[obj.kind]
+        if len(self._tables.rows[obj.kind.lower()]) < most:
             return None
         return Refusal("TooMany", f"this node has {most} of its kind already, and takes no more")
 
@@ -548,15 +559,9 @@ def _fitting(files: dict[str, FileRow]) -> dict[str, FileRow]:
 
 
 def _object_row(obj: Plain, source: str, revision: bytes = b"") -> ObjectRow:
-    match obj:
-        case ConfigMap():
-            return ConfigMapRow(source, obj, revision)
-        case Secret():
-            return SecretRow(source, obj, revision)
-        case Device():
-            return DeviceRow(source, obj, revision)
-        case DeviceModel():
-            return DeviceModelRow(source, obj, revision)
+    shape: Any = wire.ROWS[obj.kind.lower()]
+    row: ObjectRow = shape(source, obj, revision)
+    return row
 
 
 def references(pod: Pod) -> set[tuple[str, str]]:

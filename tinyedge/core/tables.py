@@ -21,11 +21,15 @@ from tinyedge.wire import (
     DeviceRow,
     FolderRow,
     GoneRow,
+    LocalRuleRow,
     MapperRow,
     NodeRow,
     PodRow,
     ReadingRow,
     RefusedRow,
+    RuleEndpointRow,
+    RuleRow,
+    RuleStateRow,
     SecretRow,
     StateRow,
     TokenRow,
@@ -33,7 +37,7 @@ from tinyedge.wire import (
 )
 
 Stored = dict[str, dict[str, bytes]]
-_OBJECTS = ("pod", "configmap", "secret", "device", "devicemodel")
+_OBJECTS = ("pod", "configmap", "secret", "device", "devicemodel", "localrule", "rule", "ruleendpoint")
 
 
 class Tables:
@@ -55,6 +59,10 @@ class Tables:
         self.twins: dict[str, TwinRow] = {}
         self.readings: dict[str, ReadingRow] = {}
         self.mappers: dict[str, MapperRow] = {}
+        self.local_rules: dict[str, LocalRuleRow] = {}
+        self.rules: dict[str, RuleRow] = {}
+        self.rule_endpoints: dict[str, RuleEndpointRow] = {}
+        self.rule_states: dict[str, RuleStateRow] = {}
         self.rows: dict[str, dict[str, Any]] = {
             "pod": self.pods,
             "podstate": self.states,
@@ -70,6 +78,10 @@ class Tables:
             "twin": self.twins,
             "reading": self.readings,
             "mapper": self.mappers,
+            "localrule": self.local_rules,
+            "rule": self.rules,
+            "ruleendpoint": self.rule_endpoints,
+            "rulestate": self.rule_states,
         }
         self.unreadable: list[tuple[str, str, str]] = []
         self._raw: Stored = {}  # what can't be read, byte for byte

@@ -20,6 +20,8 @@ from tinyedge.model.device_checks import device_problems, model_problems
 from tinyedge.model.findings import MISSING, Bad, Shown, each_once, must, one_of, within
 from tinyedge.model.objects import Object
 from tinyedge.model.pod import ConfigMap, ObjectMeta, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Secret
+from tinyedge.model.rule import LocalRule, Rule, RuleEndpoint
+from tinyedge.model.rule_checks import endpoint_problems, local_rule_problems, rule_problems
 
 # What must be there, by where it belongs.
 _EXPECTED = {
@@ -35,6 +37,13 @@ _EXPECTED = {
     ("DeviceSpec", "deviceModelRef"): "the DeviceModel that it is of: {name: …}",
     ("DeviceProperty", "name"): "a property of the device's model",
     ("Pod", "spec"): "what the pod is to run: containers and more",
+    ("LocalRule", "metadata"): "a name, at least",
+    ("LocalRule", "spec"): "what the rule does: inputs, when, actions and more",
+    ("LocalRuleSpec", "when"): "a condition such as temperature > 80",
+    ("LocalRuleSpec", "inputs"): "the values that it uses: {temperature: {device: …, property: …}}",
+    ("LocalRuleSpec", "actions"): "what is done then, such as [{set: {device: …, property: …, value: …}}]",
+    ("Rule", "metadata"): "a name, at least",
+    ("RuleEndpoint", "metadata"): "a name, at least",
 }
 _SECRET_KEYS = {
     "kubernetes.io/basic-auth": (),
@@ -63,9 +72,20 @@ def problems(found: Object) -> list[BadInput]:
         device_problems(found.spec, found.metadata.annotations, bad)
     elif isinstance(found, DeviceModel):
         model_problems(found.spec, bad)
+    elif isinstance(found, LocalRule | Rule | RuleEndpoint):
+        _rule(found, bad)
     else:
         _keys(found, bad)
     return bad
+
+
+def _rule(found: LocalRule | Rule | RuleEndpoint, bad: Bad) -> None:
+    if isinstance(found, LocalRule):
+        local_rule_problems(found.spec, bad)
+    elif isinstance(found, Rule):
+        rule_problems(found.spec, bad)
+    else:
+        endpoint_problems(found.spec, bad)
 
 
 def _metadata(meta: ObjectMeta, bad: Bad) -> None:

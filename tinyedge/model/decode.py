@@ -24,6 +24,7 @@ from tinyedge.model.device import Device, DeviceModel, DeviceSpec
 from tinyedge.model.findings import MISSING, Shown
 from tinyedge.model.objects import API_VERSIONS, Object
 from tinyedge.model.pod import ConfigMap, EnvVar, K8s, ObjectMeta, Pod, PodSpec, Probe, Secret, Volume
+from tinyedge.model.rule import LocalRule, Rule, RuleEndpoint
 
 Json = dict[str, Any]
 
@@ -35,15 +36,19 @@ class DeviceShape(K8s, frozen=True):
     spec: DeviceSpec
 
 
-Shape = type[Pod] | type[ConfigMap] | type[Secret] | type[DeviceModel] | type[DeviceShape]
+Shape = type[Pod | ConfigMap | Secret | DeviceModel | DeviceShape | LocalRule | Rule | RuleEndpoint]
 SHAPES: dict[str, Shape] = {
     "Pod": Pod,
     "ConfigMap": ConfigMap,
     "Secret": Secret,
     "DeviceModel": DeviceModel,
     "Device": DeviceShape,
+    "LocalRule": LocalRule,
+    "Rule": Rule,
+    "RuleEndpoint": RuleEndpoint,
 }
-KINDS_IN_WORDS = "Pod, ConfigMap, Secret, Device or DeviceModel"
+WITH_STATUS = (DeviceShape, DeviceModel, LocalRule, Rule, RuleEndpoint)  # which is not ours to keep
+KINDS_IN_WORDS = "Pod, ConfigMap, Secret, Device, DeviceModel, LocalRule, Rule or RuleEndpoint"
 # Written by kubectl apply: a second copy of the object, of a Secret too.
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
@@ -96,7 +101,7 @@ def _kind_problems(raw: Json) -> list[BadInput]:
 
 def _read(raw: Json, shape: Shape) -> tuple[Object | None, list[BadInput]]:
     bad: list[BadInput] = []
-    aside = ("apiVersion", "kind", "status") if shape in (DeviceShape, DeviceModel) else ("apiVersion", "kind")
+    aside = ("apiVersion", "kind", "status") if shape in WITH_STATUS else ("apiVersion", "kind")
     what = {key: value for key, value in raw.items() if key not in aside}
     if shape is Secret:
         _merge_string_data(what, bad)
@@ -137,7 +142,8 @@ def _merge_string_data(raw: Json, bad: list[BadInput]) -> None:
 
 
 class _Field(Struct):
-    """`shape` is the Struct that the field holds, in a list when `many`; None for plain values, of `type`."""
+    """`shape` is the Struct that the field holds, in a list when `many`, under names when it is a `mapping`; None for
+    plain values, of `type`."""
 
     type: Any
     shape: type[Struct] | None
@@ -195,6 +201,8 @@ def _fields(raw: object, shape: type[Struct], path: str, bad: list[BadInput]) ->
 
 def _nested(value: object, field: _Field, path: str, bad: list[BadInput]) -> object:
     shape = field.shape or Struct
+    if field.mapping:
+        return _named(value, shape, path, bad)
     if not field.many:
         return _fields(value, shape, path, bad)
     if not isinstance(value, list):
@@ -204,6 +212,16 @@ def _nested(value: object, field: _Field, path: str, bad: list[BadInput]) -> obj
         bad.append(BadInput(path, Shown(f"a list of {len(value)}"), f"at most {LIST_ITEMS_MAX} items"))
         return []
     return [_fields(item, shape, f"{path}[{index}]", bad) for index, item in enumerate(value)]
+
+
+def _named(value: object, shape: type[Struct], path: str, bad: list[BadInput]) -> object:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        bad.append(BadInput(path, _shown(value), "a mapping with texts as keys"))
+        return {}
+    if len(value) > LIST_ITEMS_MAX:
+        bad.append(BadInput(path, Shown(f"a mapping of {len(value)}"), f"at most {LIST_ITEMS_MAX} items"))
+        return {}
+    return {key: _fields(item, shape, f"{path}.{key}", bad) for key, item in value.items()}
 
 
 def _stands_for_default(value: object, field: _Field, shape: type[Struct]) -> bool:
@@ -271,14 +289,21 @@ def _types(clean: object, shape: type[Struct], path: str, bad: list[BadInput]) -
         field = fields_of(shape)[key]
         where = _join(path, key)
         if field.shape is not None:
-            for index, item in enumerate(value) if field.many else ((-1, value),):
-                _types(item, field.shape, f"{where}[{index}]" if field.many else where, bad)
+            for place, item in _items(value, field):
+                _types(item, field.shape, where + place, bad)
         elif field.mapping and isinstance(value, dict):
             for one, item in value.items():
                 _type(item, get_args(field.type)[1], f"{where}.{one}", bad)
         else:
             secret = shape is EnvVar and key == "value"
             _type(value, field.type, where, bad, shown=HIDDEN if secret else None)
+
+
+def _items(value: Any, field: _Field) -> list[tuple[str, object]]:
+    """What a field with a shape holds, each with its place."""
+    if field.mapping:
+        return [(f".{key}", item) for key, item in value.items()]
+    return [(f"[{index}]", item) for index, item in enumerate(value)] if field.many else [("", value)]
 
 
 def _type(value: object, wanted: Any, path: str, bad: list[BadInput], shown: Shown | None = None) -> None:

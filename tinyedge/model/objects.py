@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tinyedge.model import device
+from tinyedge.model import device, rule
 from tinyedge.model.device import Device, DeviceModel
 from tinyedge.model.pod import ConfigMap, Pod, Secret
+from tinyedge.model.rule import LocalRule, Rule, RuleEndpoint
 
-Object = Pod | ConfigMap | Secret | Device | DeviceModel
+Object = Pod | ConfigMap | Secret | Device | DeviceModel | LocalRule | Rule | RuleEndpoint
 
 API_VERSIONS: dict[str, str] = {
     "Pod": "v1",
@@ -14,4 +15,7 @@ API_VERSIONS: dict[str, str] = {
     "Secret": "v1",
     "Device": device.API_VERSION,
     "DeviceModel": device.API_VERSION,
+    "LocalRule": rule.LOCAL_API_VERSION,
+    "Rule": rule.API_VERSION,
+    "RuleEndpoint": rule.API_VERSION,
 }
