@@ -450,6 +450,8 @@ async def _linked(
         for name, share in (("p50", 0.5), ("p99", 0.99)):
             floor_s = percentile(floors, share)
             report(f"api_to_running_{name}_s", percentile(ours, share), "s", floor=floor_s, samples=samples)
+        for n in range(PODS):  # with their volumes, which are mounts
+            await pods.delete(daemon, f"c{n}")
         channel.close()
         nursery.cancel_scope.cancel()
 
