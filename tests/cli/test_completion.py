@@ -39,7 +39,10 @@ def bash(script: str, typed: str, tmp_path: Path) -> list[str]:
     ("typed", "offered"),
     [
         ("tinyedge desc", ["describe"]),
-        ("tinyedge get ", ["pods", "nodes", "configmaps", "secrets", "images", "events"]),
+        (
+            "tinyedge get ",
+            ["pods", "nodes", "configmaps", "secrets", "images", "events", "devices", "devicemodels"],
+        ),
         ("tinyedge get po", ["pods"]),
         ("tinyedge get pods ", ["web", "db"]),
         ("tinyedge get pods w", ["web"]),
@@ -51,6 +54,11 @@ def bash(script: str, typed: str, tmp_path: Path) -> list[str]:
         ("tinyedge image ", ["ls", "pull", "import", "rm"]),
         ("tinyedge completion f", ["fish"]),
         ("tinyedge image import ", ["tinyedge"]),
+        ("tinyedge why w", ["web"]),
+        ("tinyedge device ", ["read", "write", "call", "history"]),
+        ("tinyedge device read w", ["web"]),
+        ("tinyedge device read -n plant w", ["web"]),
+        ("tinyedge device write web w", []),
     ],
 )
 def test_bash_offers_what_fits(typed: str, offered: list[str], tmp_path: Path) -> None:

@@ -320,6 +320,49 @@ def test_status_shows_the_node_at_a_glance(cli: Cli) -> None:
         "Memory:    400 MiB of 1000 MiB free (40%)",
         "Disk:      5.0 GiB of 10.0 GiB free (50%)",
         "Pods:      1: 1 Running",
+        "Devices:   1: 1 online",
+        "Readings:  120 are kept here, 3 were dropped for want of room",
+        "Pushes:    2 wait for where they go",
+        "",
+        "Mappers:",
+        "  NAME            PROTOCOL   SOCKET            DEVICES   STATE",
+        "  driver-modbus   modbus     (in the daemon)   1         up for 60m",
+    ]
+
+
+def test_status_of_a_node_without_devices_does_not_mention_them(cli: Cli) -> None:
+    none = {"total": 0, "states": {"online": 0}, "withProblems": 0, "problems": []}
+    cli.backend.status_object |= {"devices": none, "mappers": [], "series": {"readings": {"waiting": 0, "dropped": 0}}}
+    assert lines(cli("status").out)[-1] == "Pods:      1: 1 Running"
+
+
+def test_status_names_devices_and_mappers_that_need_a_look(cli: Cli) -> None:
+    status = cli.backend.status_object
+    problem = {
+        "device": "default/pump-2",
+        **REASON,
+        "container": "",
+        "what": "its mapper does not take it",
+        "since": "",
+    }
+    status["devices"] |= {
+        "total": 30,
+        "states": {"online": 5, "offline": 25, "unhealthy": 0},
+        "withProblems": 25,
+        "problems": [problem],
+    }
+    status["mappers"][0] |= {"state": "away", "message": "connection refused", "socket": "/run/m.sock", "since": ""}
+    status["link"] = LINK
+    out = lines(cli("status").out)
+    assert "Devices:   30: 25 offline, 5 online; 25 with problems" in out
+    assert "Readings:  120 wait for the cloud, 3 were dropped for want of room" in out
+    assert "  driver-modbus   modbus     /run/m.sock   1         away: connection refused" in out
+    assert out[out.index("Devices that need a look:") :] == [
+        "Devices that need a look:",
+        "  default/pump-2: its mapper does not take it: registry.example/site:1: no route to host",
+        "  and 24 more: tinyedge get devices -A -o wide",
+        "",
+        "tinyedge why NAME says what would help.",
     ]
 
 
@@ -347,6 +390,6 @@ def test_status_names_what_needs_a_look(cli: Cli) -> None:
         "  /etc/tinyedge/manifests: it may be written by others",
         "  a.yaml, line 7, spec: expected a map",
         "",
-        "tinyedge why POD says what would help.",
+        "tinyedge why NAME says what would help.",
     ]
     assert json.loads(cli("status", "-o", "json").out) == status

@@ -117,6 +117,8 @@ def plant(cli: Cli) -> None:
     pod["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": f'{{"data": "{MARKER}"}}'}
     backend.configmap_list[0]["data"] = {"config": f"password={MARKER}", "other": "mostly harmless"}
     backend.event_list[0]["message"] = f"probe said {MARKER}"
+    backend.device_list[0]["spec"]["protocol"]["configData"] |= {"user": MARKER, "password": "literal-of-a-device"}
+    backend.device_list[0]["status"]["problem"] = f"its mapper does not take it: {MARKER}"
     backend.status_object["runtime"]["message"] = f"said {MARKER}"
 
 
@@ -154,6 +156,9 @@ def test_a_bundle_never_holds_a_secrets_value(cli: Cli, store: str, tmp_path: Pa
     assert [name for name, data in found.items() if MARKER.encode() in data] == []
     assert [name for name, data in found.items() if b"literal-key-in-a-manifest" in data] == []
     assert [name for name, data in found.items() if b"mostly harmless" in data] == []
+    assert [name for name, data in found.items() if b"literal-of-a-device" in data] == []
+    assert json.loads(found["devices.json"])[0]["spec"]["protocol"]["configData"]["port"] == 502
+    assert "why/device_default_pump-1.json" in found
     assert json.loads(found["configmaps.json"])[0]["keys"]["other"] == len("mostly harmless")
     assert b"<redacted>" in found["logs/default_web/web.log"]
 
@@ -174,7 +179,7 @@ def test_a_bundle_is_made_while_the_daemon_is_down_and_says_what_is_missing(
 # --- secrets, once more ----------------------------------------------------------------------------
 
 SHOWN = (
-    ("get", "pods,nodes,configmaps,secrets,images,events", "-o", "json"),
+    ("get", "pods,nodes,configmaps,secrets,images,events,devices,devicemodels", "-o", "json"),
     ("get", "secrets", "-o", "yaml"),
     ("get", "secret", "login", "-o", "wide"),
     ("get", "secret/login"),
@@ -183,6 +188,12 @@ SHOWN = (
     ("describe", "node"),
     ("top", "pods"),
     ("why", "web"),
+    ("why", "pump-1"),
+    ("describe", "device", "pump-1"),
+    ("device", "read", "pump-1"),
+    ("device", "write", "pump-1", "speed=80"),
+    ("device", "call", "pump-1", "reset"),
+    ("device", "history", "pump-1"),
     ("status",),
     ("status", "-o", "json"),
     ("image", "ls"),

@@ -66,6 +66,14 @@ def test_devices_are_listed_by_namespace_and_name() -> None:
     assert site.rig.edge.view.device_keys() == [("default", "a"), ("default", "b")]
 
 
+def test_events_of_a_device_name_it_as_kubernetes_knows_it() -> None:
+    site = served()
+    site.say_state("offline")
+    (event,) = (one for one in site.rig.edge.view.events() if one["reason"] == "DeviceOffline")
+    about = event["involvedObject"]
+    assert (about["apiVersion"], about["kind"], about["name"]) == ("devices.kubeedge.io/v1beta1", "Device", "pump-1")
+
+
 # --- at a glance ------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,13 @@ Json = dict[str, Any]
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
 ENDINGS = (".yaml", ".yml", ".json")
-PLURALS = {"Pod": "pods", "ConfigMap": "configmaps", "Secret": "secrets"}
+PLURALS = {
+    "Pod": "pods",
+    "ConfigMap": "configmaps",
+    "Secret": "secrets",
+    "Device": "devices",
+    "DeviceModel": "devicemodels",
+}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
 """`tinyedge collect`: a support bundle that may leave the site. It works with the daemon up and down.
 
 What the daemon tells, it tells with every value of every Secret taken out (`?redact=1`); what comes from elsewhere is
-sent through it for the same. Beside that, ConfigMaps are listed by key only, and environment variables whose names
-sound like secrets lose their values. With the daemon down, containers' logs are left out: nobody there knows what in
-them is secret.
+sent through it for the same. Beside that, ConfigMaps are listed by key only, and environment variables and settings of
+devices whose names sound like secrets lose their values. With the daemon down, containers' logs are left out: nobody
+there knows what in them is secret.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ TAIL_LINES = "500"
 TEXT_BYTES_MAX = 2 * 1024 * 1024
 SOUNDS_SECRET = re.compile(r"(?i)pass|pwd|secret|token|key|credential|auth|private|cert")
 HIDDEN_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
-VIEWS = ("status", "node", "usage", "pods", "secrets", "images", "events", "blackbox", "store")
+VIEWS = ("status", "node", "usage", "pods", "secrets", "images", "events", "devicemodels", "blackbox", "store")
 MACHINE_FILES = ("/proc/meminfo", "/proc/mounts", "/proc/loadavg", "/proc/uptime", "/proc/cmdline", "/etc/os-release")
 
 README = """\
 A support bundle of tinyedge {version}, made {time}.
 
     status, node, pods, …      what the node says of itself ({daemon})
-    why/                       why each pod does not run, if one does not
+    why/                       why each pod does not run, if one does not; and what is wrong with devices
     logs/                      the last lines of each container{logs}
     journal.txt, kernel.txt    the last lines of the daemon, the runtime and the kernel
     config.toml, check.txt     the configuration in force, and `tinyedge check`
     store/, blackbox           a look into the store (keys and sizes), and the black box
     machine/                   memory, mounts, load
 
-Values of Secrets are taken out wherever they stood, ConfigMaps are listed by their keys, and environment variables
-whose names sound like secrets have lost their values. Read what you pass on all the same: an application may have
-written down what only it knows to be secret.
+Values of Secrets are taken out wherever they stood, ConfigMaps are listed by their keys, and environment variables and
+settings of devices whose names sound like secrets have lost their values. Read what you pass on all the same: an
+application may have written down what only it knows to be secret.
 """
 
 
@@ -124,7 +124,20 @@ class Bundle:
         for name in VIEWS:
             yield from self._try(f"{name}.json", lambda name=name: self._get(f"/v1/{name}"))  # type: ignore[misc]
         yield from self._try("configmaps.json", self._configmaps)
+        yield from self._devices()
         yield from self._try("metrics.txt", lambda: str(self.api.get("/metrics", [REDACT])).encode())
+
+    def _devices(self) -> Iterator[tuple[str, bytes]]:
+        try:
+            devices = self.api.get("/v1/devices", [REDACT])["items"]
+        except CliError as error:
+            self.missing.append(f"devices.json: {error}")
+            return
+        yield "devices.json", _json(settings(plain(devices)))
+        for meta in (one["metadata"] for one in devices if one["status"].get("problem")):
+            path = f"/v1/namespaces/{meta['namespace']}/devices/{meta['name']}/why"
+            name = f"why/device_{meta['namespace']}_{meta['name']}.json"
+            yield from self._try(name, lambda path=path: self._get(path))  # type: ignore[misc]
 
     def _configmaps(self) -> bytes:
         """Keys and sizes: people put passwords into ConfigMaps."""
@@ -206,6 +219,18 @@ def plain(value: Any) -> Any:
     ):
         return {**value, "value": REDACTED}
     return {key: plain(item) for key, item in value.items() if key != HIDDEN_ANNOTATION}
+
+
+def settings(value: Any) -> Any:
+    """Without values under keys that sound like secrets, however deep they stand."""
+    if isinstance(value, list):
+        return [settings(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: REDACTED if isinstance(item, str | int) and SOUNDS_SECRET.search(key) else settings(item)
+        for key, item in value.items()
+    }
 
 
 def _json(value: Any) -> bytes:

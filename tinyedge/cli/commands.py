@@ -23,8 +23,8 @@ class Option(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """`nargs` as argparse has it; `complete` names what the shell may offer: kinds, pods, files. `aliases` are
-    understood, and offered nowhere."""
+    """`nargs` as argparse has it; `complete` names what the shell may offer: kinds, files, or names of objects of these
+    kinds. `aliases` are understood, and offered nowhere."""
 
     name: str
     help: str
@@ -59,10 +59,11 @@ JSON = Option(("-o", "--output"), "print as JSON, for programs", "FORMAT", ("jso
 JSON_YAML = Option(("-o", "--output"), "print as JSON or YAML, for programs", "FORMAT", ("json", "yaml"))
 FILENAME = Option(("-f", "--filename"), "file, folder or - for standard input; YAML or JSON", "PATH", many=True)
 POD = Argument("pod", "name of the pod, or pod/NAME", complete="pods")
+DEVICE = Argument("name", "name of the device, or device/NAME", complete="devices")
 STDIN = Option(("-i", "--stdin"), "pass standard input on")
 TTY = Option(("-t", "--tty"), "give it a terminal")
 
-KINDS = ("pods", "nodes", "configmaps", "secrets", "images", "events")
+KINDS = ("pods", "nodes", "configmaps", "secrets", "images", "events", "devices", "devicemodels")
 
 LOOK, ACT, NODE, PROGRAM = "Look", "Change and enter", "This node", "The program"
 
@@ -71,7 +72,7 @@ COMMANDS: tuple[Command, ...] = (
         "get",
         "get",
         LOOK,
-        "list pods, nodes, configmaps, secrets, images or events",
+        "list pods, nodes, configmaps, secrets, images, events, devices or devicemodels",
         (
             Argument("kind", "what to list: KIND, KIND/NAME, or several kinds with commas", "", "kinds"),
             Argument("names", "only these", "*", "pods"),
@@ -90,10 +91,13 @@ COMMANDS: tuple[Command, ...] = (
         "describe",
         "describe",
         LOOK,
-        "tell everything about a pod or the node, with its events",
-        (Argument("kind", "pod or node; or KIND/NAME", "", "kinds"), Argument("names", "only these", "*", "pods")),
+        "tell everything about a pod, a device or the node, with its events",
+        (
+            Argument("kind", "pod, device or node; or KIND/NAME", "", "kinds"),
+            Argument("names", "only these", "*", "pods"),
+        ),
         (NAMESPACE, JSON_YAML),
-        examples=("tinyedge describe pod web", "tinyedge describe node"),
+        examples=("tinyedge describe pod web", "tinyedge describe device pump-1", "tinyedge describe node"),
     ),
     Command(
         "logs",
@@ -136,17 +140,23 @@ COMMANDS: tuple[Command, ...] = (
         "why",
         "why",
         LOOK,
-        "explain in plain words why a pod does not run, and what would help",
-        (POD,),
+        "explain in plain words why a pod does not run or a device is not as it should be, and what would help",
+        (Argument("name", "a pod or a device: NAME, pod/NAME or device/NAME", complete="pods,devices"),),
         (NAMESPACE, JSON),
-        examples=("tinyedge why web",),
+        examples=("tinyedge why web", "tinyedge why device/pump-1"),
     ),
-    Command("status", "status", LOOK, "show the node at a glance: link, store, runtime, pressure", options=(JSON,)),
+    Command(
+        "status",
+        "status",
+        LOOK,
+        "show the node at a glance: link, store, runtime, pressure, pods, devices and their mappers",
+        options=(JSON,),
+    ),
     Command(
         "apply",
         "change",
         ACT,
-        "make what manifests describe: pods, configmaps, secrets",
+        "make what manifests describe: pods, configmaps, secrets, devices, devicemodels",
         options=(FILENAME, NAMESPACE, JSON),
         examples=("tinyedge apply -f site.yaml", "cat pod.yaml | tinyedge apply -f -"),
     ),
@@ -154,7 +164,7 @@ COMMANDS: tuple[Command, ...] = (
         "delete",
         "change",
         ACT,
-        "delete pods, configmaps or secrets",
+        "delete pods, configmaps, secrets, devices or devicemodels",
         (
             Argument("kind", "KIND or KIND/NAME; not with -f", "?", "kinds"),
             Argument("names", "names of the objects", "*", "pods"),
@@ -204,6 +214,28 @@ COMMANDS: tuple[Command, ...] = (
         (POD, Argument("ports", "LOCAL:REMOTE, or PORT for both; :REMOTE takes a free one", "+")),
         (NAMESPACE, Option(("--address",), "address to listen on (default 127.0.0.1)", "ADDRESS")),
         examples=("tinyedge port-forward web 8080:80",),
+    ),
+    Command(
+        "device",
+        "device",
+        ACT,
+        "read, write or call a device, or show what it has told lately",
+        (
+            Argument("action", "read, write, call or history", "", "", ("read", "write", "call", "history")),
+            DEVICE,
+            Argument("values", "properties (read, history), PROPERTY=VALUE (write), METHOD and these (call)", "*"),
+        ),
+        (
+            NAMESPACE,
+            Option(("--tail",), "only this many values from the end of the history (default 20)", "VALUES"),
+            JSON,
+        ),
+        examples=(
+            "tinyedge device read pump-1 temperature",
+            "tinyedge device write pump-1 speed=80",
+            "tinyedge device call pump-1 reset speed=0",
+            "tinyedge device history pump-1 temperature --tail 100",
+        ),
     ),
     Command(
         "image",

@@ -1,6 +1,6 @@
 """`tinyedge completion`: scripts for bash, zsh and fish, made from the table of commands.
 
-Names of pods are asked of the node while one types; when it does not answer, nothing is offered.
+Names of pods and devices are asked of the node while one types; when it does not answer, nothing is offered.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _flags(command: Command) -> str:
 
 
 def _words(command: Command) -> list[str]:
-    """What may stand as the command's first word: kinds, choices, `pods` for names of pods, `files`."""
+    """What may stand as the command's first word, where that is known: choices or kinds."""
     first = command.arguments[0] if command.arguments else None
     if first is None:
         return []
@@ -44,15 +44,17 @@ _tinyedge_names() {{
     tinyedge get "$1" -o name 2>/dev/null | cut -d/ -f2-
 }}
 _tinyedge() {{
-    local cur prev cmd first flags words values i
+    local cur prev cmd first second flags words values i
     cur=${{COMP_WORDS[COMP_CWORD]}}
     prev=${{COMP_WORDS[COMP_CWORD-1]}}
-    cmd= first=
+    cmd= first= second=
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${{COMP_WORDS[i]}} in
             --socket|--config|--set|-n|--namespace|-o|--output|-l|--selector|-c|--container) ((i++)) ;;
             -*) ;;
-            *) if [[ -z $cmd ]]; then cmd=${{COMP_WORDS[i]}}; else first=${{first:-${{COMP_WORDS[i]}}}}; fi ;;
+            *) if [[ -z $cmd ]]; then cmd=${{COMP_WORDS[i]}}
+               elif [[ -z $first ]]; then first=${{COMP_WORDS[i]}}
+               else second=${{COMP_WORDS[i]}}; fi ;;
         esac
     done
     COMPREPLY=()
@@ -70,10 +72,12 @@ _tinyedge() {{
     esac
     if [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W "$flags" -- "$cur"))
-    elif [[ $words == @pods ]]; then
-        [[ -z $first ]] && COMPREPLY=($(compgen -W "$(_tinyedge_names pods)" -- "$cur"))
     elif [[ $words == @files || ( $cmd == image && $first == import ) ]]; then
         COMPREPLY=($(compgen -f -- "$cur"))
+    elif [[ $words == @* ]]; then
+        [[ -z $first ]] && COMPREPLY=($(compgen -W "$(_tinyedge_names "${{words#@}}")" -- "$cur"))
+    elif [[ $cmd == device && -n $first ]]; then
+        [[ -z $second ]] && COMPREPLY=($(compgen -W "$(_tinyedge_names devices)" -- "$cur"))
     elif [[ -z $first ]]; then
         COMPREPLY=($(compgen -W "$words" -- "$cur"))
     elif [[ $first != */* && $cmd != image && $cmd != top ]]; then
@@ -136,10 +140,12 @@ def _zsh_case(command: Command) -> str:
             action = f"({' '.join(argument.choices)})"
         elif argument.complete == "kinds":
             action = f"({' '.join(KINDS)})"
-        elif argument.complete == "pods":
-            action = "{_tinyedge_names pods}" if n == 1 else "{_tinyedge_objects}"
+        elif argument.complete == "pods" and n > 1:
+            action = "{_tinyedge_objects}"
+        elif argument.complete in ("", "files"):
+            action = "_files" if argument.complete else ""
         else:
-            action = "_files" if argument.complete == "files" else ""
+            action = f"{{_tinyedge_names {argument.complete}}}"
         specs.append(f"'{place}:{_quoted(argument.name)}:{action}'")
     return f"        {command.name}) _arguments -s " + " ".join(specs) + " ;;"
 
@@ -175,13 +181,21 @@ def _fish_lines() -> Iterator[str]:
         condition = f"-n '__fish_seen_subcommand_from {command.name}'"
         for option in _options(command):
             yield f"complete -c tinyedge {condition} {_fish_option(option)}"
-        words = " ".join(_words(command))
-        if words:
-            yield f"complete -c tinyedge {condition} -a '{words}'"
-        elif command.arguments and command.arguments[0].complete == "pods":
-            yield f"complete -c tinyedge {condition} -a '(__tinyedge_names pods)'"
-        elif command.arguments and command.arguments[0].complete == "files":
-            yield f"complete -c tinyedge {condition} -F"
+        yield from _fish_arguments(command, condition)
+
+
+def _fish_arguments(command: Command, condition: str) -> Iterator[str]:
+    words = " ".join(_words(command))
+    first = command.arguments[0].complete if command.arguments else ""
+    if words:
+        yield f"complete -c tinyedge {condition} -a '{words}'"
+    elif first == "files":
+        yield f"complete -c tinyedge {condition} -F"
+    elif first:
+        yield f"complete -c tinyedge {condition} -a '(__tinyedge_names {first})'"
+    if command.name == "device":
+        behind = f"-n '__fish_seen_subcommand_from device; and __fish_seen_subcommand_from {words}'"
+        yield f"complete -c tinyedge {behind} -a '(__tinyedge_names devices)'"
 
 
 def _fish_option(option: Option) -> str:

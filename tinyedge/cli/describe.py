@@ -1,4 +1,4 @@
-"""`tinyedge describe`: everything about a pod or the node on one page, with its events. No secret's value."""
+"""`tinyedge describe`: everything about a pod, a device or the node on one page, with its events. No secret's value."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tinyedge.cli import devicetext
+from tinyedge.cli.client import Client
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.kinds import event_time, kind_named, node_status
 from tinyedge.cli.output import as_list, client, namespace, show, structured
 from tinyedge.cli.podtext import pod_line
 from tinyedge.cli.text import NONE, UNKNOWN, age, now_s, pairs, table
+from tinyedge.cli.why import explanation
 
 Json = dict[str, Any]
 Rows = list[tuple[str, str]]
@@ -20,12 +23,10 @@ def run(args: argparse.Namespace) -> int:
     kind, _, name = args.kind.partition("/")
     names = [name, *args.names] if name else args.names
     plural = kind_named(kind).plural
-    if plural not in ("pods", "nodes"):
+    if plural not in ("pods", "nodes", "devices"):
         raise CliError(f"{plural} can't be described", "", f"tinyedge get {plural} -o yaml shows them", code=EXIT_USAGE)
     api = client(args)
-    path = f"/v1/namespaces/{namespace(args)}/{plural}" if plural == "pods" else "/v1/nodes"
-    items = api.get(path)["items"]
-    items = [_picked(items, n, plural, args) for n in (part.rpartition("/")[2] for part in names)] if names else items
+    items = _items(api, args, plural, [part.rpartition("/")[2] for part in names])
     if not items:
         show(f"No resources found in {namespace(args)} namespace.")
         return 0
@@ -33,18 +34,32 @@ def run(args: argparse.Namespace) -> int:
         show(structured(items[0] if len(items) == 1 else as_list(items), args.output))
         return 0
     events = api.get("/v1/events")["items"]
-    describe = pod if plural == "pods" else node
     now = now_s()
-    show("\n\n\n".join(describe(item, [e for e in events if _about(e, item)], now) for item in items))
+    pages = []
+    for item in items:
+        about = [event for event in events if _about(event, item)]
+        if plural == "devices":
+            told = api.get(f"/v1/namespaces/{namespace(args)}/devices/{item['metadata']['name']}/why")
+            pages.append(device(item, about, told, now))
+        else:
+            pages.append((pod if plural == "pods" else node)(item, about, now))
+    show("\n\n\n".join(pages))
     return 0
 
 
-def _picked(items: Sequence[Json], name: str, plural: str, args: argparse.Namespace) -> Json:
-    for item in items:
+def _items(api: Client, args: argparse.Namespace, plural: str, names: Sequence[str]) -> list[Json]:
+    if plural == "nodes":
+        items: list[Json] = api.get("/v1/nodes")["items"]
+        return [_picked(items, name) for name in names] if names else items
+    path = f"/v1/namespaces/{namespace(args)}/{plural}"
+    return [api.get(f"{path}/{name}") for name in names] if names else api.get(path)["items"]
+
+
+def _picked(nodes: Sequence[Json], name: str) -> Json:
+    for item in nodes:
         if item["metadata"]["name"] == name:
             return item
-    where = f" in namespace {namespace(args)}" if plural == "pods" else ""
-    raise CliError(f'{plural} "{name}" not found{where}', "", f"tinyedge get {plural} -A lists them")
+    raise CliError(f'nodes "{name}" not found', "", "tinyedge get nodes lists them")
 
 
 def _about(event: Json, item: Json) -> bool:
@@ -236,6 +251,27 @@ def _volumes(volumes: Sequence[Json]) -> str:
             about = ", ".join(f"{k} {s[k].get('name', '')}".strip() for s in source.get("sources", ()) for k in s)
         rows.append((volume["name"], f"{kind} {about}".rstrip()))
     return "\n".join(["Volumes:", pairs(rows, "  ")])
+
+
+# --- a device --------------------------------------------------------------------------------------
+
+
+def device(item: Json, events: Sequence[Json], told: Json, now: float) -> str:
+    """`told` is what `why` says of it."""
+    meta = item["metadata"]
+    rows = [
+        ("Name", meta["name"]),
+        ("Namespace", meta.get("namespace", "")),
+        ("Uid", meta.get("uid", "")),
+        ("Labels", _map(meta.get("labels"))),
+        ("Annotations", _map(_short(meta.get("annotations")))),
+        ("Source", told.get("source") or UNKNOWN),
+        *devicetext.head(item, now),
+    ]
+    blocks = [_page(rows), devicetext.twins(item, now), devicetext.methods(item)]
+    if told.get("reasons"):
+        blocks.append(f"Problems:\n{explanation({**told, 'summary': ''}).strip()}")
+    return "\n".join([*blocks, _events(events, now)])
 
 
 # --- a node ----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tinyedge.cli.text import now_s, table
 
 Json = dict[str, Any]
 Wanted = tuple[Kind, tuple[str, ...]]  # a kind and the names that were asked for; none: all
+LIVES = {"pods": "STATUS", "devices": "STATE"}  # the column that says what becomes of it
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,8 +141,8 @@ def _watch(args: argparse.Namespace, api: Client, kind: Kind, names: Sequence[st
             show(name_of(kind, item))
             continue
         header, rows = _cells(args, kind, [item], several=False)
-        if change["type"] == "DELETED" and kind.plural == "pods":
-            rows[0][header.index("STATUS")] = "Deleted"
+        if change["type"] == "DELETED" and kind.plural in LIVES:
+            rows[0][header.index(LIVES[kind.plural])] = "Deleted"
         lines = [header, rows[0]] if first else rows
         first = False
         widths = [max(old, *(len(line[n]) + 3 for line in lines)) for n, old in enumerate(widths)]

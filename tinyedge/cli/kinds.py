@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from tinyedge.cli.devicetext import device_row, model_row
 from tinyedge.cli.errors import EXIT_USAGE, CliError
 from tinyedge.cli.podtext import pod_line
 from tinyedge.cli.text import NONE, UNKNOWN, age, size
@@ -153,6 +154,15 @@ KINDS = (
         _image_row,
         namespaced=False,
     ),
+    Kind(
+        "devices",
+        "device",
+        ("dev",),
+        ("NAME", "MODEL", "PROTOCOL", "MAPPER", "STATE", "LAST SEEN", "PROBLEM"),
+        device_row,
+        wide=1,
+    ),
+    Kind("devicemodels", "devicemodel", (), ("NAME", "PROTOCOL", "PROPERTIES", "AGE"), model_row),
 )
 
 

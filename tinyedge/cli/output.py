@@ -43,6 +43,14 @@ def pod_name(text: str) -> str:
     return name
 
 
+def device_name(text: str) -> str:
+    """`pump` or `device/pump`."""
+    kind, slash, name = text.rpartition("/")
+    if slash and kind not in ("device", "devices"):
+        raise CliError(f"{text} is not a device", "", "name a device: pump, or device/pump", code=EXIT_USAGE)
+    return name
+
+
 def structured(value: Any, form: str) -> str:
     """As `json` or `yaml`."""
     if form == "json":

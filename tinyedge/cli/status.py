@@ -1,4 +1,4 @@
-"""`tinyedge status`: the node at a glance, then every pod and manifest that needs a look, a line for each."""
+"""`tinyedge status`: the node at a glance, its mappers, then every pod, device and manifest that needs a look."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyedge.cli.output import client, show, structured
 from tinyedge.cli.podtext import PodLine, pod_line
-from tinyedge.cli.text import UNKNOWN, age, duration, now_s, pairs, size
+from tinyedge.cli.text import UNKNOWN, age, duration, now_s, pairs, size, table
 from tinyedge.cli.why import in_words
 
 Json = dict[str, Any]
@@ -32,18 +32,52 @@ def run(args: argparse.Namespace) -> int:
         return 0
     now = now_s()
     show(pairs(list(_overview(status, [pod_line(pod, now) for pod in pods], now))))
+    if status.get("mappers"):
+        show("\nMappers:\n" + _mappers(status["mappers"], now))
     troubles = list(_troubles(status))
+    strange = list(_strange(status.get("devices", {})))
     notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
     for title, found in (
         ("Pods that need a look", troubles),
+        ("Devices that need a look", strange),
         ("Manifests that can't be used", list(_bad(status))),
         ("The runtime says", notes),
     ):
         if found:
             show("\n".join(["", f"{title}:", *found]))
-    if troubles:
-        show("\ntinyedge why POD says what would help.")
+    if troubles or strange:
+        show("\ntinyedge why NAME says what would help.")
     return 0
+
+
+def _mappers(mappers: Sequence[Json], now: float) -> str:
+    rows = [
+        (
+            f"  {one['name']}",
+            one["protocol"],
+            one.get("socket") or "(in the daemon)",
+            str(one["devices"]),
+            _here(one, now),
+        )
+        for one in mappers
+    ]
+    return table(("  NAME", "PROTOCOL", "SOCKET", "DEVICES", "STATE"), rows)
+
+
+def _here(mapper: Json, now: float) -> str:
+    """Whether it can be reached, since when, and why not."""
+    since = age(mapper.get("since", ""), now)
+    words: str = "not called yet since the start" if mapper["state"] == "unknown" else mapper["state"]
+    words += "" if since == UNKNOWN else f" for {since}"
+    return words + (f": {_one_line(mapper['message'])}" if mapper.get("message") else "")
+
+
+def _strange(devices: Json) -> Iterator[str]:
+    shown = devices.get("problems", ())
+    for problem in shown:
+        yield f"  {problem.get('device', '')}: {_one_line(in_words(problem))}"
+    if (more := devices.get("withProblems", 0) - len(shown)) > 0:
+        yield f"  and {more} more: tinyedge get devices -A -o wide"
 
 
 def _troubles(status: Json) -> Iterator[str]:
@@ -80,6 +114,24 @@ def _overview(status: Json, lines: Sequence[PodLine], now: float) -> Iterator[tu
     if machine.get("diskTotalBytes"):
         yield "Disk", _free(machine, "diskFreeBytes", "diskTotalBytes")
     yield "Pods", _counts(lines)
+    if status.get("devices", {}).get("total"):
+        yield "Devices", _devices(status["devices"])
+    waiting = "are kept here" if link.get("state") == "none" else "wait for the cloud"
+    for name, title, waits in (("readings", "Readings", waiting), ("push", "Pushes", "wait for where they go")):
+        if words := _queue(status.get("series", {}).get(name, {}), waits):
+            yield title, words
+
+
+def _devices(devices: Json) -> str:
+    counts = sorted(devices.get("states", {}).items(), key=lambda one: -one[1])
+    words = f"{devices['total']}: " + ", ".join(f"{count} {state}" for state, count in counts if count)
+    return words + (f"; {devices['withProblems']} with problems" if devices.get("withProblems") else "")
+
+
+def _queue(series: Json, waits: str) -> str:
+    words = [f"{series['waiting']} {waits}"] if series.get("waiting") else []
+    words += [f"{series['dropped']} were dropped for want of room"] if series.get("dropped") else []
+    return ", ".join(words)
 
 
 def _link(link: Json, now: float) -> str:

@@ -30,6 +30,7 @@ from tinyedge.core.volumes import volume_path
 from tinyedge.events import StopContainer
 from tinyedge.model.device import API_VERSION
 from tinyedge.model.image import normal_reference
+from tinyedge.model.objects import API_VERSIONS
 from tinyedge.model.runtime import ContainerState, PodSeen
 from tinyedge.protocol.revision import DOWN, UP
 from tinyedge.wire import NodeRow
@@ -371,7 +372,8 @@ def _object(obj: msgspec.Struct) -> Json:
 
 
 def _event(one: Occurrence, node: str) -> Json:
-    about = {"kind": one.kind, "namespace": one.namespace, "name": one.name, "uid": one.uid, "apiVersion": "v1"}
+    about = {"kind": one.kind, "namespace": one.namespace, "name": one.name, "uid": one.uid}
+    about["apiVersion"] = API_VERSIONS.get(one.kind, "v1")
     if one.field:
         about["fieldPath"] = one.field
     return {
