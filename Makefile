@@ -6,10 +6,12 @@ PYTHON ?= python3
 SEEDS ?= 500
 SEED ?=
 GIVE_UP_S ?=
+JOBS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n))) # tests beside each other, file by file
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
 BENCH ?= store pods link fleet
 OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
+export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
 
 .PHONY: demo test lint fmt bench outage sim crash e2e proto binary docs clean
 .DELETE_ON_ERROR:
@@ -30,7 +32,7 @@ demo: .venv/.run
 	@.venv/bin/tinyedge demo
 
 test: .venv/.dev
-	.venv/bin/python -m pytest -q --ignore=tests/e2e
+	.venv/bin/python -m pytest -q --ignore=tests/e2e -n $(JOBS) --dist loadfile
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

@@ -13,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.fakes.mosquitto import Mosquitto, Pki, free_port, mosquitto
+from tests.fakes.mosquitto import Mosquitto, Pki, mosquitto
+from tests.fakes.ports import free_port
 from tinyedge import limits, mqtt
 from tinyedge.errors import BadInput, PeerError
 from tinyedge.mqtt import Client, Message, Tls, Will, connect, settings

@@ -47,7 +47,8 @@ from cloud_gateway.adapters.kube_secrets import KubeSecrets
 from cloud_gateway.config import DEFAULT_NAMESPACE
 from cloud_gateway.core import translate
 from cloud_gateway.core.authority import Binding, State
-from tests.e2e.cluster import free_ports, says_ready
+from tests.e2e.cluster import says_ready
+from tests.fakes.ports import free_port
 from tinyedge.protocol import joining, link
 from tinyedge.protocol.revision import DOWN, digest, encode, revision, status_revision
 from tinyedge.protocol.websocket import WebSocket, WebSocketBroken
@@ -317,7 +318,7 @@ async def run_nodes(folder: str, port: int, count: int) -> None:
 class Gateway:
     def __init__(self, folder: Path, kubeconfig: str, nodes: int) -> None:
         self.folder = folder
-        self.port, self.metrics_port = free_ports(2)
+        self.port, self.metrics_port = free_port(), free_port()
         first = 21000
         self.argv = [
             *(sys.executable, "-m", "cloud_gateway", "run", "--kubeconfig", kubeconfig),
@@ -394,7 +395,7 @@ def run(nodes: int, pods: int, window_s: float) -> None:
         folder = Path(scratch)
         (folder / "cluster").mkdir()
         (folder / "nodes").mkdir()
-        port = free_ports(1)[0]
+        port = free_port()
         kubeconfig = str(folder / "cluster" / "kubeconfig")
         with child("sandbox", str(folder / "cluster"), str(port), str(nodes), str(pods)):
             wait_for(folder / "cluster" / "ready")

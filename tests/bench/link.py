@@ -39,8 +39,9 @@ from typing import Any
 
 import trio
 
-from tests.e2e.cluster import CONNECTED, Cluster, free_ports
+from tests.e2e.cluster import CONNECTED, Cluster
 from tests.fakes.link_gateway import LinkGateway, Peer
+from tests.fakes.ports import free_port
 from tests.test_daemon import Node
 from tests.test_uplink import Gateway
 from tinyedge.cli.demo.processes import adopt_orphans, kill_below
@@ -143,7 +144,7 @@ class Outages:
         (folder / "node").mkdir()
         self.node = Node(folder / "node")
         self.cluster = Cluster(folder)
-        self.forwarder = Forwarder(free_ports(1)[0], int(self.cluster.url.rpartition(":")[2]))
+        self.forwarder = Forwarder(free_port(), int(self.cluster.url.rpartition(":")[2]))
 
     @contextmanager
     def running(self) -> Iterator[None]:

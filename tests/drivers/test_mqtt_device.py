@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.fakes.mosquitto import Mosquitto, free_port, mosquitto
+from tests.fakes.mosquitto import Mosquitto, mosquitto
+from tests.fakes.ports import free_port
 from tinyedge import mqtt
 from tinyedge.drivers import json_path
 from tinyedge.drivers.mqtt_device import MqttDevices, device_settings, rendered, source, value_in

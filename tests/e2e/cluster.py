@@ -7,7 +7,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.e2e.rig import ROOT, Node
+from tests.fakes.ports import free_port
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -26,17 +26,6 @@ ADDRESS = os.environ.get("TINYEDGE_E2E_ADDRESS", "127.0.0.1")  # of this machine
 PATIENCE_S = 60.0
 LOOK_S = 0.05
 CONNECTED = "tinyedge.io/Connected"
-
-
-def free_ports(count: int) -> list[int]:
-    socks = [socket.socket() for _ in range(count)]
-    try:
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [int(sock.getsockname()[1]) for sock in socks]
-    finally:
-        for sock in socks:
-            sock.close()
 
 
 def says_ready(port: int) -> bool:
@@ -60,7 +49,7 @@ class Cluster:
         self.namespace = f"e2e-{uuid.uuid4().hex[:8]}"
         self.kubeconfig = REAL or str(folder / "cluster" / "kubeconfig")
         self.process: subprocess.Popen[bytes] | None = None
-        self._api, self._link, self._metrics, kubelet = free_ports(4)
+        self._api, self._link, self._metrics, kubelet = (free_port() for _ in range(4))
         self.url = f"wss://127.0.0.1:{self._link}"
         self._flags = [
             *(("--kubeconfig", REAL) if REAL else ("--sandbox", str(folder / "cluster"))),

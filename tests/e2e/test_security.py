@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.rig import SLEEP, Json, Node, container_pid, has_ended, pod, sh, statuses, task
+from tests.fakes.ports import free_port
 
 pytestmark = pytest.mark.containerd
 
@@ -227,13 +228,6 @@ def test_a_host_port_is_reached_from_the_host(node: Node) -> None:
         connection.sendall(b"GET /index.html HTTP/1.0\r\n\r\n")
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.endswith(b"hello\n")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_a_pod_on_the_hosts_network_has_the_hosts_address_and_its_aliases(node: Node) -> None:

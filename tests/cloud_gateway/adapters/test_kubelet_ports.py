@@ -20,6 +20,7 @@ from cloud_gateway.adapters.kube_types import KubeError
 from cloud_gateway.adapters.kubelet_ports import AGAIN_S, REFRESH_S, KubeletPorts, open_ports
 from cloud_gateway.config import Config
 from cloud_gateway.sandbox.certs import Certs, open_certs
+from tests.fakes.ports import free_port
 from tinyedge.errors import PeerError
 
 Json = dict[str, Any]
@@ -117,14 +118,6 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Certs:
     return open_certs(tmp_path_factory.mktemp("clients"), [], time.time())
 
 
-async def free() -> int:
-    """A port that nobody had a moment ago."""
-    with trio.socket.socket() as taken:
-        await taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
 async def closed(port: int) -> None:
     """Waits until nobody listens there."""
     while True:
@@ -137,7 +130,7 @@ async def closed(port: int) -> None:
 
 async def test_each_node_has_its_port_until_it_goes(rig: Rig) -> None:
     ports = await rig.ports()
-    one, other = await free(), await free()
+    one, other = free_port(), free_port()
     ports.open("edge-1", one)
     ports.open("edge-2", other)
     assert await rig.status(one) == await rig.status(other) == b"HTTP/1.1 401 Unauthorized"
@@ -150,7 +143,7 @@ async def test_each_node_has_its_port_until_it_goes(rig: Rig) -> None:
 
 async def test_another_port_of_the_same_node_closes_the_first(rig: Rig) -> None:
     ports = await rig.ports()
-    one, other = await free(), await free()
+    one, other = free_port(), free_port()
     ports.open("edge-1", one)
     await rig.status(one)
     ports.open("edge-1", other)
@@ -160,7 +153,7 @@ async def test_another_port_of_the_same_node_closes_the_first(rig: Rig) -> None:
 
 async def test_a_port_goes_from_one_node_to_the_next_at_once(rig: Rig, clock: MockClock) -> None:
     ports = await rig.ports()
-    port = await free()
+    port = free_port()
     ports.open("edge-1", port)
     await rig.status(port)
     ports.close("edge-1")
@@ -194,7 +187,7 @@ async def test_the_api_servers_ca_counts_from_when_it_is_there(rig: Rig, clients
     ports = await rig.ports()
     assert ports.context is not None
     assert ports.context.verify_mode is ssl.CERT_OPTIONAL
-    port = await free()
+    port = free_port()
     ports.open("edge-1", port)
     assert await rig.status(port) == b"HTTP/1.1 401 Unauthorized"
     rig.cluster.create = _fails  # type: ignore[attr-defined]
@@ -232,7 +225,7 @@ async def test_when_kubernetes_is_away_what_was_known_counts_on(rig: Rig, clock:
 async def test_nobody_is_served_before_it_is_known_who_may_come(rig: Rig, clock: MockClock) -> None:
     rig.cluster.fails = True
     ports = await rig.ports()
-    port = await free()
+    port = free_port()
     ports.open("edge-1", port)
     assert await rig.status(port) == b""
     rig.cluster.fails = False
@@ -251,7 +244,7 @@ async def test_a_certificate_of_ones_own_is_served_and_read_again_when_it_change
     key.write_text(signed.key)
     config = msgspec.structs.replace(CONFIG, kubelet_cert=str(cert), kubelet_key=str(key))
     ports = await rig.ports(config)
-    port = await free()
+    port = free_port()
     ports.open("edge-1", port)
     assert await rig.status(port) == b"HTTP/1.1 401 Unauthorized"
     first = ports.context

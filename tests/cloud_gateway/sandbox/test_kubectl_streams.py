@@ -22,6 +22,7 @@ from cloud_gateway.adapters.kubelet_ports import open_ports
 from cloud_gateway.config import Config
 from tests.cloud_gateway.sandbox.conftest import start
 from tests.cloud_gateway.sandbox.test_kubectl import Kubectl
+from tests.fakes.ports import free_port
 from tinyedge.errors import PeerError
 
 pytestmark = [pytest.mark.kubectl]
@@ -156,7 +157,7 @@ def says(*data: bytes) -> Act:
 async def rig(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Rig]:
     sandbox = await start(nursery, tmp_path / "sandbox", tls=True)
     found = Rig(Kubectl(sandbox, tmp_path), nursery)
-    port = await _free()
+    port = free_port()
     async with Kube(from_url(sandbox.url, sandbox.ca_pem, sandbox.admin_token)) as kube:
         await _populate(kube, found, port)
         ports = await open_ports(
@@ -176,13 +177,6 @@ async def rig(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Rig]:
 class _Store:
     def __init__(self) -> None:
         self.ca = authority.Ca.load(*authority.make_ca(int(time.time())))
-
-
-async def _free() -> int:
-    with trio.socket.socket() as taken:
-        await taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 async def _populate(kube: Kube, rig: Rig, port: int) -> None:
