@@ -82,6 +82,24 @@ def test_the_link_is_measured(backend: FakeBackend) -> None:
     assert of(backend)["tinyedge_link_up"] == 0
 
 
+def test_devices_mappers_and_what_waits_are_measured(backend: FakeBackend) -> None:
+    status = backend.status_object
+    status["devices"] |= {"withProblems": 2}
+    status["mappers"].append({"name": "acme", "state": "away", "devices": 3, "reports": {}})
+    status["mappers"].append({"name": "idle", "state": "unknown", "devices": 0, "reports": {}})
+    found = of(backend)
+    assert (found['tinyedge_devices{state="online"}'], found['tinyedge_devices{state="offline"}']) == (1, 0)
+    assert found["tinyedge_devices_with_problems"] == 2
+    assert (found['tinyedge_mapper_up{mapper="driver-modbus"}'], found['tinyedge_mapper_up{mapper="acme"}']) == (1, 0)
+    assert found['tinyedge_mapper_up{mapper="idle"}'] == 1
+    assert found['tinyedge_mapper_devices{mapper="acme"}'] == 3
+    assert found['tinyedge_device_reports_total{mapper="driver-modbus",code="OK"}'] == 7
+    assert found['tinyedge_device_reports_total{mapper="driver-modbus",code="Invalid"}'] == 1
+    assert found['tinyedge_series_waiting{series="readings"}'] == 120
+    assert found['tinyedge_series_dropped{series="readings"}'] == 3
+    assert found['tinyedge_series_waiting{series="push"}'] == 2
+
+
 def test_every_family_has_help_and_type_once(backend: FakeBackend) -> None:
     text = metrics.text(backend.status(), backend.pods(), backend.usage())
     kinds = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)

@@ -9,6 +9,9 @@ tinyedge_link_up, tinyedge_link_certificate_expiry_seconds, tinyedge_link_unackn
 tinyedge_link_bytes_total{direction}, tinyedge_link_reconnects_total
 tinyedge_pressure{resource}, tinyedge_machine_<what>_bytes
 tinyedge_manifest_problems{folder}
+tinyedge_devices{state}, tinyedge_devices_with_problems
+tinyedge_mapper_up{mapper}, tinyedge_mapper_devices{mapper}, tinyedge_device_reports_total{mapper,code}
+tinyedge_series_waiting{series}, tinyedge_series_dropped{series}
 tinyedge_pods{phase}, tinyedge_pod_ready{namespace,pod}
 tinyedge_container_restarts_total{namespace,pod,container}, tinyedge_container_running{…}
 tinyedge_container_cpu_cores{…}, tinyedge_container_memory_bytes{…}
@@ -116,7 +119,39 @@ def of_status(status: Json) -> list[Family]:
     ]
     manifests = [({"folder": m.get("folder", "")}, _problems(m)) for m in status.get("manifests", ())]
     families.append(Family("tinyedge_manifest_problems", "gauge", "Manifests that can't be used.", manifests))
-    return families
+    return [*families, *_of_devices(status), *_of_series(status.get("series", {}))]
+
+
+def _of_devices(status: Json) -> list[Family]:
+    devices, mappers = status.get("devices", {}), status.get("mappers", ())
+    states = [({"state": state}, count) for state, count in devices.get("states", {}).items()]
+    up = [({"mapper": one["name"]}, one.get("state") != "away") for one in mappers]
+    served = [({"mapper": one["name"]}, one.get("devices", 0)) for one in mappers]
+    reports = [
+        ({"mapper": one["name"], "code": code}, count)
+        for one in mappers
+        for code, count in one.get("reports", {}).items()
+    ]
+    return [
+        Family("tinyedge_devices", "gauge", "Devices by state.", states),
+        gauge(
+            "tinyedge_devices_with_problems",
+            "Devices with which something is wrong.",
+            devices.get("withProblems", 0),
+        ),
+        Family("tinyedge_mapper_up", "gauge", "0 while a mapper can't be reached.", up),
+        Family("tinyedge_mapper_devices", "gauge", "Devices that a mapper serves.", served),
+        Family("tinyedge_device_reports_total", "counter", "Reports of a mapper by how they were answered.", reports),
+    ]
+
+
+def _of_series(series: Json) -> list[Family]:
+    waiting = [({"series": name}, one.get("waiting", 0)) for name, one in series.items()]
+    dropped = [({"series": name}, one.get("dropped", 0)) for name, one in series.items()]
+    return [
+        Family("tinyedge_series_waiting", "gauge", "Items that nobody has taken yet.", waiting),
+        Family("tinyedge_series_dropped", "gauge", "Items lost for want of room, of which nobody knows yet.", dropped),
+    ]
 
 
 def _of_link(link: Json) -> list[Family]:
