@@ -16,6 +16,8 @@ is measured is one outage of that length:
 
     long_outage_pods_killed    containers that are not the ones of before
     long_outage_pods_replaced  pods that the API server no longer has, has anew or marks for deletion
+    long_outage_lease_age_s    of the node's Lease just before the return: the gateway keeps it up. At 40 s a node is
+                               taken for lost, and five minutes later its pods are evicted
     long_outage_reconnect_s    from when the gateway listens again until the node is in sync
     long_outage_*_bytes        that the node sent and received for it, failed attempts included
     long_outage_told_s         from when the gateway listens again until the cluster shows the node connected and ready
@@ -39,6 +41,7 @@ from typing import Any
 
 import trio
 
+from cloud_gateway.core import translate
 from tests.e2e.cluster import CONNECTED, Cluster
 from tests.fakes.link_gateway import LinkGateway, Peer
 from tests.fakes.ports import free_port
@@ -212,7 +215,7 @@ class Outages:
         self.outage(2.0)  # events that were left
         tell(f"away for {seconds:.0f} s")
         began = time.monotonic()
-        took = self.outage(seconds)
+        took = self.outage(seconds, self.tell_lease_age)
         back = time.monotonic() - took
         until(self.is_told, "the cluster shows the node connected and ready", 0.1)
         told, sync, now = time.monotonic() - back, self.link()["sync"], self.uids()
@@ -224,16 +227,22 @@ class Outages:
         report("long_outage_up_bytes", sync["sentBytes"], "bytes")
         report("long_outage_down_bytes", sync["receivedBytes"], "bytes")
 
+    def tell_lease_age(self) -> None:
+        words = ("get", "lease", NAME, "-n", translate.LEASES, "-o", "jsonpath={.spec.renewTime}")
+        renewed_ms = translate.unix_ms(self.cluster.kubectl(*words))
+        report("long_outage_lease_age_s", time.time() - renewed_ms / 1000, "s")
+
     def is_told(self) -> bool:
         conditions = [self.cluster.condition(NAME, kind) for kind in (CONNECTED, "Ready")]
         return conditions == ["True", "True"] and self.is_quiet()
 
-    def outage(self, seconds: float) -> float:
+    def outage(self, seconds: float, at_its_end: Callable[[], None] = lambda: None) -> float:
         """The seconds from the moment at which the gateway listens again until the node is in sync."""
         sessions = self.link()["reconnects"]
         self.forwarder.cut()
         until(lambda: self.link()["state"] != "up", "the link is down")
         time.sleep(seconds)
+        at_its_end()
         self.forwarder.listen()
         return until(lambda: self.link()["reconnects"] > sessions and self.link()["synced"], "in sync again", 0.002)
 
