@@ -23,6 +23,7 @@ from tinyedge.core import twins
 from tinyedge.core.desk import Desk
 from tinyedge.core.digest import digest
 from tinyedge.core.mappers import Mappers
+from tinyedge.core.pushes import Pushes
 from tinyedge.core.run import NEVER
 from tinyedge.core.twins import Property, Shape, Twin
 from tinyedge.events import (
@@ -38,9 +39,10 @@ from tinyedge.events import (
     StateReported,
     Value,
 )
-from tinyedge.limits import DEVICE_REPORT_BYTES_MAX, PUSH_TARGETS_MAX
-from tinyedge.model.device import MAPPER_HTTP, Device, DeviceModel
+from tinyedge.limits import DEVICE_REPORT_BYTES_MAX
+from tinyedge.model.device import MAPPER_HTTP, Device, DeviceModel, PushMQTT
 from tinyedge.protocol import readings
+from tinyedge.protocol.outgoing import HttpTarget, MqttTarget, Push
 from tinyedge.wire import DesiredRow, DeviceRow, ReadingRow, TwinRow
 
 Json = dict[str, Any]
@@ -75,10 +77,10 @@ class Devices:
         self.mappers = Mappers(desk, self.twins, self._settled)
         self.changed_values: dict[tuple[str, str], None] = {}
         self.changed_twins: dict[str, None] = {}
+        self.pushes = Pushes(desk)
         self._shapes: dict[str, Shape] = {}
         self._latest: dict[str, ReadingRow] = {}  # newest values that are in no table yet
         self._save_at = NEVER
-        self._push_targets: dict[str, None] = {}
         self._writes: dict[str, list[Asked]] = {}
         self._questions: dict[int, Asked] = {}
         for key, row in self._tables.twins.items():
@@ -261,17 +263,9 @@ class Devices:
     def _push(self, twin: Twin, good: list[tuple[Value, Property]]) -> None:
         """Who pushes nothing itself has it done here."""
         for value, one in good:
-            if one.push is not None:
-                for series, item in _pushes(twin, value, one, value.at_ms or self._desk.wall):
-                    self._append_push(twin, series, item)
-
-    def _append_push(self, twin: Twin, series: str, item: bytes) -> None:
-        if series not in self._push_targets and len(self._push_targets) >= PUSH_TARGETS_MAX:
-            words = f"{PUSH_TARGETS_MAX} other places are pushed to already"
-            self._desk.device_event(twin.about, "Warning", "PushRefused", words)
-            return
-        self._push_targets[series] = None
-        self._tables.append(series, item)
+            push = _push_of(twin, value, one, value.at_ms or self._desk.wall)
+            if push is not None and (why := self.pushes.append(push)):
+                self._desk.device_event(twin.about, "Warning", "PushRefused", f"{value.property}: {why}")
 
     def _is_alive(self, twin: Twin) -> None:
         twin.seen_ms = self._desk.wall if self._desk.trusted else 0
@@ -453,11 +447,11 @@ def _is_newer(new: ReadingRow, old: ReadingRow | None) -> bool:
     return old is None or not both or new.at_ms >= old.at_ms
 
 
-def _pushes(twin: Twin, value: Value, one: Property, at_ms: int) -> list[tuple[str, bytes]]:
-    """(series, item) for each place that a value is to be pushed to."""
+def _push_of(twin: Twin, value: Value, one: Property, at_ms: int) -> Push | None:
+    """A value on its way to where its property is pushed to; None when it is to no place that the node can push to."""
     push = one.push
-    if push is None:
-        return []
+    if push is None or (push.http is None and push.mqtt is None):
+        return None
     namespace, _, name = twin.key.partition("/")
     payload = msgspec.json.encode(
         {
@@ -469,16 +463,10 @@ def _pushes(twin: Twin, value: Value, one: Property, at_ms: int) -> list[tuple[s
             "timestamp": at_ms,
         }
     )
-    found = []
+    target: HttpTarget | MqttTarget
     if push.http is not None:
-        address = push.http.host_name.removeprefix("http://").rstrip("/")
-        target = {"host": address, "port": push.http.port, "path": push.http.request_path, "timeout": push.http.timeout}
-        found.append(("http", f"{address}:{push.http.port}", target))
-    elif push.mqtt is not None:
-        mqtt = push.mqtt
-        target = {"address": mqtt.address, "topic": mqtt.topic, "qos": mqtt.qos, "retain": mqtt.retained}
-        found.append(("mqtt", mqtt.address, target))
-    return [
-        (f"push:{digest(kind, where)}", msgspec.msgpack.encode([kind, to, payload, "application/json"]))
-        for kind, where, to in found
-    ]
+        target = HttpTarget(push.http.url, timeout_s=max(push.http.timeout, 0))
+    else:
+        mqtt = push.mqtt or PushMQTT("", "")
+        target = MqttTarget(mqtt.address, mqtt.topic, mqtt.qos, mqtt.retained)
+    return Push(target, payload, "application/json", f"Device {twin.key}")

@@ -25,6 +25,7 @@ from tinyedge.core.device_reports import DeviceReports
 from tinyedge.core.devices import Devices
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import Policy, Pressure
+from tinyedge.core.rules import Rules
 from tinyedge.core.run import NEVER, PodRun, containers_of, look
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import phase
@@ -105,8 +106,9 @@ class Edge:
         self._outbox = Outbox(self._desk, self._runs, self._cloud)
         self._chronicle = Chronicle(self._desk, self._runs)
         self._devices = Devices(self._desk)
+        self._rules = Rules(self._desk, self._devices, self._devices.pushes)
         self._device_reports = DeviceReports(self._desk, self._devices, self._cloud)
-        others = (self._cloud, self._outbox, self._tokens, self._devices)
+        others = (self._cloud, self._outbox, self._tokens, self._devices, self._rules)
         self._view = View(self._desk, self._runs, self._sources, self._pressure, others)
         for row in self._desk.tables.pods.values():
             self._follow(row)
@@ -165,6 +167,7 @@ class Edge:
         self._about.pod = ""
         self._tokens.ask()
         self._outbox.flush()
+        self._look_at_values()
         self._devices.flush()
         self._device_reports.flush()
         self._chronicle.flush(self._cloud.node)
@@ -230,11 +233,18 @@ class Edge:
 
     def _wake(self) -> int:
         """The monotonic time of the next thing to do, 0 for never."""
-        waking = (self._tokens, self._outbox, self._chronicle, self._devices, self._device_reports)
+        waking = (self._tokens, self._outbox, self._chronicle, self._devices, self._device_reports, self._rules)
         wakes = [one.wake_ms for one in waking]
         wakes += [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > self._desk.now]
         earliest = min(wakes)
         return 0 if earliest >= NEVER else earliest
+
+    def _look_at_values(self) -> None:
+        """What this step has heard of devices may be what rules wait for."""
+        values, self._devices.changed_values = self._devices.changed_values, {}
+        for device, name in values:
+            self._rules.value_changed(device, name)
+        self._rules.due()
 
     def _plan_one(self, uid: str) -> None:
         run = self._runs.get(uid)
@@ -318,6 +328,8 @@ class Edge:
                 self._pod_changed(key)
             elif kind in ("Device", "DeviceModel"):
                 self._devices.changed(kind, key)
+            if kind in ("Device", "DeviceModel", "LocalRule"):
+                self._rules.changed(kind, key)
             for uid in self._users.get((kind, key), ()):
                 run = self._runs[uid]
                 run.volumes.stale = True
@@ -453,6 +465,7 @@ class Edge:
         self._tokens.booted()
         self._outbox.booted()
         self._devices.booted()
+        self._rules.booted()
         if desk.rebooted and before.boot_id:
             message = f"Node {event.node.name} has been rebooted, boot id: {event.node.boot_id}"
             desk.node_event("Warning", "Rebooted", message)

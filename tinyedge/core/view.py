@@ -20,6 +20,7 @@ from tinyedge.core.devices import Devices
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
 from tinyedge.core.ring import Occurrence
+from tinyedge.core.rules import Rules
 from tinyedge.core.run import PodRun, containers_of
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
@@ -45,13 +46,13 @@ class View:
         runs: dict[str, PodRun],
         sources: Sources,
         pressure: Pressure,
-        others: tuple[Cloud, Outbox, Tokens, Devices],
+        others: tuple[Cloud, Outbox, Tokens, Devices, Rules],
     ) -> None:
         self._desk = desk
         self._runs = runs
         self._sources = sources
         self._pressure = pressure
-        self._cloud, self._outbox, self._tokens, self._devices = others
+        self._cloud, self._outbox, self._tokens, self._devices, self._rules = others
 
     # --- pods ------------------------------------------------------------------------------------
 
@@ -184,6 +185,19 @@ class View:
         if twin is not None and twin.device is not None:
             return device_view.why(twin, self._devices, self._desk)
         return why.explain_absent("Device", f"{namespace}/{name}", self._sources, self._cloud.refusals())
+
+    # --- rules -----------------------------------------------------------------------------------
+
+    def local_rules(self) -> list[Json]:
+        """LocalRules, sorted by namespace and name, with what the node says of each as `status`."""
+        return self._rules.objects()
+
+    def why_rule(self, namespace: str, name: str) -> Json | None:
+        """As `why`, of a LocalRule."""
+        found = self._rules.explain(f"{namespace}/{name}")
+        if found is None:
+            return why.explain_absent("LocalRule", f"{namespace}/{name}", self._sources, self._cloud.refusals())
+        return found
 
     # --- other objects ---------------------------------------------------------------------------
 

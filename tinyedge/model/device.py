@@ -43,6 +43,13 @@ class PushHTTP(K8s, frozen=True):
     request_path: str = "/"
     timeout: int = 0
 
+    @property
+    def url(self) -> str:
+        """KubeEdge's mappers take the scheme from the host's name, and http without one."""
+        scheme, slashes, host = self.host_name.partition("://")
+        host = (host if slashes else self.host_name).rstrip("/")
+        return f"{scheme if slashes else 'http'}://{host}:{self.port}/{self.request_path.lstrip('/')}"
+
 
 class PushMQTT(K8s, frozen=True):
     """`address` as `tcp://HOST:PORT` or `HOST:PORT`."""
