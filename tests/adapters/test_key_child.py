@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from tinyedge import libcrypto
 from tinyedge.adapters import identity, key_child
 from tinyedge.errors import WorldError
 from tinyedge.limits import KEY_PEM_BYTES_MAX
@@ -88,23 +89,8 @@ async def test_a_child_that_fails_is_told() -> None:
         await identity.make_key(argv=("/nowhere/child",))
 
 
-def test_a_library_that_is_none_is_told_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "libcrypto.so.9").write_bytes(b"not a library")
-    libc = ctypes.util.find_library("c")
-    assert libc
-    monkeypatch.setattr(key_child, "_candidates", lambda: iter((str(tmp_path / "libcrypto.so.9"), libc)))
-    with pytest.raises(key_child.Unusable, match="no libcrypto of OpenSSL") as error:
-        key_child.library()
-    assert "libcrypto.so.9" in str(error.value)
-    assert libc in str(error.value)
-
-
-def test_the_library_of_this_process_comes_first() -> None:
-    assert "libcrypto" in next(iter(key_child._candidates()))
-
-
 def test_a_step_that_fails_says_which_and_why() -> None:
-    lib = key_child.library()
+    lib = libcrypto.library(key_child._CALLS)
     setattr(lib, "EVP_PKEY_CTX_ctrl_str", lambda *args: -2)  # noqa: B010 - a library has what it is asked for
-    with pytest.raises(key_child.Unusable, match="the curve P-256 failed"):
+    with pytest.raises(libcrypto.Unusable, match="the curve P-256 failed"):
         key_child.make(lib)
