@@ -328,15 +328,19 @@ class Daemon:
         self._log.note("info", "node.joined", {"node": joined.name})
 
     async def _follow_identity(self) -> None:
-        """What another replica, or a command, has changed: sessions are checked again."""
+        """What another replica, or a command, has changed: sessions are checked again. What was told before is kept
+        here: the store may have read or written the change already."""
+        told = set(self._store.state.bindings)
 
         async def send(change: Change) -> None:
             objects = change.objects if isinstance(change, types.Listed) else ()
             for one in (change.object,) if isinstance(change, types.Seen) else objects:
                 before = set(self._store.state.bindings)
                 self._store.take(one)
+            nonlocal told
                 self.edges.recheck()
-                for name in before - set(self._store.state.bindings):
+                before, told = told, set(self._store.state.bindings)
+                for name in before - told:
                     await self._send.send(facts.Deleted(name))
                 await self._marks.look()
                 revoked = [name for name, one in self._store.state.bindings.items() if one.revoked_s]

@@ -17,7 +17,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-import httpx
 import msgspec
 import trio
 from msgspec import Struct, field
@@ -25,6 +24,7 @@ from msgspec import Struct, field
 from cloud_gateway import limits
 from cloud_gateway.adapters import kube_watch
 from cloud_gateway.adapters.kube_config import Endpoint
+from cloud_gateway.adapters.kube_connection import Response
 from cloud_gateway.adapters.kube_http import Answer, Ask, Wire
 from cloud_gateway.adapters.kube_limits import Bucket, Counters
 from cloud_gateway.adapters.kube_types import LEASES, Json, KubeError, Page, Resource, Send, Trim, error_of
@@ -277,7 +277,7 @@ class Kube:
     @asynccontextmanager
     async def watch(
         self, query: kube_watch.Query, version: str, timeout_s: int, silence_s: float
-    ) -> AsyncGenerator[httpx.Response, None]:
+    ) -> AsyncGenerator[Response, None]:
         """The open answer to one watch; KubeError when it is refused."""
         resource = query.resource
         params = {
@@ -294,7 +294,7 @@ class Kube:
         code = 0
         try:
             async with self._wire.stream(ask, silence_s) as response:
-                code = response.status_code
+                code = response.status
                 if code != 200:
                     raise await self._wire.refused(f"watch {resource.plural}", response)
                 yield response

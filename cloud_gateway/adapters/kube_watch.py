@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-import httpx
 import msgspec
 import trio
 from msgspec import Struct
 
 from cloud_gateway import limits
-from cloud_gateway.adapters.kube_http import each_chunk
+from cloud_gateway.adapters.kube_connection import Response
 from cloud_gateway.adapters.kube_types import (
     Gone,
     Json,
@@ -61,7 +60,7 @@ class Source(Protocol):
 
     def watch(
         self, query: Query, version: str, timeout_s: int, silence_s: float
-    ) -> AbstractAsyncContextManager[httpx.Response]: ...
+    ) -> AbstractAsyncContextManager[Response]: ...
 
 
 class _Line(Struct):
@@ -140,7 +139,8 @@ class Follower:
         self._came = False
         async with self._source.watch(self._query, self._version, timeout_s, timeout_s + SILENCE_MARGIN_S) as response:
             lines = _Lines(self._take)
-            await each_chunk(response, lines.take)
+            while chunk := await response.chunk():
+                await lines.take(chunk)
         lived = trio.current_time() - began_s >= LIVED_S
         if lived:
             self._failures = 0
