@@ -109,6 +109,12 @@ DMI_NAME_CHARS_MAX = 253
 DMI_PATH_CHARS_MAX = 107  # of a unix socket, as the kernel
 DMI_ANSWER_BYTES_MAX = 1 * MIB  # of a mapper
 
+# Upgrades.
+BUNDLE_HEAD_BYTES_MAX = 256 * KIB  # of the installing script
+BUNDLE_MANIFEST_BYTES_MAX = 1 * MIB
+BUNDLE_FILES_MAX = 5000
+BUNDLE_UNPACKED_BYTES_MAX = 512 * MIB
+
 # The link.
 LINK_OBJECT_BYTES_MAX = 4 * MIB  # body of one object; what the store takes of it is the core's to say
 LINK_MESSAGE_BYTES_MAX = LINK_OBJECT_BYTES_MAX + 64 * KIB  # inflated

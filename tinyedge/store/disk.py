@@ -55,6 +55,9 @@ class Disk:
     def fsync(self, handle: int) -> None:
         os.fsync(handle)
 
+    def chmod(self, handle: int, mode: int) -> None:
+        os.fchmod(handle, mode)
+
     def ftruncate(self, handle: int, length: int) -> None:
         os.ftruncate(handle, length)
 

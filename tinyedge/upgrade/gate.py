@@ -1,0 +1,66 @@
+"""Whether a version on trial is fit to stay: pure, fed with what is seen every few seconds.
+
+All of these must hold for a minute, within ten minutes of the start: the store can be written, the runtime answers,
+the pods that ran before run, and the link is up if it was up before. A gateway that can't be reached at all is the
+cloud's absence and blocks nothing; one that answers and is not understood does.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+HOLD_S = 60
+WINDOW_S = 600
+
+
+class Seen(Struct, frozen=True):
+    """`pods_wanted` are those that should run, `pods_running` how many of them do; `gateway_reachable` that somebody
+    has answered at its address since the start."""
+
+    at_s: float
+    store_writable: bool
+    runtime_up: bool
+    pods_wanted: int
+    pods_running: int
+    linked: bool
+    gateway_reachable: bool
+
+
+class Verdict(Struct, frozen=True):
+    """`passed` None: not decided yet. `missing` says in words what is not there (yet)."""
+
+    passed: bool | None
+    missing: tuple[str, ...]
+
+
+class Gate:
+    """`linked_before`: the version before had a link; `pods_before`: so many pods ran under it."""
+
+    def __init__(self, started_s: float, *, linked_before: bool, pods_before: int) -> None:
+        self._started_s = started_s
+        self._linked_before = linked_before
+        self._pods_before = pods_before
+        self._good_since_s: float | None = None
+
+    def look(self, seen: Seen) -> Verdict:
+        missing = tuple(self._missing(seen))
+        if missing:
+            self._good_since_s = None
+            late = seen.at_s - self._started_s >= WINDOW_S
+            return Verdict(False if late else None, missing)
+        if self._good_since_s is None:
+            self._good_since_s = seen.at_s
+        return Verdict(True if seen.at_s - self._good_since_s >= HOLD_S else None, ())
+
+    def _missing(self, seen: Seen) -> list[str]:
+        found = []
+        if not seen.store_writable:
+            found.append("the store can't be written")
+        if not seen.runtime_up:
+            found.append("the container runtime does not answer")
+        needed = min(seen.pods_wanted, self._pods_before)  # one that did not run before need not run now
+        if seen.pods_running < needed:
+            found.append(f"{seen.pods_running} pods run, and {needed} did before")
+        if self._linked_before and not seen.linked and seen.gateway_reachable:
+            found.append("there is no link, though the gateway answers")
+        return found
