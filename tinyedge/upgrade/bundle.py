@@ -135,7 +135,7 @@ class Bundle:
     def _files(self, wanted: dict[str, FileEntry]) -> Iterator[tuple[FileEntry, IO[bytes]]]:
         left = dict(wanted)
         try:
-            for member in self._archive:
+            while (member := self._archive.next()) is not None:
                 entry = left.pop(member.name, None)
                 source = self._archive.extractfile(member) if member.isreg() else None
                 if entry is None or source is None or member.size != entry.size:

@@ -1,0 +1,66 @@
+"""Small versions of a program that does nothing but say which one it is, and a device to install them on."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from tinyedge import libcrypto
+from tinyedge.upgrade.bundle import this_architecture
+from tinyedge.upgrade.versions import Versions
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ROOT / "packaging" / "launcher"
+KEY = bytes(range(32))
+STRANGER = bytes(32)
+
+
+def _builder() -> ModuleType:
+    """build/ is no package: its name would shadow others."""
+    spec = importlib.util.spec_from_file_location("tinyedge_build_bundle", ROOT / "build" / "bundle.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+builder = _builder()
+
+
+def program(folder: Path, version: str, *, architecture: str = "", product: str = "tinyedge", body: str = "") -> Path:
+    """A program's folder, as build/binary.py leaves it."""
+    made = folder / f"{product}-{version}-{architecture or this_architecture()}"
+    (made / "_internal" / "lib").mkdir(parents=True)
+    start = made / "tinyedge"
+    start.write_text(body or f'#!/bin/sh\necho "{version} $* trial=${{TINYEDGE_TRIAL:-}}"\n')
+    start.chmod(0o755)
+    (made / "_internal" / "lib" / "data.bin").write_bytes(version.encode() * 5000)
+    return made
+
+
+def bundle(folder: Path, version: str, key: bytes = KEY, **more: str) -> Path:
+    made: Path = builder.bundle(program(folder, version, **more), key, folder / "out", b"#!/bin/sh\n")
+    return made
+
+
+class Device:
+    """A device's folders, with the key that it trusts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "lib"
+        self.state = folder / "state" / "upgrade"
+        (self.root / "versions").mkdir(parents=True)
+        (self.root / "trust").mkdir()
+        self.state.parent.mkdir()
+        public = base64.b64encode(libcrypto.public_key(KEY))
+        (self.root / "trust" / "release.pub").write_bytes(public + b"\n")
+        self.versions = Versions(str(self.root), str(self.state))
+
+    @property
+    def keys(self) -> list[bytes]:
+        return [libcrypto.public_key(KEY)]

@@ -1,0 +1,191 @@
+"""What a version's file must prove before anything of it is used."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.upgrade.rig import KEY, STRANGER, Device, builder, bundle, program
+from tinyedge import libcrypto
+from tinyedge.errors import BadInput, TinyEdgeError, WorldError
+from tinyedge.store.disk import Disk
+from tinyedge.upgrade.bundle import MARK, Bundle, Refused, open_bundle, this_architecture, trusted_keys, version_key
+
+TRUSTED = [libcrypto.public_key(KEY)]
+
+
+def unpacked(path: Path, target: Path, **more: str) -> Bundle:
+    found = open_bundle(str(path), TRUSTED, **more)
+    try:
+        found.unpack(str(target), Disk())
+    finally:
+        found.close()
+    return found
+
+
+def test_a_version_is_unpacked_as_it_was_built(tmp_path: Path) -> None:
+    made = bundle(tmp_path, "0.2.0")
+    found = unpacked(made, tmp_path / "there")
+    assert found.manifest.name == f"0.2.0-{this_architecture()}"
+    assert (tmp_path / "there" / "_internal/lib/data.bin").read_bytes() == b"0.2.0" * 5000
+    assert (tmp_path / "there" / "tinyedge").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "there" / "_internal/lib/data.bin").stat().st_mode & 0o777 == 0o644
+
+
+def test_two_builds_of_one_folder_are_the_same_bytes(tmp_path: Path) -> None:
+    folder = program(tmp_path, "0.2.0")
+    first = builder.bundle(folder, KEY, tmp_path / "a", b"#!/bin/sh\n").read_bytes()
+    (folder / "tinyedge").touch()
+    assert builder.bundle(folder, KEY, tmp_path / "b", b"#!/bin/sh\n").read_bytes() == first
+
+
+def test_progress_is_told_up_to_the_end(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    found = open_bundle(str(bundle(tmp_path, "0.2.0")), TRUSTED)
+    found.unpack(str(tmp_path / "there"), Disk(), lambda done, total: told.append((done, total)))
+    found.close()
+    assert told[-1][0] == told[-1][1] == found.manifest.bytes
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"key": STRANGER}, "Untrusted"),
+        ({"architecture": "riscv64"}, "WrongArchitecture"),
+        ({"product": "tinyedge-gateway"}, "WrongProduct"),
+    ],
+)
+def test_what_is_not_for_this_device_is_refused(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
+    made = bundle(tmp_path, "0.2.0", **more)
+    with pytest.raises(Refused) as caught:
+        open_bundle(str(made), TRUSTED)
+    assert caught.value.reason == reason
+    assert caught.value.remedy
+
+
+def test_without_any_trusted_key_nothing_is_believed(tmp_path: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        open_bundle(str(bundle(tmp_path, "0.2.0")), [])
+    assert caught.value.reason == "Untrusted"
+
+
+def test_a_file_that_is_no_version_or_not_there_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8" * 1000)
+    with pytest.raises(Refused) as caught:
+        open_bundle(str(tmp_path / "photo.jpg"), TRUSTED)
+    assert caught.value.reason == "NotABundle"
+    with pytest.raises(WorldError, match="No such file"):
+        open_bundle(str(tmp_path / "nothing"), TRUSTED)
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    whole = bundle(tmp_path, "0.2.0").read_bytes()
+    start = whole.index(MARK) + len(MARK)
+    for number, end in enumerate(range(start, len(whole) - 8, 97)):
+        cut = tmp_path / "cut.run"
+        cut.write_bytes(whole[:end])
+        with pytest.raises(Refused) as caught:
+            unpacked(cut, tmp_path / f"there-{number}")
+        assert caught.value.reason in ("Truncated", "Damaged"), end
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_anywhere_in_the_payload_is_refused_or_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("flip")
+    whole = bytearray(bundle(folder, "0.2.0").read_bytes())
+    at = data.draw(st.integers(whole.index(MARK) + len(MARK), len(whole) - 1))
+    whole[at] ^= 1 << data.draw(st.integers(0, 7))
+    (folder / "flipped.run").write_bytes(whole)
+    try:
+        unpacked(folder / "flipped.run", folder / "there")
+    except TinyEdgeError:
+        return
+    assert (folder / "there" / "_internal/lib/data.bin").read_bytes() == b"0.2.0" * 5000
+
+
+def repacked(path: Path, change: Callable[[list[tuple[str, bytes]]], None]) -> Path:
+    """The same file with other members, and its signature as it was."""
+    head, mark, packed = path.read_bytes().partition(MARK)
+    members: list[tuple[str, bytes]] = []
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(packed))) as archive:
+        for member in archive:
+            source = archive.extractfile(member)
+            assert source is not None
+            members.append((member.name, source.read()))
+    change(members)
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    path.write_bytes(head + mark + gzip.compress(sink.getvalue()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda members: members.insert(2, ("../../etc/passwd", b"root::0:0")),
+        lambda members: members.append(("extra", b"more")),
+        lambda members: members.__setitem__(2, (members[2][0], members[2][1][:-1] + b"X")),
+        lambda members: members.append(members[2]),
+        lambda members: members.pop(),
+        lambda members: members.reverse(),
+    ],
+)
+def test_an_archive_that_is_not_what_its_manifest_says_is_refused(
+    tmp_path: Path, change: Callable[[list[tuple[str, bytes]]], None]
+) -> None:
+    made = repacked(bundle(tmp_path, "0.2.0"), change)
+    with pytest.raises(Refused) as caught:
+        unpacked(made, tmp_path / "there")
+    assert caught.value.reason in ("Damaged", "Truncated")
+    assert not (tmp_path.parent / "etc").exists()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a//b", "a/../b", "", "a b"])
+def test_a_signed_manifest_with_paths_that_lead_elsewhere_is_refused(tmp_path: Path, path: str) -> None:
+    described = json.loads(builder.manifest(program(tmp_path, "0.2.0"), "tinyedge", "0.2.0", this_architecture()))
+    described["files"][0]["path"] = path
+    raw = json.dumps(described).encode()
+    out = tmp_path / "evil.run"
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as archive:
+        for name, content in (("manifest.json", raw), ("manifest.sig", libcrypto.sign(KEY, raw))):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    out.write_bytes(b"#!/bin/sh\n" + MARK + gzip.compress(sink.getvalue()))
+    with pytest.raises(Refused) as caught:
+        open_bundle(str(out), TRUSTED)
+    assert caught.value.reason == "Damaged"
+
+
+def test_keys_are_read_from_a_folder_and_what_is_none_is_named(tmp_path: Path) -> None:
+    device = Device(tmp_path)
+    assert trusted_keys(str(device.root / "trust")) == device.keys
+    (device.root / "trust" / "note.txt").write_text("not a key")
+    assert trusted_keys(str(device.root / "trust")) == device.keys
+    (device.root / "trust" / "bad.pub").write_bytes(b"\xff\xff not base64 !")
+    with pytest.raises(BadInput, match=r"bad\.pub"):
+        trusted_keys(str(device.root / "trust"))
+    assert trusted_keys(str(tmp_path / "nowhere")) == []
+
+
+def test_versions_are_ordered_as_people_expect() -> None:
+    ordered = ["0.9.9", "0.10.0-rc1", "0.10.0-rc2", "0.10.0", "0.10.1", "1.0.0"]
+    assert sorted(sorted(ordered), key=version_key) == ordered  # as text they come otherwise
