@@ -34,6 +34,7 @@ BANNED_IMPORTS = {
     "pickle": ("", "msgspec: a peer must never choose what is constructed"),
 }
 ALLOWED_IMPORTS = {
+    ("tinyedge/mapper/coroutines.py", "asyncio"),  # for drivers whose functions are asyncio's, in a thread of its own
     ("tinyedge/cli/demo/processes.py", "subprocess"),  # no daemon, no nursery: it starts one and kills it
 }
 SYNC_CALLS = {"fsync", "fdatasync", "sync"}

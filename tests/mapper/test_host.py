@@ -288,4 +288,4 @@ async def test_a_removed_device_is_closed() -> None:
         await host.put(device("other"))
         await told.state("default/other", "online")
         assert "close pump" in one.calls
-        assert host.keys() == ["default/other"]
+        assert host.served() == ["default/other"]

@@ -91,6 +91,14 @@ class Driver(Protocol):
     def read(self, device: Device, prop: Property, /) -> Any: ...
 
 
+FUNCTIONS = ("read", "read_many", "write", "open", "close", "call", "serve")
+
+
+def functions(driver: Driver) -> list[Any]:
+    """Those of the contract that a driver has."""
+    return [getattr(driver, name) for name in FUNCTIONS if hasattr(driver, name)]
+
+
 def device_of(device: model.Device, of: model.DeviceModel | None) -> Device:
     """A device as a driver sees it. Its defaults are already filled in; its model says types and limits."""
     spec = device.spec

@@ -221,7 +221,7 @@ class Engine:
         """What is read as often as before keeps its time; the rest is read now."""
         if not self._polls:
             return {}
-        before = one.device.properties
+        before = one.device.properties if _same_settings(one.device, device) else {}
         kept = {
             name: one.due[name]
             for name, prop in device.properties.items()

@@ -27,11 +27,12 @@ THREADS_MAX = 256  # calls of plain functions at a time
 TURNS_MAX = 256  # under way at a time, of all devices
 STEADY_S, PAUSE_S_MAX = 60.0, 30.0
 
-Note = Callable[[str, str, Mapping[str, str | int | bool]], object]
+Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 Coroutines = Callable[[Callable[..., Any], tuple[Any, ...]], Any]  # awaits an async function of the driver
 
 
-async def _on_trio(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+async def on_trio(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """For async functions that are Trio's."""
     return await function(*arguments)
 
 
@@ -45,7 +46,7 @@ class Host:
         note: Note,
         *,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        coroutines: Coroutines = _on_trio,
+        coroutines: Coroutines = on_trio,
     ) -> None:
         self.driver = driver
         self._tell = tell
@@ -79,8 +80,8 @@ class Host:
     def device(self, key: str) -> Device | None:
         return self._engine.device(key)
 
-    def keys(self) -> list[str]:
-        """Of the devices that are served."""
+    def served(self) -> list[str]:
+        """Keys of the devices that are."""
         return self._engine.keys()
 
     def tell_states(self) -> None:
