@@ -57,7 +57,7 @@ crash: .venv/.dev
 	@.venv/bin/python -m tests.crash $(if $(SEED),--seed $(SEED)) $(if $(GIVE_UP_S),--seconds $(GIVE_UP_S))
 
 e2e: .venv/.dev
-	TINYEDGE_E2E_KUBECONFIG="$(KUBECONFIG)" .venv/bin/python -m pytest -q -rs tests/e2e
+	TINYEDGE_E2E_KUBECONFIG="$(KUBECONFIG)" .venv/bin/python -m pytest -q -rs tests/e2e -n $(JOBS) --dist loadgroup
 
 proto: .venv/.dev
 	.venv/bin/python build/protobuf.py

@@ -20,7 +20,7 @@ from tinyedge.errors import BadInput, PeerError
 from tinyedge.mqtt import Client, Message, Tls, Will, connect, settings
 
 needs_mosquitto = pytest.mark.mosquitto
-WAIT_S = 20  # a bound of what must not hang, never a pause
+WAIT_S = 60  # a bound of what must not hang, never a pause
 
 
 @pytest.fixture

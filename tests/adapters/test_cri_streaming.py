@@ -130,7 +130,7 @@ async def test_exec_by_spdy_begins_once_the_streams_that_were_asked_for_are_ther
         argv = ["sh", "-c", "echo out; echo err >&2"]
         wanted = {name: name in kinds for name in ("stdout", "stderr")}
         url = await runtime.exec_url(container_id, argv, stdin=False, **wanted, tty=False)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             heard = await _talk_spdy(url, *kinds)
         assert b"Success" in heard.pop("error")
         words = {"stdout": b"out\n", "stderr": b"err\n"}

@@ -52,7 +52,7 @@ async def opened(*devices: Device) -> AsyncIterator[Modbus]:
     driver = Modbus()
     for one in devices:
         await driver.open(one)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         yield driver
     for one in devices:
         await driver.close(one)
@@ -61,7 +61,7 @@ async def opened(*devices: Device) -> AsyncIterator[Modbus]:
 
 def patient(driver: Modbus, one: Device) -> None:
     """From now on an answer is expected, however slow this machine is."""
-    driver._units[one.key].timeout_s = 10
+    driver._units[one.key].timeout_s = 60
 
 
 async def read(driver: Modbus, one: Device) -> dict[str, Any]:

@@ -171,7 +171,7 @@ async def served(default: BrokerSettings | None = None) -> AsyncIterator[tuple[M
     driver = MqttDevices(default)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(driver.serve, heard.report)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             yield driver, heard
         nursery.cancel_scope.cancel()
 

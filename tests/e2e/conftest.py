@@ -12,6 +12,13 @@ from tests.fakes.image_archives import busybox_image, docker_archive
 UNUSED = "tinyedge.test/unused:1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files run beside each other, each with a node of its own; who looks at the calm one comes after who starts it."""
+    for item in items:
+        calm = isinstance(item, pytest.Function) and "calm_node" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("calm" if calm else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with node_in(tmp_path_factory.mktemp("node")) as node:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BINARY = os.environ.get("TINYEDGE_CONTAINERD", "containerd")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 LOOK_S = 0.02
 STOP_S = 30.0
 LOG_BYTES_SHOWN = 6000

@@ -56,7 +56,7 @@ async def _never(_: ServedCall) -> None:
     await trio.sleep_forever()
 
 
-async def _say(channel: Channel, words: bytes = b"hello", timeout_s: float = 10) -> bytes:
+async def _say(channel: Channel, words: bytes = b"hello", timeout_s: float = 60) -> bytes:
     return (await channel.unary("/test.Service/Say", Text(words), Text, timeout_s=timeout_s)).data
 
 
