@@ -19,7 +19,7 @@ from tinyedge.adapters.kubelet_stats import Sample
 from tinyedge.adapters.local_api import JoinBody, LogOptions
 from tinyedge.adapters.runtime import Runtime
 from tinyedge.adapters.watch import Changes
-from tinyedge.config import Config, proxy_password, shown
+from tinyedge.config import Config, mqtt_password, proxy_password, shown
 from tinyedge.core.edge import Edge
 from tinyedge.core.status import rfc3339
 from tinyedge.errors import BadInput, PeerError, StoreReadOnly, TinyEdgeError
@@ -281,8 +281,9 @@ class DaemonBackend:
 
     def secret_values(self) -> Iterable[bytes]:
         yield from self._edge.view.secret_values()
-        if password := proxy_password(self._config):
-            yield password.encode()
+        for password in (proxy_password(self._config), mqtt_password(self._config)):
+            if password:
+                yield password.encode()
 
     def blackbox(self) -> Sequence[Json]:
         if self._blackbox is None:

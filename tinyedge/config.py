@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tinyedge.errors import BadInput, TinyEdgeError
+from tinyedge.mqtt_settings import settings
 from tinyedge.outbound import allowed
 
 DEFAULT_PATH = "/etc/tinyedge/tinyedge.toml"
@@ -26,6 +27,7 @@ FILE_BYTES_MAX = 256 * 1024
 WORDS = {
     r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$": "lower-case letters, digits, '-' and '.', such as gate-7",
     r"^/": "an absolute path",
+    r"^(/.*)?$": "an absolute path, or empty",
     r"^(/\S*)?$": "an absolute path, or nothing",
     r"^(wss://\S+)?$": "wss://HOST:PORT",
     r"^(http://\S+)?$": "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
@@ -33,6 +35,7 @@ WORDS = {
 
 Name = Annotated[str, Meta(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$", max_length=253)]
 AbsolutePath = Annotated[str, Meta(pattern=r"^/")]
+OptionalPath = Annotated[str, Meta(pattern=r"^(/.*)?$")]
 Percent = Annotated[int, Meta(ge=0, le=100)]
 Seconds = Annotated[int, Meta(ge=1, le=86400)]
 
@@ -167,6 +170,31 @@ class CloudConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0
 
 
+class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    url: Annotated[
+        str,
+        Meta(
+            max_length=2000,
+            description="MQTT broker of this node, as `mqtt://HOST[:PORT]`, or `mqtts://` with TLS; a user and a "
+            "password may stand before the host. Empty: none.",
+        ),
+    ] = ""
+    version: Annotated[Literal["3.1.1", "5"], Meta(description="Version of MQTT that is spoken.")] = "3.1.1"
+    user: Annotated[str, Meta(description="User at the broker. Empty: the one in `mqtt.url`, if any.")] = ""
+    password_file: Annotated[
+        OptionalPath, Meta(description="File with the password on its first line, read at each connect.")
+    ] = ""
+    ca_file: Annotated[
+        OptionalPath, Meta(description="CA of the broker's certificate (PEM). Empty: the CAs of this machine.")
+    ] = ""
+    cert_file: Annotated[OptionalPath, Meta(description="Our certificate for the broker (PEM). Empty: none.")] = ""
+    key_file: Annotated[OptionalPath, Meta(description="Its key, unless that stands in the same file.")] = ""
+    twin_events: Annotated[
+        bool,
+        Meta(description="Whether each reported value that differs is published, as KubeEdge's `…/update/document`."),
+    ] = True
+
+
 class OutboundConfig(Struct, frozen=True, forbid_unknown_fields=True):
     allow: Annotated[
         tuple[str, ...],
@@ -219,6 +247,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     logs: LogsConfig = LogsConfig()
     api: ApiConfig = ApiConfig()
     cloud: CloudConfig = CloudConfig()
+    mqtt: MqttConfig = MqttConfig()
     outbound: OutboundConfig = OutboundConfig()
     dmi: DmiConfig = DmiConfig()
     log: LogConfig = LogConfig()
@@ -243,19 +272,28 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     if config.images.gc_low_percent > config.images.gc_high_percent:
         raise BadInput("images.gc_low_percent", config.images.gc_low_percent, "at most images.gc_high_percent")
     allowed(config.outbound.allow)
+    if config.mqtt.url:
+        settings(config.mqtt.url)
     return config
 
 
 def shown(config: Config) -> dict[str, dict[str, object]]:
-    """All sections as plain values for people, without the password that a proxy may want."""
+    """All sections as plain values for people, without the passwords that a proxy and a broker may want."""
     found: dict[str, dict[str, object]] = msgspec.to_builtins(config)
     found["cloud"]["proxy"] = re.sub(r"//[^/]*@", "//…@", config.cloud.proxy)
+    found["mqtt"]["url"] = re.sub(r"//[^/]*@", "//…@", config.mqtt.url)
     return found
 
 
 def proxy_password(config: Config) -> str:
     """As it is written there; empty for none."""
     user, at, _ = config.cloud.proxy.removeprefix("http://").rpartition("@")
+    return user.partition(":")[2] if at else ""
+
+
+def mqtt_password(config: Config) -> str:
+    """As it is written in the broker's address; empty for none."""
+    user, at, _ = config.mqtt.url.partition("://")[2].rpartition("@")
     return user.partition(":")[2] if at else ""
 
 
@@ -337,7 +375,7 @@ def _explain(raw: dict[str, object], message: str) -> BadInput:
             expected = words
     if what.startswith("Invalid enum value"):
         expected = " or ".join(map(repr, _choices(section, name)))
-    return BadInput(path, "(not shown)" if path == "cloud.proxy" else value, expected)
+    return BadInput(path, "(not shown)" if path in ("cloud.proxy", "mqtt.url") else value, expected)
 
 
 def _choices(section: str, name: str) -> tuple[object, ...]:

@@ -85,6 +85,8 @@ class NodeFacts(Struct, frozen=True):
     cluster_domain: str = "cluster.local"
     host_dns: Dns = Dns()  # what the node's own resolv.conf says
     cgroup_driver: str = "cgroupfs"
+    mqtt: bool = False  # a broker is configured
+    mqtt_events: bool = False  # and is to be told of each reported value that differs from the one before
 
 
 class Booted(Struct, frozen=True):
@@ -428,12 +430,33 @@ class MapperCalled(Struct, frozen=True):
 
 
 class Published(Struct, frozen=True):
-    """A message that came from a broker, or from the gateway for it (then `request` waits for a `ReportAnswer`)."""
+    """A message that came from the node's broker. Answered by one `ReportAnswer` unless `request` is 0; until then the
+    broker keeps it."""
 
     topic: str
     payload: bytes
     request: int = 0
     retained: bool = False
+
+
+class Called(Struct, frozen=True):
+    """A program on the node posts something for a rule, under its path. Answered by one `ReportAnswer`."""
+
+    request: int
+    path: str
+    payload: bytes
+    method: str = "POST"
+    content_type: str = ""
+
+
+class Publish(Struct, frozen=True):
+    """A message that the gateway has for the node's broker. Answered by one `ReportAnswer`, once it is in line."""
+
+    request: int
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
 
 
 Event = (
@@ -467,6 +490,8 @@ Event = (
     | StateReported
     | MapperCalled
     | Published
+    | Called
+    | Publish
 )
 
 # --- what the daemon does -------------------------------------------------------------------------
@@ -655,8 +680,8 @@ class MapperWelcome(Struct, frozen=True):
 
 
 class ReportAnswer(Struct, frozen=True):
-    """To a `Reported`, `StateReported` or `Published`. `error` empty: it is durable. Else `code` says of which kind it
-    is: `NotFound`, `Invalid`, `TooMany` (wait, then again), `Full` or `ReadOnly` (the store takes nothing)."""
+    """To a `Reported`, `StateReported`, `Published`, `Called` or `Publish`. `error` empty: it is durable. Else `code`
+    says why: `NotFound`, `Invalid`, `TooMany` (wait, then again), `Full` or `ReadOnly` (the store takes nothing)."""
 
     request: int
     code: str = ""
@@ -679,6 +704,12 @@ class CallMapper(Struct, frozen=True):
     method: str = ""
     arguments: tuple[tuple[str, str], ...] = ()  # property, value
     http: str = ""
+
+
+class Subscriptions(Struct, frozen=True):
+    """All topic filters that the node's broker is to be asked for, from now on."""
+
+    filters: tuple[str, ...]
 
 
 class Note(Struct, frozen=True):
@@ -719,6 +750,7 @@ Effect = (
     | MapperWelcome
     | ReportAnswer
     | CallMapper
+    | Subscriptions
     | Note
     | Record
 )

@@ -155,6 +155,9 @@ MQTT_WAITING_MAX = 256  # messages on their way to a broker that has not acknowl
 MQTT_INFLIGHT_MAX = 20  # of these on the wire; what mosquitto takes of MQTT 5 at a time
 MQTT_INBOX_MESSAGES_MAX = 1000  # that came and are not taken yet
 MQTT_INBOX_BYTES_MAX = 4 * MIB
+BUS_PAYLOAD_BYTES_MAX = 64 * KIB  # of a message that tells of a device
+BUS_TWINS_MAX = 200  # in one of them
+ROUTES_MAX = 16  # rules that one message is for
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")
 require(RECORD_BYTES_MAX <= SEGMENT_BYTES - BLOCK_BYTES, "a record fits in a segment beside its header")

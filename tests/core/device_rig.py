@@ -61,8 +61,9 @@ OWN = ev.MapperInfo("sdk-mapper", "acme", "/run/tinyedge/sdk.sock", "v1", "tinye
 class Site:
     """A node with devices on it."""
 
-    def __init__(self, *objects: Any, boot: bool = True) -> None:
+    def __init__(self, *objects: Any, boot: bool = True, mqtt: bool = False) -> None:
         self.rig = Rig()
+        self.rig.mqtt = mqtt
         self._request = 100
         if boot:
             self.rig.boot()

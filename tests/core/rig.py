@@ -185,6 +185,8 @@ class Rig:
         self.sent: list[Any] = []  # effects for the link
         self.calls: list[ev.CallMapper] = []  # of mappers, that are not answered
         self.told_mappers: list[ev.MapperWelcome | ev.ReportAnswer] = []
+        self.mqtt = False  # a broker is configured
+        self.subscriptions: tuple[str, ...] = ()
         self.series: dict[str, list[bytes]] = {}
         self.writes = 0
         self.last = ev.Step((), ())
@@ -225,6 +227,8 @@ class Rig:
                 self.calls.append(effect)
             elif isinstance(effect, ev.MapperWelcome | ev.ReportAnswer):
                 self.told_mappers.append(effect)
+            elif isinstance(effect, ev.Subscriptions):
+                self.subscriptions = effect.filters
             else:
                 self.pending.append(effect)
         return step
@@ -253,6 +257,8 @@ class Rig:
         self.edge = Edge({table: dict(rows) for table, rows in self.tables.items()}, self.policy)
         self.pending, self.calls = [], []
         node = ev.NodeFacts("gate-7", f"boot-{self.boots}", addresses=("192.168.1.7",), memory_bytes=1 << 30)
+        if self.mqtt:
+            node = structs.replace(node, mqtt=True, mqtt_events=True)
         self.step(ev.Booted(node, reason, 1))
         if runtime:
             self.runtime_up()

@@ -39,7 +39,7 @@ def rule(name: str = "overheat", **spec: Any) -> LocalRule:
 
 
 def site(*rules: LocalRule) -> Site:
-    found = Site(model(), device(), *rules)
+    found = Site(model(), device(), *rules, mqtt=True)
     found.register()
     return found
 
@@ -54,7 +54,8 @@ def status(found: Site, name: str = "overheat") -> Json:
 
 
 def queued(found: Site) -> list[Outgoing]:
-    return [outgoing.decode_outgoing(item) for item in found.rig.series.get("mqtt", [])]
+    messages = [outgoing.decode_outgoing(item) for item in found.rig.series.get("mqtt", [])]
+    return [one for one in messages if not one.topic.startswith("$hw/")]
 
 
 def pushed(found: Site) -> list[Push]:
@@ -255,7 +256,8 @@ def test_what_a_rule_promises_stands_in_the_same_commit_as_that_it_is_active() -
     found.report(temperature=85)
     writes = found.rig.last.writes
     assert {one.table for one in writes if isinstance(one, ev.Put)} >= {"rulestate", "twin"}
-    assert [one.series for one in writes if isinstance(one, ev.Append)] == ["readings", "mqtt"]
+    appended = [one for one in writes if isinstance(one, ev.Append)]
+    assert [outgoing.decode_outgoing(one.item).topic for one in appended if one.series == "mqtt"][1] == "alarm"
     assert not found.rig.last.patient
 
 
@@ -329,6 +331,14 @@ def test_an_action_that_can_not_be_done_is_told_and_the_others_are_done(action: 
     assert why in status(found)["problem"]
     assert fired(found, "RuleFailed") == 1
     assert found.rig.edge.view.why_rule("default", "overheat")["reasons"][0]["why"].startswith("action 1: ")  # type: ignore[index]
+
+
+def test_without_a_broker_nothing_is_published_and_the_rule_says_so() -> None:
+    found = Site(model(), device(), rule(actions=[{"publish": {"topic": "alarm"}}]))
+    found.register()
+    found.report(temperature=85)
+    assert "no MQTT broker (mqtt.url)" in status(found)["problem"]
+    assert not found.rig.series.get("mqtt")
 
 
 def test_places_to_push_to_are_bounded() -> None:

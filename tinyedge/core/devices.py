@@ -68,14 +68,15 @@ class Asked(Struct, frozen=True):
 
 class Devices:
     """`changed_values` and `changed_twins` collect, within a step, what others may want to look at: (device, property)
-    of new values, and keys of devices of which anything is new. Their readers empty them."""
+    of new values with what stood there before, and keys of devices of which anything is new. Their readers empty
+    them."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._tables = desk.tables
         self.twins: dict[str, Twin] = {}
         self.mappers = Mappers(desk, self.twins, self._settled)
-        self.changed_values: dict[tuple[str, str], None] = {}
+        self.changed_values: dict[tuple[str, str], ReadingRow | None] = {}
         self.changed_twins: dict[str, None] = {}
         self.pushes = Pushes(desk)
         self._shapes: dict[str, Shape] = {}
@@ -181,40 +182,47 @@ class Devices:
     # --- reports ---------------------------------------------------------------------------------
 
     def reported(self, event: Reported) -> None:
-        """Values of a device. Of several the right ones are kept, whatever the others are."""
+        self._answer(event.request, event.key, self.take_report(event))
+
+    def take_report(self, event: Reported, *, by_topic: bool = False) -> tuple[str, str]:
+        """Values of a device: (code, why) as `ReportAnswer` has them. Of several the right ones are kept, whatever the
+        others are. `by_topic`: they came by MQTT, where no mapper need have registered."""
         twin = self.twins.get(event.key)
-        refused = self._not_from(twin, event.key, event.uid, own=event.own)
+        refused = self._not_from(twin, event, by_topic=by_topic)
         if refused or twin is None or twin.shape is None:
-            self._answer(twin, event.request, *(refused or ()))
-            return
+            return refused or ("", "")
         if sum(len(one.value) + len(one.property) for one in event.values) > DEVICE_REPORT_BYTES_MAX:
-            words = f"the report is larger than {DEVICE_REPORT_BYTES_MAX} bytes: report fewer properties at once"
-            self._answer(twin, event.request, "Invalid", words)
-            return
+            return (
+                "Invalid",
+                f"the report is larger than {DEVICE_REPORT_BYTES_MAX} bytes: report fewer properties at once",
+            )
         good, bad = _sorted_out(twin.shape, event.values)
         self._keep_values(twin, good)
         if event.own:
             self._push(twin, good)
         if good:
             self._is_alive(twin)
-        words = "; ".join(bad)[:1000]
-        self._answer(twin, event.request, "Invalid" if bad else "", words)
+        return "Invalid" if bad else "", "; ".join(bad)[:1000]
 
-    def _answer(self, twin: Twin | None, request: int, code: str = "", error: str = "") -> None:
+    def _answer(self, request: int, key: str, answer: tuple[str, str]) -> None:
+        twin = self.twins.get(key)
         line = self.mappers.line_of(twin) if twin else None
         if line is not None:
-            line.answers[code] = line.answers.get(code, 0) + 1
-        self._desk.say(ReportAnswer(request, code, error))
+            line.answers[answer[0]] = line.answers.get(answer[0], 0) + 1
+        self._desk.say(ReportAnswer(request, *answer))
 
-    def _not_from(self, twin: Twin | None, key: str, uid: int, *, own: bool) -> tuple[str, str] | None:
+    def _not_from(
+        self, twin: Twin | None, event: Reported | StateReported, *, by_topic: bool
+    ) -> tuple[str, str] | None:
         """(code, why not); None when a report may be taken."""
         desk = self._desk
         if desk.read_only:
             return "ReadOnly", f"the node's store can't be written: {desk.read_only}"
         if desk.full:
             return "Full", "the node's store is full: free space on its disk"
-        if why := self._unserved(twin, key):
+        if why := self._unknown(twin, event.key) if by_topic else self._unserved(twin, event.key):
             return "NotFound", why
+        key, uid, own = event.key, event.uid, isinstance(event, Reported) and event.own
         line = self.mappers.line_of(twin) if twin else None
         if line is not None and not own and uid not in (0, line.info.uid):
             return "NotFound", f"device {key} is served by mapper {line.info.name}, which runs as another user"
@@ -222,12 +230,16 @@ class Devices:
             return "TooMany", f"mapper {line.info.name} reports too much; wait, then report again"
         return None
 
-    def _unserved(self, twin: Twin | None, key: str) -> str:
-        """Why no mapper serves a device; empty when one does."""
+    def _unknown(self, twin: Twin | None, key: str) -> str:
+        """Why nothing can be kept of a device; empty when it can."""
         if twin is None or twin.device is None:
             return f"Device {key[:200]} not found"
-        if twin.shape is None:
-            return f"Device {key}: its model {twin.model} is not on this node"
+        return f"Device {key}: its model {twin.model} is not on this node" if twin.shape is None else ""
+
+    def _unserved(self, twin: Twin | None, key: str) -> str:
+        """Why no mapper serves a device; empty when one does."""
+        if (why := self._unknown(twin, key)) or twin is None:
+            return why
         if self.mappers.line_of(twin) is None:
             return f"Device {key}: no mapper of protocol {twin.protocol!r} has registered"
         return ""
@@ -242,9 +254,10 @@ class Devices:
             row = ReadingRow(value.value, at, flags)
             if one.history:
                 items.setdefault((at, flags), []).append((value.property, value.value))
-            if not _is_newer(row, self.latest(name)):
+            before = self.latest(name)
+            if not _is_newer(row, before):
                 continue
-            self.changed_values[twin.key, value.property] = None
+            self.changed_values.setdefault((twin.key, value.property), before)
             if not one.history:
                 self._tables.put("reading", name, row)
                 continue
@@ -271,18 +284,19 @@ class Devices:
         twin.seen_ms = self._desk.wall if self._desk.trusted else 0
 
     def state_reported(self, event: StateReported) -> None:
+        self._answer(event.request, event.key, self.take_state(event))
+
+    def take_state(self, event: StateReported, *, by_topic: bool = False) -> tuple[str, str]:
+        """As `take_report`, of the state of a device."""
         twin = self.twins.get(event.key)
-        refused = self._not_from(twin, event.key, event.uid, own=False)
         state = STATES.get(event.state.lower())
+        refused = self._not_from(twin, event, by_topic=by_topic)
         if refused or twin is None:
-            self._answer(twin, event.request, *(refused or ()))
-            return
+            return refused or ("", "")
         if state is None:
-            words = f"state is {event.state[:40]!r}, expected one of {', '.join(STATES)}"
-            self._answer(twin, event.request, "Invalid", words)
-            return
+            return "Invalid", f"state is {event.state[:40]!r}, expected one of {', '.join(STATES)}"
         self._take_state(twin, state)
-        self._answer(twin, event.request)
+        return "", ""
 
     def _take_state(self, twin: Twin, state: str) -> None:
         before = twin.row

@@ -25,7 +25,7 @@ from tinyedge.core.device_reports import DeviceReports
 from tinyedge.core.devices import Devices
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import Policy, Pressure
-from tinyedge.core.rules import Rules
+from tinyedge.core.reactions import Reactions
 from tinyedge.core.run import NEVER, PodRun, containers_of, look
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import phase
@@ -37,6 +37,7 @@ from tinyedge.events import (
     Append,
     Apply,
     Booted,
+    Called,
     CallMethod,
     CloudDelete,
     CloudHave,
@@ -54,6 +55,8 @@ from tinyedge.events import (
     MapperRegistered,
     OpDone,
     ProbeDone,
+    Publish,
+    Published,
     PullProgress,
     Put,
     ReadDevice,
@@ -106,9 +109,9 @@ class Edge:
         self._outbox = Outbox(self._desk, self._runs, self._cloud)
         self._chronicle = Chronicle(self._desk, self._runs)
         self._devices = Devices(self._desk)
-        self._rules = Rules(self._desk, self._devices, self._devices.pushes)
+        self._reactions = Reactions(self._desk, self._devices)
         self._device_reports = DeviceReports(self._desk, self._devices, self._cloud)
-        others = (self._cloud, self._outbox, self._tokens, self._devices, self._rules)
+        others = (self._cloud, self._outbox, self._tokens, self._devices, self._reactions.rules)
         self._view = View(self._desk, self._runs, self._sources, self._pressure, others)
         for row in self._desk.tables.pods.values():
             self._follow(row)
@@ -141,6 +144,9 @@ class Edge:
             Reported: self._devices.reported,
             StateReported: self._devices.state_reported,
             MapperCalled: self._devices.called,
+            Published: self._reactions.bus.published,
+            Called: self._reactions.routes.called,
+            Publish: self._reactions.bus.publish,
         }
 
     # --- what others see -------------------------------------------------------------------------
@@ -160,6 +166,7 @@ class Edge:
             unreadable = len(desk.tables.unreadable)
             self._take[type(event)](event)
             self._note_changes()
+            self._reactions.note_values()
             if len(desk.tables.unreadable) < unreadable:  # what had to be left alone may be unwanted after all
                 for run in self._runs.values():
                     self._touch(run)
@@ -167,7 +174,7 @@ class Edge:
         self._about.pod = ""
         self._tokens.ask()
         self._outbox.flush()
-        self._look_at_values()
+        self._reactions.flush()
         self._devices.flush()
         self._device_reports.flush()
         self._chronicle.flush(self._cloud.node)
@@ -233,18 +240,11 @@ class Edge:
 
     def _wake(self) -> int:
         """The monotonic time of the next thing to do, 0 for never."""
-        waking = (self._tokens, self._outbox, self._chronicle, self._devices, self._device_reports, self._rules)
+        waking = (self._tokens, self._outbox, self._chronicle, self._devices, self._device_reports, self._reactions)
         wakes = [one.wake_ms for one in waking]
         wakes += [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > self._desk.now]
         earliest = min(wakes)
         return 0 if earliest >= NEVER else earliest
-
-    def _look_at_values(self) -> None:
-        """What this step has heard of devices may be what rules wait for."""
-        values, self._devices.changed_values = self._devices.changed_values, {}
-        for device, name in values:
-            self._rules.value_changed(device, name)
-        self._rules.due()
 
     def _plan_one(self, uid: str) -> None:
         run = self._runs.get(uid)
@@ -328,8 +328,7 @@ class Edge:
                 self._pod_changed(key)
             elif kind in ("Device", "DeviceModel"):
                 self._devices.changed(kind, key)
-            if kind in ("Device", "DeviceModel", "LocalRule"):
-                self._rules.changed(kind, key)
+            self._reactions.changed(kind, key)
             for uid in self._users.get((kind, key), ()):
                 run = self._runs[uid]
                 run.volumes.stale = True
@@ -465,7 +464,7 @@ class Edge:
         self._tokens.booted()
         self._outbox.booted()
         self._devices.booted()
-        self._rules.booted()
+        self._reactions.rules.booted()
         if desk.rebooted and before.boot_id:
             message = f"Node {event.node.name} has been rebooted, boot id: {event.node.boot_id}"
             desk.node_event("Warning", "Rebooted", message)

@@ -219,8 +219,8 @@ class Rules:
         return one.type if one else None
 
     def _age_s(self, name: str) -> float | None:
-        """Of a value of an earlier life by the wall clock if that was and is trusted; else as old as this life. So is one
-        that has never come. None: it is no property of a device here."""
+        """Of a value of an earlier life by the wall clock if that was and is trusted; else as old as this life, which
+        is also the age of one that has never come. None: it is no property of a device here."""
         now = self._desk.now
         if name in self._seen:
             return (now - self._seen[name]) / 1000
@@ -266,6 +266,8 @@ class Rules:
             value = _filled(to.value, texts)
             return self._devices.set_desired(f"{space}/{to.device}", to.property, value, f"rule {run.key}")
         if action.publish is not None:
+            if not self._desk.node.mqtt:
+                return "the node has no MQTT broker (mqtt.url)"
             message = action.publish
             payload = _filled(message.payload, texts).encode()
             item = outgoing.encode(Outgoing(message.topic, payload, message.qos, message.retain))

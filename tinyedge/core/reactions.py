@@ -1,0 +1,40 @@
+"""What a node does by itself with what devices and messages tell: local rules, KubeEdge's topics and routes."""
+
+from __future__ import annotations
+
+from tinyedge.core.bus import Bus
+from tinyedge.core.desk import Desk
+from tinyedge.core.devices import Devices
+from tinyedge.core.routes import Routes
+from tinyedge.core.rules import Rules
+
+
+class Reactions:
+    def __init__(self, desk: Desk, devices: Devices) -> None:
+        self._devices = devices
+        self.rules = Rules(desk, devices, devices.pushes)
+        self.routes = Routes(desk)
+        self.bus = Bus(desk, devices, self.routes)
+
+    def changed(self, kind: str, key: str) -> None:
+        """An object was added, changed or removed; of devices `Devices` knows it already."""
+        if kind in ("Device", "DeviceModel", "LocalRule"):
+            self.rules.changed(kind, key)
+        self.routes.changed(kind)
+        self.bus.changed(kind, key)
+
+    def note_values(self) -> None:
+        """After each event: devices may have told new values, and others wait for them."""
+        values, self._devices.changed_values = self._devices.changed_values, {}
+        for device, name in values:
+            self.rules.value_changed(device, name)
+        self.bus.values_changed(values)
+
+    def flush(self) -> None:
+        """At the end of each step."""
+        self.rules.due()
+        self.bus.flush()
+
+    @property
+    def wake_ms(self) -> int:
+        return min(self.rules.wake_ms, self.bus.wake_ms)
