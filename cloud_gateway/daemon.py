@@ -333,11 +333,10 @@ class Daemon:
         told = set(self._store.state.bindings)
 
         async def send(change: Change) -> None:
+            nonlocal told
             objects = change.objects if isinstance(change, types.Listed) else ()
             for one in (change.object,) if isinstance(change, types.Seen) else objects:
-                before = set(self._store.state.bindings)
                 self._store.take(one)
-            nonlocal told
                 self.edges.recheck()
                 before, told = told, set(self._store.state.bindings)
                 for name in before - told:
