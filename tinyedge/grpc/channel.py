@@ -188,10 +188,16 @@ class _Link:
             self._parked.pop(call, None)
 
     async def _read(self) -> None:
+        """For all: what comes, and what the kernel did not take at once."""
         self._reading = True
         try:
-            await self.wire.flush()
-            self._hear(await self.wire.receive())
+            if not self.wire.flush_now():
+                await self.wire.ready()
+                if self.wire.flush_now():
+                    self._wake(*self.calls.values())
+                self._hear(self.wire.receive_now())
+            else:
+                self._hear(await self.wire.receive())
         except BROKEN as error:
             self.lose(_words(error))
         finally:
@@ -265,7 +271,7 @@ class _Call:
         try:
             await self._open(headers)
             await wire.send_data(self._stream, framed(data), self._may_send, end=True)
-            await wire.flush()
+            wire.flush_now()
         except BROKEN as error:
             if isinstance(error, OSError):
                 self._link.lose(_words(error))
@@ -290,6 +296,7 @@ class _Call:
                 return
 
     async def _may_send(self) -> None:
+        self._link.wire.flush_now()
         await self._link.news(self)
 
     # --- receiving --------------------------------------------------------------------------------

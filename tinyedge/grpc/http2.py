@@ -1,7 +1,8 @@
 """HTTP/2 on a connected socket, for both halves of gRPC: bytes, windows and settings, nothing of calls.
 
-What h2 wants to say is queued and leaves with the next flush. A flush may be cancelled: what is left goes first the
-next time, so no frame is ever cut.
+What h2 wants to say is queued and leaves with the next flush, as far as the kernel takes it; what is left goes first
+the next time, so no frame is ever cut. Nobody may wait to send without receiving meanwhile: two ends that both do so
+would wait for each other.
 """
 
 from __future__ import annotations
@@ -37,13 +38,12 @@ class _H2(H2Connection):
 
 
 class Wire:
-    """One connection. One task at a time may receive."""
+    """One connection. One task at a time may wait for it to be readable, and one to be writable."""
 
     def __init__(self, sock: socket.socket, *, client: bool) -> None:
         sock.settimeout(0)
         self._sock = sock
         self._out = bytearray()
-        self._sending = trio.Lock()
         self.http = _H2(
             H2Configuration(
                 client_side=client,
@@ -75,29 +75,41 @@ class Wire:
 
     async def receive(self) -> list[Event] | None:
         """What has come; None at the end. Raises one of BROKEN."""
-        while True:
-            if self._sock.fileno() < 0:
-                raise trio.ClosedResourceError
-            await trio.lowlevel.wait_readable(self._sock)
-            with suppress(BlockingIOError):
-                return self._received()
+        self._raise_if_closed()
+        await trio.lowlevel.wait_readable(self._sock)
+        return self.receive_now()
 
     def receive_now(self) -> list[Event] | None:
         """What is here already."""
         try:
-            return self._received()
+            data = self._sock.recv(_READ_BYTES)
         except BlockingIOError:
             return []
-
-    def _received(self) -> list[Event] | None:
-        data = self._sock.recv(_READ_BYTES)
         return self.http.receive_data(data) if data else None
+
+    async def ready(self) -> None:
+        """Wait until something can be received, or sent if something is queued."""
+        self._raise_if_closed()
+        if not self.queued:
+            await trio.lowlevel.wait_readable(self._sock)
+            return
+
+        async def first(wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+            await wait(self._sock)
+            either.cancel_scope.cancel()
+
+        async with trio.open_nursery() as either:
+            either.start_soon(first, trio.lowlevel.wait_readable)
+            either.start_soon(first, trio.lowlevel.wait_writable)
+
+    def _raise_if_closed(self) -> None:
+        if self._sock.fileno() < 0:
+            raise trio.ClosedResourceError
 
     async def flush(self) -> None:
         """Returns when the kernel has all that was queued. Raises one of BROKEN."""
-        async with self._sending:
-            while self.queued and not self.flush_now():
-                await trio.lowlevel.wait_writable(self._sock)
+        while not self.flush_now():
+            await trio.lowlevel.wait_writable(self._sock)
 
     def flush_now(self) -> bool:
         """Send what the kernel takes at once; whether that is all."""
@@ -110,21 +122,16 @@ class Wire:
         return True
 
     async def send_data(self, stream: int, data: bytes, opened: Callable[[], Awaitable[None]], *, end: bool) -> None:
-        """Queue `data` as the peer's windows allow, and flush but for the last of it. `opened` waits until a window may
-        have grown."""
+        """Queue `data` as the peer's windows allow and the kernel takes it. `opened` waits until a window may have
+        grown, or less is queued."""
         left = memoryview(data)
-        while True:
+        while left:
             room = min(self.http.local_flow_control_window(stream), self.http.max_outbound_frame_size)
-            if left and room <= 0:
-                await self.flush()
+            if room <= 0 or self.queued > GRPC_QUEUED_BYTES_MAX:
                 await opened()
                 continue
             piece, left = left[:room], left[room:]
             self.http.send_data(stream, piece, end_stream=end and not left)
-            if not left:
-                return
-            if self.queued > GRPC_QUEUED_BYTES_MAX:
-                await self.flush()
 
     def close(self) -> None:
         """Say what can be said at once and end the connection; whoever waits on it gets ClosedResourceError."""

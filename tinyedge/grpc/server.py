@@ -6,8 +6,8 @@ Whatever a peer sends, holds back, or does not read costs only itself:
 
 - Connections are counted by user and by process. Of one process so many are served at a time, in order; the others wait
   without anything being read from them.
-- What a connection may send ahead is its HTTP/2 window, given back when a call has been answered: that bounds what is
-  held for it. Calls of one process that are not answered yet are bounded too; then its connections are not read.
+- Bytes of one process that are held, in messages that arrive or are not answered yet, are bounded: what goes beyond is
+  refused. Its calls that are not answered yet are bounded too: then its connections are not read.
 - A request must arrive whole in time, an answer must be taken in time, or the connection ends. So does one on which
   nothing is asked for long, and one that breaks the protocol.
 
@@ -67,6 +67,7 @@ class _Program:
         self.connections = 0
         self.served = trio.Semaphore(limits.GRPC_PROGRAM_SERVED_MAX)
         self.calls = trio.Semaphore(limits.GRPC_PROGRAM_CALLS_MAX)
+        self.held = 0  # bytes of messages
 
 
 class Server:
@@ -142,14 +143,13 @@ class Server:
 
 
 class _Request:
-    """A call of which something has come. `held` are bytes of the connection's window."""
+    """A call of which something has come."""
 
     def __init__(self, path: bytes, handler: Handler, agent: bytes) -> None:
         self.path = path.decode(errors="replace")
         self.handler = handler
         self.agent = agent.decode(errors="replace")
         self.data = bytearray()
-        self.held = 0
         self.until = trio.current_time() + limits.GRPC_REQUEST_S
 
     def problem(self, *, whole: bool) -> tuple[Status, str] | None:
@@ -177,8 +177,8 @@ class _Connection:
         self._arriving: dict[int, _Request] = {}
         self._answering: dict[int, trio.CancelScope] = {}
         self._queued = trio.Event()
-        self._taken = trio.lowlevel.ParkingLot()  # who waits for the peer to take what is queued
-        self._opened = trio.lowlevel.ParkingLot()  # who waits for a window
+        self._moved = trio.lowlevel.ParkingLot()  # who waits for the peer to take what is queued, or to open a window
+        self._listening = trio.CancelScope()
         self._fresh = True
 
     async def run(self) -> None:
@@ -186,10 +186,12 @@ class _Connection:
             async with trio.open_nursery() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._write)
-                with suppress(trio.TooSlowError, *BROKEN):
+                with suppress(*BROKEN):
                     await self._read()
                 tasks.cancel_scope.cancel()
         finally:
+            for stream in list(self._arriving):
+                self._forget(stream)
             self._wire.close()
 
     # --- bytes ------------------------------------------------------------------------------------
@@ -198,7 +200,8 @@ class _Connection:
         """Until the peer ends the connection, or deserves it."""
         self._queued.set()
         while True:
-            with trio.fail_at(self._patience()):
+            events = None
+            with trio.CancelScope(deadline=self._patience()) as self._listening:
                 events = await self._wire.receive()
             if events is None:
                 return
@@ -208,7 +211,7 @@ class _Connection:
                 await self._hear(event)
             self._queued.set()
             while self._wire.queued > limits.GRPC_QUEUED_BYTES_MAX:
-                await self._taken.park()
+                await self._moved.park()
 
     def _patience(self) -> float:
         """How long the next bytes may take."""
@@ -223,9 +226,10 @@ class _Connection:
             while True:
                 await self._queued.wait()
                 self._queued = trio.Event()
-                with trio.fail_after(limits.GRPC_STALL_S):
-                    await self._wire.flush()
-                self._taken.unpark_all()
+                if self._wire.queued:
+                    with trio.fail_after(limits.GRPC_STALL_S):
+                        await self._wire.flush()
+                    self._moved.unpark_all()
         self._tasks.cancel_scope.cancel()
 
     # --- calls ------------------------------------------------------------------------------------
@@ -241,7 +245,7 @@ class _Connection:
             case StreamReset():
                 self._give_up(event.stream_id)
             case WindowUpdated() | RemoteSettingsChanged():
-                self._opened.unpark_all()
+                self._moved.unpark_all()
             case _:
                 pass
 
@@ -259,13 +263,17 @@ class _Connection:
         self._arriving[stream] = _Request(path, handler, agent[:200])
 
     def _fill(self, event: DataReceived) -> None:
+        with suppress(H2Error):  # the stream may have ended by now
+            self._wire.http.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         request = self._arriving.get(event.stream_id)
         if request is None:  # refused already
-            self._give_back(event.stream_id, event.flow_controlled_length)
             return
         request.data += event.data
-        request.held += event.flow_controlled_length
-        if problem := request.problem(whole=False):
+        self._program.held += len(event.data)
+        problem = request.problem(whole=False)
+        if self._program.held > limits.GRPC_PROGRAM_BYTES_MAX:
+            problem = Status.RESOURCE_EXHAUSTED, "too much is sent at once: wait for answers, then send again"
+        if problem:
             self._forget(event.stream_id)
             self._refuse(event.stream_id, *problem)
 
@@ -292,8 +300,9 @@ class _Connection:
                     await self._answer(stream, status, answer, why)
         finally:
             self._program.calls.release()
+            self._program.held -= len(request.data)
             del self._answering[stream]
-            self._give_back(stream, request.held)
+            self._listening.deadline = self._patience()
             self._queued.set()
 
     async def _answer(self, stream: int, status: Status, answer: bytes, why: str) -> None:
@@ -302,12 +311,13 @@ class _Connection:
             return
         http = self._wire.http
         http.send_headers(stream, _ANSWER)
-        await self._wire.send_data(stream, framed(answer), self._window_opens, end=False)
+        await self._wire.send_data(stream, framed(answer), self._may_send, end=False)
         http.send_headers(stream, _DONE, end_stream=True)
 
-    async def _window_opens(self) -> None:
+    async def _may_send(self) -> None:
+        self._queued.set()
         with trio.move_on_after(limits.GRPC_STALL_S) as waiting:
-            await self._opened.park()
+            await self._moved.park()
         if waiting.cancelled_caught:
             self._tasks.cancel_scope.cancel()
 
@@ -322,16 +332,12 @@ class _Connection:
     def _forget(self, stream: int) -> None:
         request = self._arriving.pop(stream, None)
         if request is not None:
-            self._give_back(stream, request.held)
+            self._program.held -= len(request.data)
 
     def _give_up(self, stream: int) -> None:
         self._forget(stream)
         if stream in self._answering:
             self._answering[stream].cancel()
-
-    def _give_back(self, stream: int, held: int) -> None:
-        with suppress(H2Error):
-            self._wire.http.acknowledge_received_data(held, stream)
 
 
 def _raw(value: bytes | str) -> bytes:
