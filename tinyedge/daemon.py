@@ -37,6 +37,7 @@ from tinyedge.log import Log
 from tinyedge.loop import Loop
 from tinyedge.model import decode
 from tinyedge.redact import without_secrets
+from tinyedge.site import Site
 from tinyedge.store.blackbox import BlackBox, Value
 from tinyedge.store.committer import Committer, open_committer
 from tinyedge.store.disk import Disk
@@ -330,6 +331,10 @@ def _uplink(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Awa
     )
 
 
+def _site(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Awaitable[None]]) -> Site:
+    return Site(config=parts.config, post=post, wall_ms=parts.clock.wall_ms, note=parts.log.note, tasks=nursery)
+
+
 class _Daemon:
     """The tasks of one life, joined by hand."""
 
@@ -349,6 +354,7 @@ class _Daemon:
         self._loop = Loop(edge, parts.committer, self._carry_out, self._tick, self._decided, durable=self._durable)
         self._executor = _executor(parts, nursery, self._hear)
         self._uplink = _uplink(parts, nursery, self._loop.post)
+        self._site = _site(parts, nursery, self._loop.post)
         self._backend = DaemonBackend(
             config=config,
             life=parts.life,
@@ -443,6 +449,8 @@ class _Daemon:
                 self._record(effect)
             case ev.Answer():
                 self._backend.answered(effect)
+            case ev.MapperWelcome() | ev.ReportAnswer() | ev.CallMapper():
+                self._site.carry_out(effect)
             case ev.CloudAck() | ev.CloudRefuse() | ev.Report() | ev.RequestToken():
                 self._uplink.carry_out(effect)
             case _:

@@ -1,0 +1,94 @@
+"""The wiring of what is around this node beside its pods: device mappers, the drivers inside the daemon, a broker, and
+what values are pushed to.
+
+Part of the wiring, beside uplink.py. A program that asks the core something over an adapter waits here for its answer,
+which leaves once what it says is durable. Each adapter is imported when it is needed first: a node without devices pays
+for none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+
+import trio
+
+from tinyedge import events as ev
+from tinyedge.config import Config
+
+if TYPE_CHECKING:
+    from tinyedge.adapters.drivers import Drivers
+
+Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
+Reply = ev.ReportAnswer | ev.MapperWelcome
+Effect = ev.MapperWelcome | ev.ReportAnswer | ev.CallMapper
+
+
+class Asking:
+    """Questions to the core that are not answered yet. A number is never used twice in one life."""
+
+    def __init__(self, post: Callable[[ev.Event], Awaitable[None]]) -> None:
+        self._post = post
+        self._number = 0
+        self._waiting: dict[int, tuple[trio.Event, list[Reply]]] = {}
+
+    async def ask(self, make: Callable[[int], ev.Event]) -> Reply:
+        """`make` gets the request's number. Returns when the answer is durable; who is cancelled is not waited for."""
+        self._number += 1
+        number = self._number
+        heard, replies = self._waiting[number] = (trio.Event(), [])
+        try:
+            await self._post(make(number))
+            await heard.wait()
+        finally:
+            del self._waiting[number]
+        return replies[0]
+
+    def answered(self, reply: Reply) -> None:
+        if reply.request in self._waiting:
+            heard, replies = self._waiting[reply.request]
+            replies.append(reply)
+            heard.set()
+
+
+class Site:
+    """`tasks` is the nursery that adapters run in; `post` gives the core something to see."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        post: Callable[[ev.Event], Awaitable[None]],
+        wall_ms: Callable[[], int],
+        note: Note,
+        tasks: trio.Nursery,
+    ) -> None:
+        self._config = config
+        self._post = post
+        self._wall_ms = wall_ms
+        self._note = note
+        self._tasks = tasks
+        self._asking = Asking(post)
+        self._drivers: Drivers | None = None
+
+    # --- effects -----------------------------------------------------------------------------------
+
+    def carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, ev.CallMapper):
+            self._the_drivers().carry_out(effect)
+        else:
+            self._asking.answered(effect)
+
+    def _the_drivers(self) -> Drivers:
+        if self._drivers is None:
+            from tinyedge.adapters.drivers import Drivers  # noqa: PLC0415 - a node without devices does not pay for it
+
+            self._drivers = Drivers(post=self._post, ask=self._report, note=self._note, wall_ms=self._wall_ms)
+            self._tasks.start_soon(self._drivers.run)
+        return self._drivers
+
+    async def _report(self, make: Callable[[int], ev.Event]) -> ev.ReportAnswer:
+        reply = await self._asking.ask(make)
+        if isinstance(reply, ev.MapperWelcome):
+            return ev.ReportAnswer(reply.request, "Invalid", reply.error)
+        return reply
