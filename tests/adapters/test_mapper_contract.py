@@ -342,7 +342,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyedge.mapper.engine.RETRY_MS", 20)
     monkeypatch.setattr("tinyedge.mapper.process.LOOK_S", 0.05)
     monkeypatch.setattr("tinyedge.mapper.process.AGAIN_S", 0.02)
-    monkeypatch.setattr("tinyedge.adapters.drivers.AGAIN_S", 0.02)
+    monkeypatch.setattr("tinyedge.mapper.inside.AGAIN_S", 0.02)
 
 
 @pytest.fixture
