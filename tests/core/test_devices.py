@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.core.device_rig import ACME, OWN, Site, device, model
+from tests.core.rig import file
 from tinyedge import events as ev
 from tinyedge import wire
 from tinyedge.limits import DEVICE_REPORT_BYTES_MAX
@@ -181,6 +182,18 @@ def test_a_device_that_moves_to_another_mapper_is_taken_from_the_first() -> None
     site.register(ev.MapperInfo("spare", "acme", "/run/s.sock"))
     site.rig.apply(device(annotations={"tinyedge.io/mapper": "spare"}))
     assert site.take() == [f"RemoveDevice {KEY}", "CreateDeviceModel default/pump-model", f"RegisterDevice {KEY}"]
+
+
+@pytest.mark.parametrize("device_first", [True, False])
+def test_a_device_goes_together_with_its_model(*, device_first: bool) -> None:
+    site = Site()
+    both = (device(), model()) if device_first else (model(), device())
+    site.rig.folder(file("pump.yaml", "1", *both))
+    site.register()
+    site.rig.folder()
+    assert site.take() == [f"RemoveDevice {KEY}"]
+    assert (site.rig.edge.view.device_objects(), site.rig.edge.view.models()) == ([], [])
+    assert "twin" not in {table for table, rows in site.rig.tables.items() if rows}
 
 
 def test_a_driver_of_the_daemon_serves_where_no_mapper_has_registered() -> None:

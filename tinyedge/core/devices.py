@@ -103,7 +103,7 @@ class Devices:
     def changed(self, kind: str, key: str) -> None:
         """A Device or DeviceModel was added, changed or removed."""
         if kind == "DeviceModel":
-            for twin in [one for one in self.twins.values() if one.model == key and one.device]:
+            for twin in [one for one in self.twins.values() if one.model == key and one.key in self._tables.devices]:
                 self._change(twin)
             return
         if key in self._tables.devices:
