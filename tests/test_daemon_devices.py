@@ -1,0 +1,114 @@
+"""Devices of the wired daemon, from their manifests to the command line."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_daemon import Node, until
+from tinyedge.cli.errors import CliError
+
+PUMP = """\
+apiVersion: devices.kubeedge.io/v1beta1
+kind: DeviceModel
+metadata: {name: pump}
+spec:
+  protocol: acme
+  properties:
+  - {name: temperature, type: FLOAT, accessMode: ReadOnly}
+  - {name: speed, type: INT, accessMode: ReadWrite, maximum: "100"}
+---
+apiVersion: devices.kubeedge.io/v1beta1
+kind: Device
+metadata: {name: pump-1}
+spec:
+  deviceModelRef: {name: pump}
+  properties:
+  - {name: temperature, reportToCloud: true}
+  - {name: speed, desired: {value: "30"}}
+  methods:
+  - {name: reset, propertyNames: [speed]}
+"""
+PATH = "/v1/namespaces/default/devices/pump-1"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.close()
+
+
+def speed(node: Node) -> dict[str, Any]:
+    twins = node.client.get(PATH)["status"]["twins"]
+    found: dict[str, Any] = next(one for one in twins if one["propertyName"] == "speed")
+    return found
+
+
+def refusal(node: Node, method: str, path: str, body: Any = None) -> CliError:
+    with pytest.raises(CliError) as caught:
+        node.client.ask(method, path, body=body)
+    return caught.value
+
+
+def test_a_device_of_a_manifest_waits_for_a_mapper_and_says_so(node: Node) -> None:
+    (node.manifests / "pump.yaml").write_text(PUMP)
+    node.start()
+    told = until(lambda: node.client.get(f"{PATH}/why"))
+    assert told["summary"] == "pump-1: no mapper of protocol 'acme' has registered."
+    assert told["source"] == f"file:{node.manifests}/pump.yaml"
+    devices = node.status()["devices"]
+    assert (devices["total"], devices["states"]["unknown"], devices["withProblems"]) == (1, 1, 1)
+    assert node.client.get("/v1/devicemodels")["items"][0]["metadata"]["name"] == "pump"
+    assert 'tinyedge_devices{state="unknown"} 1' in node.client.get("/metrics")
+    refused = refusal(node, "DELETE", PATH)
+    assert "pump.yaml: remove it there" in refused.what
+    (node.manifests / "pump.yaml").unlink()
+    until(lambda: not node.client.get("/v1/devices")["items"])
+    assert refusal(node, "GET", f"{PATH}/why").reason == "NotFound"
+
+
+def test_a_value_that_was_set_on_site_is_promised_over_a_power_cut(node: Node) -> None:
+    (node.manifests / "pump.yaml").write_text(PUMP)
+    node.start()
+    assert until(lambda: speed(node))["desired"] == "30"
+    answer = node.client.ask("POST", f"{PATH}/properties/speed", body={"value": "80"})
+    assert answer["message"].startswith("speed of default/pump-1 is to be 80, and will be set once it can be")
+    node.stop(signal.SIGKILL)
+    node.start()
+    found = until(lambda: speed(node))
+    assert (found["desired"], found["desiredBy"].partition(" ")[0]) == ("80", "uid")
+    kinds = [entry["kind"] for entry in node.client.get("/v1/blackbox")["items"]]
+    assert "device.desired" in kinds
+    assert "api.device.write" in node.log.read_text()
+
+
+def test_what_can_not_be_asked_of_a_device_is_refused_by_name(node: Node) -> None:
+    (node.manifests / "pump.yaml").write_text(PUMP)
+    node.start()
+    until(lambda: speed(node))
+    high = refusal(node, "POST", f"{PATH}/properties/speed", {"value": "101"})
+    assert high.what == "speed of default/pump-1 can't be set: '101' is not at most 100"
+    assert high.remedy == "tinyedge why device/pump-1 -n default"
+    read = refusal(node, "POST", f"{PATH}/read")
+    assert read.what == "Device default/pump-1: no mapper of protocol 'acme' has registered"
+    call = refusal(node, "POST", f"{PATH}/methods/reset", {"arguments": {"speed": 0}})
+    assert "no mapper of protocol 'acme'" in call.what
+    assert node.client.get(f"{PATH}/history") == {"items": [], "complete": True}
+
+
+def test_devices_are_applied_and_deleted_over_the_api(node: Node) -> None:
+    yaml = pytest.importorskip("yaml")
+    node.start()
+    until(node.status)
+    answer = node.client.ask("POST", "/v1/apply", body={"items": list(yaml.safe_load_all(PUMP))})
+    assert [one["kind"] for one in answer["objects"]] == ["devicemodels", "devices"]
+    node.client.ask("DELETE", "/v1/namespaces/default/devicemodels/pump")
+    told = node.client.get(f"{PATH}/why")
+    assert told["summary"] == "pump-1: its model default/pump is not on this node."
+    node.client.ask("DELETE", PATH)
+    assert node.client.get("/v1/devices")["items"] == []
