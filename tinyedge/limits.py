@@ -108,6 +108,7 @@ HISTORY_VALUES_MAX = 10_000  # in one answer
 DMI_NAME_CHARS_MAX = 253
 DMI_PATH_CHARS_MAX = 107  # of a unix socket, as the kernel
 DMI_ANSWER_BYTES_MAX = 1 * MIB  # of a mapper
+MAPPER_HTTP_BYTES_MAX = 64 * KIB  # of what one answers to a call of a method
 
 # Upgrades.
 BUNDLE_HEAD_BYTES_MAX = 256 * KIB  # of the installing script
@@ -157,6 +158,9 @@ MQTT_INBOX_MESSAGES_MAX = 1000  # that came and are not taken yet
 MQTT_INBOX_BYTES_MAX = 4 * MIB
 BUS_PAYLOAD_BYTES_MAX = 64 * KIB  # of a message that tells of a device
 BUS_TWINS_MAX = 200  # in one of them
+BUS_UNANSWERED_MAX = 64  # messages of the broker that are not durable yet
+SPOOL_BATCH_ITEMS = 64  # of a series, read at a time
+SPOOL_BATCH_BYTES = 256 * KIB
 ROUTES_MAX = 16  # rules that one message is for
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")

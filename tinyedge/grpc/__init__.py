@@ -14,11 +14,12 @@ peer just as well), and of streams only the answers to one request.
 
 from __future__ import annotations
 
-from tinyedge.grpc.channel import Channel, Messages
+from tinyedge.grpc.channel import AGENT, Channel, Messages, dialled
 from tinyedge.grpc.server import Caller, Handler, Server
 from tinyedge.grpc.words import GrpcError, Message, NoAnswer, Refused, Status
 
 __all__ = [
+    "AGENT",
     "Caller",
     "Channel",
     "GrpcError",
@@ -29,4 +30,5 @@ __all__ = [
     "Refused",
     "Server",
     "Status",
+    "dialled",
 ]
