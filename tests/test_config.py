@@ -30,8 +30,8 @@ def test_a_key_of_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     [
         ("node.nam=x", "node.nam", "name, "),
         ("nod.name=x", "section", "node, "),
-        ("store.series_mb=many", "store.series_mb", "`int`"),
-        ("store.series_mb=1", "store.series_mb", ">= 8"),
+        ("series.bytes_max=many", "series.bytes_max", "`int`"),
+        ("series.bytes_max=1", "series.bytes_max", ">= 8388608"),
         ("runtime.kind=docker", "runtime.kind", "'containerd' or 'process'"),
         ("node.name=A_b", "node.name", "lower-case"),
         ("manifests.paths=a", "manifests.paths[0]", "an absolute path"),

@@ -10,6 +10,7 @@ import trio.testing
 
 from tinyedge.errors import StoreError
 from tinyedge.events import Effect, Event, Note, Put, Step, StoreFault, Tick, Write
+from tinyedge.limits import STEPS_AHEAD_MAX
 from tinyedge.loop import Loop
 
 
@@ -22,7 +23,7 @@ def event(kind: str) -> StoreFault:
 
 
 class Edge:
-    """Answers `write-X` with a write and an effect, `X` with an effect only; wakes when told."""
+    """Answers `write-X` with a write and an effect, `patient-write` too, `X` with an effect only; wakes when told."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -32,22 +33,24 @@ class Edge:
         kinds = [e.kind for e in events if isinstance(e, StoreFault)]
         assert isinstance(events[0], Tick)
         self.batches.append(kinds)
-        writes = tuple(Put("t", kind, b"") for kind in kinds if kind.startswith("write"))
+        writes = tuple(Put("t", kind, b"") for kind in kinds if "write" in kind)
         wake_ms, self.wake_ms = self.wake_ms, 0
-        return Step(writes, tuple(note(kind) for kind in kinds), wake_ms)
+        return Step(writes, tuple(note(kind) for kind in kinds), wake_ms, patient="patient-write" in kinds)
 
 
 class Disk:
     """Nothing is durable until `flush`."""
 
     def __init__(self) -> None:
+        self.submissions: list[tuple[int, bool]] = []
         self.submitted = 0
         self.durable = 0
         self.broken = False
         self._moved = trio.Event()
 
-    def submit(self, writes: Sequence[Write]) -> int:
-        self.submitted += 1
+    def submit(self, writes: Sequence[Write], *, patient: bool = False) -> int:
+        self.submissions.append((len(writes), patient))
+        self.submitted += bool(writes)
         return self.submitted
 
     async def wait_durable(self, ticket: int) -> None:
@@ -90,6 +93,35 @@ async def test_an_effect_without_a_write_waits_for_the_writes_before_it(nursery:
     disk.flush()
     await trio.testing.wait_all_tasks_blocked()
     assert left == [note("write-a"), note("b")]
+
+
+async def test_a_patient_step_waits_for_others_and_an_impatient_one_takes_it_along(nursery: trio.Nursery) -> None:
+    edge, disk = Edge(), Disk()
+    loop = Loop(edge, disk, list[Effect]().append, tick)
+    nursery.start_soon(loop.run, event("patient-write"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert disk.submissions == [(1, True)]
+    await loop.post(event("b"))  # an effect alone, which waits for the write before it
+    await trio.testing.wait_all_tasks_blocked()
+    assert disk.submissions == [(1, True), (0, False)]
+    await loop.post(tick())
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(disk.submissions) == 2, "a step that does nothing hurries nobody"
+
+
+async def test_patience_ends_where_the_loop_may_not_run_further_ahead(nursery: trio.Nursery) -> None:
+    """Else all that comes behind would wait for the window."""
+    edge, disk = Edge(), Disk()
+    loop = Loop(edge, disk, list[Effect]().append, tick)
+    nursery.start_soon(loop.run, event("patient-write"))
+    for _ in range(STEPS_AHEAD_MAX - 1):
+        await trio.testing.wait_all_tasks_blocked()
+        await loop.post(event("patient-write"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert (0, False) not in disk.submissions
+    await loop.post(event("patient-write"))
+    await trio.testing.wait_all_tasks_blocked()
+    assert disk.submissions[-1] == (0, False)
 
 
 async def test_what_has_come_meanwhile_is_decided_in_one_step(nursery: trio.Nursery) -> None:

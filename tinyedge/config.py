@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from tinyedge.errors import BadInput, TinyEdgeError
+from tinyedge.limits import MIB, SERIES_BYTES_MAX
 from tinyedge.mqtt_settings import settings
 from tinyedge.outbound import allowed
 
@@ -54,8 +55,27 @@ class NodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True):
     path: Annotated[AbsolutePath, Meta(description="Folder of the crash-safe store.")] = "/var/lib/tinyedge/store"
-    series_mb: Annotated[int, Meta(ge=8, le=65536, description="Room for queued readings and events, in MiB.")] = 256
-    series_days: Annotated[int, Meta(ge=1, le=3650, description="Age at which queued readings are dropped.")] = 30
+
+
+class SeriesConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    bytes_max: Annotated[
+        int,
+        Meta(
+            ge=8 * MIB,
+            le=65536 * MIB,
+            description="Room on the disk for queued readings, events and messages, in bytes; the oldest go first.",
+        ),
+    ] = SERIES_BYTES_MAX
+    age_days: Annotated[int, Meta(ge=1, le=3650, description="Age at which they are dropped, in days.")] = 30
+    window_ms: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="How long a report of a device may wait for others to share its flush, in milliseconds: it is "
+            "answered that much later, and the disk is written far less. 0: not at all.",
+        ),
+    ] = 0
 
 
 class RuntimeConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -240,6 +260,7 @@ class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     node: NodeConfig = NodeConfig()
     store: StoreConfig = StoreConfig()
+    series: SeriesConfig = SeriesConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     manifests: ManifestsConfig = ManifestsConfig()
     images: ImagesConfig = ImagesConfig()

@@ -137,7 +137,8 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
             if reason:
                 await _run(parts, stop_pods)
             else:
-                async with open_committer(store, wall_ms=clock.trusted_wall_ms) as parts.committer:
+                window_s = config.series.window_ms / 1000
+                async with open_committer(store, wall_ms=clock.trusted_wall_ms, window_s=window_s) as parts.committer:
                     await _run(parts, stop_pods)
             if stop_pods:
                 with trio.move_on_after(STOP_PODS_S_MAX):
@@ -215,7 +216,7 @@ def _facts(config: Config) -> tuple[Known, ev.NodeFacts]:
 
 def _open_store(config: Config, clock: _Clock, reason: str) -> tuple[Store, str]:
     """The store, and why it is read-only ("" when it is not)."""
-    options = StoreOptions(series_bytes=config.store.series_mb * MIB, series_age_s=config.store.series_days * 86400)
+    options = StoreOptions(series_bytes=config.series.bytes_max, series_age_s=config.series.age_days * 86400)
     path = config.store.path
     refused: StoreError | None = None
     if not reason:

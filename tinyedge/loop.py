@@ -26,7 +26,8 @@ class Decides(Protocol):
 class Commits(Protocol):
     """`store.committer.Committer`. Tickets grow and become durable in order."""
 
-    def submit(self, writes: Sequence[Write]) -> int: ...
+    def submit(self, writes: Sequence[Write], *, patient: bool = False) -> int:
+        """A patient one may wait for others; one that is not takes all before it along at once, even without writes."""
 
     async def wait_durable(self, ticket: int) -> object:
         """Raises StoreError when it never will be."""
@@ -99,14 +100,19 @@ class Loop:
         self._notify()
         if events:
             self._decided()
-        if step.writes and self._commits is not None:
-            self._ticket = self._commits.submit(step.writes)
         if step.effects or step.writes:
-            while len(self._leaving) >= STEPS_AHEAD_MAX:
-                await self._change()
+            if self._commits is not None:
+                self._ticket = self._commits.submit(step.writes, patient=step.patient)
+            await self._wait_for_room()
             self._leaving.append((self._ticket, step.effects))
             self._notify()
         return step.wake_ms
+
+    async def _wait_for_room(self) -> None:
+        if self._commits is not None and len(self._leaving) >= STEPS_AHEAD_MAX:
+            self._commits.submit(())  # whoever comes next may have no patience
+        while len(self._leaving) >= STEPS_AHEAD_MAX:
+            await self._change()
 
     async def _let_effects_leave(self) -> None:
         while True:

@@ -13,7 +13,7 @@ import trio.testing
 from tests.store.rig import Rig
 from tinyedge.errors import StoreError
 from tinyedge.events import Append, Put, Write
-from tinyedge.limits import CHECKPOINT_AGE_S, KIB
+from tinyedge.limits import CHECKPOINT_AGE_S, COMMIT_BATCH_MAX, KIB
 from tinyedge.store.committer import open_committer
 from tinyedge.store.store import Store, StoreOptions
 
@@ -174,6 +174,71 @@ async def test_what_was_submitted_is_committed_before_the_block_ends() -> None:
     rig.power_cut()
     store = rig.open()
     assert [item for _, item in store.read("s", 0, 99, 999)] == [b"%d" % n for n in range(20)]
+
+
+async def test_patient_submissions_share_the_flush_at_the_end_of_the_first_ones_window(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    rig = large()
+    store = rig.open()
+    async with open_committer(store, window_s=0.25) as committer:
+        flushes = rig.disk.calls["fdatasync"]
+        tickets = []
+        for n in range(4):
+            tickets.append(committer.submit(put(f"k{n}"), patient=True))
+            await trio.sleep(0.05)
+        assert committer.durable == 0
+        assert rig.disk.calls["fdatasync"] == flushes
+        assert await committer.wait_durable(tickets[0]) == 1
+        assert trio.current_time() == 0.25
+        assert committer.durable == tickets[-1]
+        assert rig.disk.calls["fdatasync"] == flushes + 1
+
+
+async def test_who_has_no_patience_takes_all_before_it_along_at_once(patient_clock: trio.testing.MockClock) -> None:
+    rig = large()
+    async with open_committer(rig.open(), window_s=5) as committer:
+        first = committer.submit(put("a"), patient=True)
+        await trio.sleep(1)
+        committer.submit(put("b"))
+        await committer.wait_durable(first)
+        assert trio.current_time() == 1
+        second = committer.submit(put("c"), patient=True)
+        committer.submit([], patient=True)
+        await trio.sleep(1)
+        assert committer.durable < second
+        assert committer.submit([]) == second
+        await committer.wait_durable(second)
+        assert trio.current_time() == 2
+
+
+async def test_patience_ends_where_a_record_is_full(patient_clock: trio.testing.MockClock) -> None:
+    async with open_committer(large().open(), window_s=5) as committer:
+        for n in range(COMMIT_BATCH_MAX):
+            ticket = committer.submit(put(f"k{n}"), patient=True)
+        await committer.wait_durable(ticket)
+        for n in range(12):
+            ticket = committer.submit(put(f"k{n}", bytes(100 * KIB)), patient=True)
+        await committer.wait_durable(ticket - 3)
+        assert trio.current_time() == 0
+
+
+async def test_without_a_window_nobody_waits(patient_clock: trio.testing.MockClock) -> None:
+    async with open_committer(large().open()) as committer:
+        await committer.wait_durable(committer.submit(put("a"), patient=True))
+        assert trio.current_time() == 0
+
+
+async def test_what_waits_for_others_is_committed_before_the_block_ends(
+    patient_clock: trio.testing.MockClock,
+) -> None:
+    rig = large()
+    async with open_committer(rig.open(), window_s=5) as committer:
+        committer.submit(put("a"), patient=True)
+    assert trio.current_time() == 0
+    rig.power_cut()
+    _, loaded = rig.load()
+    assert loaded.tables == {"pod": {"a": b"v"}}
 
 
 async def test_a_spare_is_made_beside_the_commits(patient_clock: trio.testing.MockClock) -> None:

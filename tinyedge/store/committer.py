@@ -1,6 +1,7 @@
 """The Trio side of the store: what waits shares the next flush, and learns in order when it is durable.
 
     submit  ->  queue  ->  one record, one flush, on the journal's thread  ->  waiters go on, in order
+                  patient ones wait there for others, no longer than the window
                            spare, fold, bounds, backup, on the checkpoint's thread, beside it
 
 Each role has one thread at a time, and a call on it is never abandoned: a cancelled task does not leave a commit half
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
+from msgspec import Struct
 
 from tinyedge.errors import StoreError
 from tinyedge.events import Write
@@ -26,14 +28,25 @@ _RETRY_S = 30  # between attempts to get out of a full disk or a failed fold
 _DAY_S = 24 * 3600
 
 
+class _Submission(Struct, frozen=True):
+    """`size` in bytes as `record.size_of` counts; `due` is when it is to be committed at the latest."""
+
+    writes: Sequence[Write]
+    size: int
+    due: float
+
+
 class Committer:
     """Made by `open_committer`. Tickets count submissions from 1."""
 
-    def __init__(self, store: Store, wall_ms: Callable[[], int]) -> None:
+    def __init__(self, store: Store, wall_ms: Callable[[], int], window_s: float) -> None:
         self._store = store
         self._wall_ms = wall_ms
-        self._queue: deque[tuple[Sequence[Write], int]] = deque()
+        self._window_s = window_s
+        self._queue: deque[_Submission] = deque()
+        self._queued_bytes = 0
         self._submitted = 0
+        self._hurried = 0  # the last ticket that has no patience
         self._durable = 0
         self._sequence = 0
         self._failed: StoreError | None = None
@@ -57,11 +70,12 @@ class Committer:
         """Why nothing will be durable any more."""
         return self._failed
 
-    def submit(self, writes: Sequence[Write]) -> int:
+    def submit(self, writes: Sequence[Write], *, patient: bool = False) -> int:
         """Queue writes that become durable together, and return their ticket. Without writes it is the ticket of what
-        was submitted last. Raises StoreError when they can't fit into one record."""
+        was submitted last. `patient`: they may wait for the window to pass; others take all before them along at once.
+        Raises StoreError when they can't fit into one record."""
         if not writes:
-            return self._submitted
+            return self._hurry(patient=patient)
         size = sum(map(size_of, writes))
         if size > self._store.commit_bytes_max:
             raise StoreError(
@@ -70,7 +84,14 @@ class Committer:
                 "split what it holds",
             )
         self._submitted += 1
-        self._queue.append((writes, size))
+        due = trio.current_time() + self._window_s if patient else 0.0
+        self._queue.append(_Submission(writes, size, due))
+        self._queued_bytes += size
+        return self._hurry(patient=patient)
+
+    def _hurry(self, *, patient: bool) -> int:
+        if not patient:
+            self._hurried = self._submitted
         self._work.set()
         return self._submitted
 
@@ -96,7 +117,24 @@ class Committer:
                 await self._work.wait()
             if not self._queue:
                 return
+            await self._wait_for_others()
             await self._commit_next()
+
+    async def _wait_for_others(self) -> None:
+        while not self._is_due():
+            self._work = trio.Event()
+            with trio.move_on_at(self._queue[0].due):
+                await self._work.wait()
+
+    def _is_due(self) -> bool:
+        """Whether somebody has no patience, the window of the first has passed, or a record is full."""
+        return (
+            self._closing
+            or self._hurried > self._durable
+            or self._queue[0].due <= trio.current_time()
+            or len(self._queue) >= COMMIT_BATCH_MAX
+            or self._queued_bytes >= self._store.commit_bytes_max
+        )
 
     async def _commit_next(self) -> None:
         batch, count = self._take()
@@ -113,15 +151,17 @@ class Committer:
 
     def _take(self) -> tuple[Sequence[Write], int]:
         """What the next record holds: as many submissions as have room in it, whole and in order."""
-        first, room = self._queue.popleft()
-        room = self._store.commit_bytes_max - room
+        first = self._queue.popleft()
+        self._queued_bytes -= first.size
+        room = self._store.commit_bytes_max - first.size
         if not self._queue:
-            return first, 1
-        batch, count = list(first), 1
-        while self._queue and count < COMMIT_BATCH_MAX and self._queue[0][1] <= room:
-            writes, size = self._queue.popleft()
-            batch += writes
-            room -= size
+            return first.writes, 1
+        batch, count = list(first.writes), 1
+        while self._queue and count < COMMIT_BATCH_MAX and self._queue[0].size <= room:
+            following = self._queue.popleft()
+            self._queued_bytes -= following.size
+            batch += following.writes
+            room -= following.size
             count += 1
         return batch, count
 
@@ -175,10 +215,13 @@ class Committer:
 
 
 @asynccontextmanager
-async def open_committer(store: Store, *, wall_ms: Callable[[], int] | None = None) -> AsyncIterator[Committer]:
+async def open_committer(
+    store: Store, *, wall_ms: Callable[[], int] | None = None, window_s: float = 0.0
+) -> AsyncIterator[Committer]:
     """Run the store's threads for as long as the block lasts. What was submitted is committed before it ends, unless
-    the block is cancelled or fails. `wall_ms` returns 0 while the wall clock is not trusted."""
-    committer = Committer(store, wall_ms or store.wall_ms)
+    the block is cancelled or fails. `wall_ms` returns 0 while the wall clock is not trusted; patient submissions wait
+    `window_s` for others."""
+    committer = Committer(store, wall_ms or store.wall_ms, window_s)
     async with trio.open_nursery() as background:
         background.start_soon(committer._tend_all)
         async with trio.open_nursery() as commits:
