@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from tests.core.device_rig import Site, device, model
+from tests.core.test_rules import rule
 from tests.store.rig import Rig as StoreRig
 from tinyedge.backend import DaemonBackend, Life
 from tinyedge.config import Config
@@ -67,6 +68,25 @@ async def test_who_watches_devices_hears_of_a_reported_state(autojump_clock: tri
         site.say_state("ok")
         backend.touch()
         assert (await anext(watch))["object"]["status"]["state"] == "online"
+
+
+async def test_who_watches_rules_hears_of_what_happens_and_not_of_ages(autojump_clock: trio.testing.MockClock) -> None:
+    site = Site(model(), device(), rule())
+    site.register()
+    site.report(temperature="20")
+    backend = made(site)
+    async with aclosing(backend.watch("localrules")) as watch:
+        assert (await anext(watch))["object"]["status"]["active"] is False
+        site.rig.advance(5)
+        backend.touch()
+        with trio.move_on_after(1) as scope:
+            await anext(watch)
+        assert scope.cancelled_caught
+    async with aclosing(backend.watch("localrules")) as watch:
+        await anext(watch)
+        site.report(temperature="90")
+        backend.touch()
+        assert (await anext(watch))["object"]["status"]["active"] is True
 
 
 def test_series_that_wait_are_counted_by_kind() -> None:

@@ -54,7 +54,10 @@ class Uplinked(Protocol):
 
 
 NODE = ("", "")  # stands for the node itself among containers
-KINDS = ("pods", "nodes", "events", "configmaps", "secrets", "images", "devices", "devicemodels")
+KINDS = (
+    *("pods", "nodes", "events", "configmaps", "secrets", "images"),
+    *("devices", "devicemodels", "localrules", "rules", "ruleendpoints"),
+)
 WATCH_DEVICES_S = 1  # between two looks at all devices for somebody who watches them
 
 
@@ -156,6 +159,15 @@ class DaemonBackend:
     def devicemodels(self) -> Sequence[Json]:
         return self._edge.view.models()
 
+    def localrules(self) -> Sequence[Json]:
+        return self._edge.view.local_rules()
+
+    def rules(self) -> Sequence[Json]:
+        return self._edge.view.rules()
+
+    def ruleendpoints(self) -> Sequence[Json]:
+        return self._edge.view.rule_endpoints()
+
     def events(self) -> Sequence[Json]:
         return self._edge.view.events()
 
@@ -164,6 +176,9 @@ class DaemonBackend:
 
     def why_device(self, namespace: str, name: str) -> Json | None:
         return self._edge.view.why_device(namespace, name)
+
+    def why_rule(self, namespace: str, name: str) -> Json | None:
+        return self._edge.view.why_rule(namespace, name)
 
     async def history(self, namespace: str, name: str, property_name: str, limit: int) -> Json:
         return await trio.to_thread.run_sync(_history, self._store, f"{namespace}/{name}", property_name, limit)
@@ -179,6 +194,9 @@ class DaemonBackend:
             "secrets": self.secrets,
             "images": self.images,
             "devicemodels": self.devicemodels,
+            "localrules": lambda: [_ageless(one) for one in self.localrules()],
+            "rules": self.rules,
+            "ruleendpoints": self.ruleendpoints,
         }
         return self._changes.watch(kind, lists[kind])
 
@@ -491,6 +509,18 @@ def _values(item: bytes, key: str) -> list[Json]:
 def _unreadable(table: str, key: str, why: str) -> Json:
     what = f"the stored {table} {key} can't be used"
     return {"kind": "row-unreadable", "what": what, "why": why, "remedy": "change its manifest, or apply it again"}
+
+
+def _ageless(rule: Json) -> Json:
+    """Without what changes while nothing happens; `holding` says that its condition has to go on for a while yet."""
+    status = {key: value for key, value in rule["status"].items() if key != "holdingSeconds"}
+    if "holdingSeconds" in rule["status"]:
+        status["holding"] = True
+    inputs = {
+        name: {key: value for key, value in one.items() if key != "ageSeconds"}
+        for name, one in status["inputs"].items()
+    }
+    return {**rule, "status": status | {"inputs": inputs}}
 
 
 def _state(pod: Json, container: str) -> Json:

@@ -47,6 +47,24 @@ async def test_devices_and_models_are_listed_in_the_shape_of_kubernetes(rig: Rig
     assert await rig.get("/v1/namespaces/default/devicemodels/pump-model") == fakes.devicemodel()
 
 
+async def test_rules_are_listed_explained_and_deleted(rig: Rig) -> None:
+    for kind, item in (
+        ("localrules", fakes.localrule()),
+        ("rules", fakes.rule()),
+        ("ruleendpoints", fakes.ruleendpoint()),
+    ):
+        found = await rig.get(f"/v1/{kind}")
+        assert (found["apiVersion"], found["items"]) == (item["apiVersion"], [item])
+        name = item["metadata"]["name"]
+        assert await rig.get(f"/v1/namespaces/default/{kind}/{name}") == item
+        assert (await rig.ask("DELETE", f"/v1/namespaces/default/{kind}/{name}"))[0] == 200
+    assert (await rig.get("/v1/namespaces/default/localrules/too-hot/why"))["state"] == "Active"
+    assert (await rig.ask("GET", "/v1/namespaces/default/localrules/none/why"))[0] == 404
+    body = json.dumps({"items": [fakes.localrule("new")]}).encode()
+    status, answer, _ = await rig.ask("POST", "/v1/apply", body)
+    assert (status, answer["objects"][0]["kind"]) == (200, "localrules")
+
+
 async def test_a_node_without_devices_has_an_empty_list(rig: Rig) -> None:
     rig.backend.device_list = []
     assert (await rig.get("/v1/devices"))["items"] == []

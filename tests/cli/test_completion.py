@@ -41,9 +41,13 @@ def bash(script: str, typed: str, tmp_path: Path) -> list[str]:
         ("tinyedge desc", ["describe"]),
         (
             "tinyedge get ",
-            ["pods", "nodes", "configmaps", "secrets", "images", "events", "devices", "devicemodels"],
+            [
+                *("pods", "nodes", "configmaps", "secrets", "images", "events"),
+                *("devices", "devicemodels", "localrules", "rules", "ruleendpoints"),
+            ],
         ),
         ("tinyedge get po", ["pods"]),
+        ("tinyedge get dev", ["devices", "devicemodels"]),
         ("tinyedge get pods ", ["web", "db"]),
         ("tinyedge get pods w", ["web"]),
         ("tinyedge logs ", ["web", "db"]),

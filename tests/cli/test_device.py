@@ -133,8 +133,8 @@ def test_why_of_a_name_that_nothing_has_says_so(cli: Cli) -> None:
     assert (ran.code, lines(ran.err)) == (
         1,
         [
-            'error: there is no pod and no device "nope" in namespace plant',
-            "  → tinyedge get pods,devices -A lists them",
+            'error: there is no pod, device or local rule "nope" in namespace plant',
+            "  → tinyedge get pods,devices,localrules -A lists them",
         ],
     )
     assert cli("why", "secret/x").code == 2
@@ -145,6 +145,33 @@ def test_a_broken_manifest_hides_no_device(cli: Cli, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cli.backend, "why", lambda *_: absent)
     assert cli("why", "pump-1").out == "pump-1 is as it should be.\n"
     assert cli("why", "nope").out == "There is no pod, but some manifests could not be used.\n"
+
+
+# --- rules -----------------------------------------------------------------------------------------
+
+
+def test_rules_are_listed_with_what_they_do(cli: Cli) -> None:
+    cli.backend.localrule_list.append(fakes.localrule("idle", active=False, fired=0, result="false"))
+    cli.backend.localrule_list.append(fakes.localrule("soon", active=False, holdingSeconds=2.5, problem="too far"))
+    assert lines(cli("get", "localrules").out) == [
+        "NAME      STATE      SINCE   FIRED   CONDITION",
+        "too-hot   active     60m     3       true",
+        "idle      inactive   60m     0       false",
+        "soon      holding    60m     3       true",
+    ]
+    assert lines(cli("get", "localrules", "-o", "wide").out)[3].endswith("true        temperature > 80   too far")
+    assert lines(cli("get", "rules,ruleendpoints").out)[1:2] == ["rule/alarms   edge     web      60m"]
+    assert json.loads(cli("get", "rule", "alarms", "-o", "json").out) == fakes.rule()
+
+
+def test_a_rule_is_explained_and_deleted(cli: Cli) -> None:
+    assert cli("why", "too-hot").out == cli("why", "localrule/too-hot").out == "too-hot is active.\n"
+    assert cli("delete", "localrule", "too-hot").code == 0
+    assert cli("delete", "re/edge").code == 0
+    assert asked(cli) == [
+        DeleteObject("LocalRule", "default", "too-hot"),
+        DeleteObject("RuleEndpoint", "default", "edge"),
+    ]
 
 
 # --- device ----------------------------------------------------------------------------------------

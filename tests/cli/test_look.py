@@ -321,6 +321,7 @@ def test_status_shows_the_node_at_a_glance(cli: Cli) -> None:
         "Disk:      5.0 GiB of 10.0 GiB free (50%)",
         "Pods:      1: 1 Running",
         "Devices:   1: 1 online",
+        "Rules:     1: 1 active",
         "Readings:  120 are kept here, 3 were dropped for want of room",
         "Pushes:    2 wait for where they go",
         "",
@@ -333,6 +334,7 @@ def test_status_shows_the_node_at_a_glance(cli: Cli) -> None:
 def test_status_of_a_node_without_devices_does_not_mention_them(cli: Cli) -> None:
     none = {"total": 0, "states": {"online": 0}, "withProblems": 0, "problems": []}
     cli.backend.status_object |= {"devices": none, "mappers": [], "series": {"readings": {"waiting": 0, "dropped": 0}}}
+    cli.backend.status_object["rules"] = {"total": 0, "active": 0, "problems": []}
     assert lines(cli("status").out)[-1] == "Pods:      1: 1 Running"
 
 
@@ -352,6 +354,7 @@ def test_status_names_devices_and_mappers_that_need_a_look(cli: Cli) -> None:
         "problems": [problem],
     }
     status["mappers"][0] |= {"state": "away", "message": "connection refused", "socket": "/run/m.sock", "since": ""}
+    status["rules"]["problems"] = [{"rule": "default/too-hot", "what": "it fails", "why": "speed can't be set"}]
     status["link"] = LINK
     out = lines(cli("status").out)
     assert "Devices:   30: 25 offline, 5 online; 25 with problems" in out
@@ -361,6 +364,9 @@ def test_status_names_devices_and_mappers_that_need_a_look(cli: Cli) -> None:
         "Devices that need a look:",
         "  default/pump-2: its mapper does not take it: registry.example/site:1: no route to host",
         "  and 24 more: tinyedge get devices -A -o wide",
+        "",
+        "Rules that need a look:",
+        "  default/too-hot: it fails: speed can't be set",
         "",
         "tinyedge why NAME says what would help.",
     ]

@@ -118,6 +118,8 @@ def plant(cli: Cli) -> None:
     backend.configmap_list[0]["data"] = {"config": f"password={MARKER}", "other": "mostly harmless"}
     backend.event_list[0]["message"] = f"probe said {MARKER}"
     backend.device_list[0]["spec"]["protocol"]["configData"] |= {"user": MARKER, "password": "literal-of-a-device"}
+    call = {"url": "http://collector", "headers": {"Authorization": "literal-of-a-rule"}}
+    backend.localrule_list[0]["spec"]["actions"] = [{"http": call}]
     backend.device_list[0]["status"]["problem"] = f"its mapper does not take it: {MARKER}"
     backend.status_object["runtime"]["message"] = f"said {MARKER}"
 
@@ -156,7 +158,8 @@ def test_a_bundle_never_holds_a_secrets_value(cli: Cli, store: str, tmp_path: Pa
     assert [name for name, data in found.items() if MARKER.encode() in data] == []
     assert [name for name, data in found.items() if b"literal-key-in-a-manifest" in data] == []
     assert [name for name, data in found.items() if b"mostly harmless" in data] == []
-    assert [name for name, data in found.items() if b"literal-of-a-device" in data] == []
+    assert [name for name, data in found.items() if b"literal-of-a-" in data] == []
+    assert json.loads(found["rules.json"])["items"][0]["metadata"]["name"] == "alarms"
     assert json.loads(found["devices.json"])[0]["spec"]["protocol"]["configData"]["port"] == 502
     assert "why/device_default_pump-1.json" in found
     assert json.loads(found["configmaps.json"])[0]["keys"]["other"] == len("mostly harmless")
@@ -180,6 +183,7 @@ def test_a_bundle_is_made_while_the_daemon_is_down_and_says_what_is_missing(
 
 SHOWN = (
     ("get", "pods,nodes,configmaps,secrets,images,events,devices,devicemodels", "-o", "json"),
+    ("get", "localrules,rules,ruleendpoints", "-o", "json"),
     ("get", "secrets", "-o", "yaml"),
     ("get", "secret", "login", "-o", "wide"),
     ("get", "secret/login"),

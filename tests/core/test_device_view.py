@@ -8,9 +8,11 @@ import msgspec
 
 from tests.core.device_rig import ACME, Site, device, model
 from tests.core.rig import file
+from tests.core.test_rules import rule
 from tinyedge import events as ev
 from tinyedge.core import device_view
 from tinyedge.core.status import rfc3339
+from tinyedge.model import decode
 
 KEY = "default/pump-1"
 Json = dict[str, Any]
@@ -156,6 +158,27 @@ def test_a_driver_of_the_daemon_is_shown_while_it_is_in_use() -> None:
     site.rig.delete("pump-1", "Device")
     site.take()
     assert site.rig.edge.view.status()["mappers"] == []
+
+
+def test_rules_are_counted_and_those_that_fail_are_named() -> None:
+    far = rule("far", actions=[{"set": {"device": "pump-1", "property": "speed", "value": "101"}}])
+    site = Site(model(), device(), rule(), far, rule("idle", when="temperature > 1000"))
+    site.register()
+    site.report(temperature="90")
+    found = site.rig.edge.view.status()["rules"]
+    assert (found["total"], found["active"]) == (3, 2)
+    (problem,) = found["problems"]
+    assert (problem["rule"], problem["what"]) == ("default/far", "it fails")
+    assert "at most 100" in problem["why"]
+
+
+def test_kubeedges_rules_are_listed() -> None:
+    endpoint = {"apiVersion": "rules.kubeedge.io/v1", "kind": "RuleEndpoint", "metadata": {"name": "edge"}}
+    site = Site(decode.decode_object({**endpoint, "spec": {"ruleEndpointType": "eventbus"}}))
+    (shown,) = site.rig.edge.view.rule_endpoints()
+    assert (shown["kind"], shown["metadata"]["namespace"]) == ("RuleEndpoint", "default")
+    assert shown["spec"] == {"ruleEndpointType": "eventbus"}
+    assert site.rig.edge.view.rules() == []
 
 
 # --- why --------------------------------------------------------------------------------------------

@@ -184,6 +184,50 @@ def devicemodel(name: str = "pump-model") -> Json:
     }
 
 
+def localrule(name: str = "too-hot", **status: Any) -> Json:
+    return {
+        "apiVersion": "rules.tinyedge.io/v1alpha1",
+        "kind": "LocalRule",
+        "metadata": {"name": name, "namespace": "default", "uid": f"r-{name}", "creationTimestamp": START},
+        "spec": {
+            "when": "temperature > 80",
+            "inputs": {"temperature": {"device": "pump-1", "property": "temperature"}},
+            "actions": [{"set": {"device": "pump-1", "property": "speed", "value": "0"}}],
+        },
+        "status": {
+            "active": True,
+            "fired": 3,
+            "result": "true",
+            "lastTransitionTime": START,
+            "inputs": {"temperature": {"value": "85", "ageSeconds": 2}},
+            **status,
+        },
+    }
+
+
+def rule() -> Json:
+    return {
+        "apiVersion": "rules.kubeedge.io/v1",
+        "kind": "Rule",
+        "metadata": {"name": "alarms", "namespace": "default", "uid": "r-1", "creationTimestamp": START},
+        "spec": {
+            "source": "edge",
+            "sourceResource": {"topic": "alarms", "node_name": "gate-7"},
+            "target": "web",
+            "targetResource": {"resource": "http://collector/alarms"},
+        },
+    }
+
+
+def ruleendpoint() -> Json:
+    return {
+        "apiVersion": "rules.kubeedge.io/v1",
+        "kind": "RuleEndpoint",
+        "metadata": {"name": "edge", "namespace": "default", "uid": "r-2", "creationTimestamp": START},
+        "spec": {"ruleEndpointType": "eventbus"},
+    }
+
+
 def event(reason: str = "Started", message: str = "Started container web", kind: str = "Normal", n: int = 1) -> Json:
     return {
         "apiVersion": "v1",
@@ -248,6 +292,7 @@ def status() -> Json:
                 "reports": {"OK": 7, "Invalid": 1},
             }
         ],
+        "rules": {"total": 1, "active": 1, "problems": []},
         "series": {"readings": {"waiting": 120, "dropped": 3}, "push": {"waiting": 2, "dropped": 0}},
         "manifests": [{"folder": "/etc/tinyedge/manifests", "files": 1, "problem": "", "problems": []}],
     }
@@ -279,6 +324,9 @@ class FakeBackend:
         ]
         self.device_list: list[Json] = [device()]
         self.model_list: list[Json] = [devicemodel()]
+        self.localrule_list: list[Json] = [localrule()]
+        self.rule_list: list[Json] = [rule()]
+        self.endpoint_list: list[Json] = [ruleendpoint()]
         self.values: list[Json] = [
             {"timestamp": START_MS, "clock": "node", "property": "temperature", "value": "21.5"},
             {"timestamp": START_MS + 5000, "clock": "mapper", "property": "speed", "value": "30"},
@@ -296,6 +344,7 @@ class FakeBackend:
         self.event_list: list[Json] = [event()]
         self.status_object = status()
         self.explanation: Json = {"state": "Running", "summary": "web runs and is ready.", "reasons": []}
+        self.rule_explanation: Json = {"state": "Active", "summary": "too-hot is active.", "reasons": []}
         self.device_explanation: Json = {"state": "online", "summary": "pump-1 is as it should be.", "reasons": []}
         self.answer = Answer(0, message="")
         self.requests: list[tuple[int, Request]] = []
@@ -342,10 +391,21 @@ class FakeBackend:
 
     def device(self, namespace: str, name: str) -> Json | None:
         wanted = (namespace, name)
-        return next((d for d in self.device_list if (d["metadata"]["namespace"], d["metadata"]["name"]) == wanted), None)
+        return next(
+            (d for d in self.device_list if (d["metadata"]["namespace"], d["metadata"]["name"]) == wanted), None
+        )
 
     def devicemodels(self) -> Sequence[Json]:
         return self.model_list
+
+    def localrules(self) -> Sequence[Json]:
+        return self.localrule_list
+
+    def rules(self) -> Sequence[Json]:
+        return self.rule_list
+
+    def ruleendpoints(self) -> Sequence[Json]:
+        return self.endpoint_list
 
     def images(self) -> Sequence[Json]:
         return self.image_list
@@ -372,6 +432,11 @@ class FakeBackend:
 
     def why_device(self, namespace: str, name: str) -> Json | None:
         return self.device_explanation if self.device(namespace, name) else None
+
+    def why_rule(self, namespace: str, name: str) -> Json | None:
+        known = [one["metadata"] for one in self.localrule_list]
+        there = any((meta["namespace"], meta["name"]) == (namespace, name) for meta in known)
+        return self.rule_explanation if there else None
 
     async def history(self, namespace: str, name: str, property_name: str, limit: int) -> Json:
         await trio.lowlevel.checkpoint()
@@ -503,7 +568,7 @@ class FakeBackend:
 
 def _decoded(document: object, n: int) -> Object:
     """Enough of decoding for these tests: kind, names, and one field that must be there."""
-    if isinstance(document, dict) and document.get("kind") in ("Device", "DeviceModel"):
+    if isinstance(document, dict) and str(document.get("kind")).startswith(("Device", "LocalRule", "Rule")):
         return decode.decode_object(document, f"items[{n}]")
     if not isinstance(document, dict) or document.get("kind") not in ("Pod", "ConfigMap", "Secret"):
         raise BadInput(f"items[{n}].kind", document, "Pod, ConfigMap or Secret")

@@ -24,6 +24,9 @@ PLURALS = {
     "Secret": "secrets",
     "Device": "devices",
     "DeviceModel": "devicemodels",
+    "LocalRule": "localrules",
+    "Rule": "rules",
+    "RuleEndpoint": "ruleendpoints",
 }
 
 

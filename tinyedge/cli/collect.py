@@ -125,6 +125,8 @@ class Bundle:
             yield from self._try(f"{name}.json", lambda name=name: self._get(f"/v1/{name}"))  # type: ignore[misc]
         yield from self._try("configmaps.json", self._configmaps)
         yield from self._devices()
+        for kind in ("localrules", "rules", "ruleendpoints"):
+            yield from self._try(f"{kind}.json", lambda kind=kind: self._settings(f"/v1/{kind}"))  # type: ignore[misc]
         yield from self._try("metrics.txt", lambda: str(self.api.get("/metrics", [REDACT])).encode())
 
     def _devices(self) -> Iterator[tuple[str, bytes]]:
@@ -138,6 +140,9 @@ class Bundle:
             path = f"/v1/namespaces/{meta['namespace']}/devices/{meta['name']}/why"
             name = f"why/device_{meta['namespace']}_{meta['name']}.json"
             yield from self._try(name, lambda path=path: self._get(path))  # type: ignore[misc]
+
+    def _settings(self, path: str) -> bytes:
+        return _json(settings(plain(self.api.get(path, [REDACT]))))
 
     def _configmaps(self) -> bytes:
         """Keys and sizes: people put passwords into ConfigMaps."""

@@ -63,7 +63,10 @@ DEVICE = Argument("name", "name of the device, or device/NAME", complete="device
 STDIN = Option(("-i", "--stdin"), "pass standard input on")
 TTY = Option(("-t", "--tty"), "give it a terminal")
 
-KINDS = ("pods", "nodes", "configmaps", "secrets", "images", "events", "devices", "devicemodels")
+KINDS = (
+    *("pods", "nodes", "configmaps", "secrets", "images", "events"),
+    *("devices", "devicemodels", "localrules", "rules", "ruleendpoints"),
+)
 
 LOOK, ACT, NODE, PROGRAM = "Look", "Change and enter", "This node", "The program"
 
@@ -72,7 +75,7 @@ COMMANDS: tuple[Command, ...] = (
         "get",
         "get",
         LOOK,
-        "list pods, nodes, configmaps, secrets, images, events, devices or devicemodels",
+        "list pods, nodes, configmaps, secrets, images, events, devices, devicemodels or rules",
         (
             Argument("kind", "what to list: KIND, KIND/NAME, or several kinds with commas", "", "kinds"),
             Argument("names", "only these", "*", "pods"),
@@ -140,10 +143,10 @@ COMMANDS: tuple[Command, ...] = (
         "why",
         "why",
         LOOK,
-        "explain in plain words why a pod does not run or a device is not as it should be, and what would help",
-        (Argument("name", "a pod or a device: NAME, pod/NAME or device/NAME", complete="pods,devices"),),
+        "explain in plain words why a pod, a device or a rule is not as it should be, and what would help",
+        (Argument("name", "a pod, device or rule: NAME, or KIND/NAME such as device/pump-1", complete="pods,devices"),),
         (NAMESPACE, JSON),
-        examples=("tinyedge why web", "tinyedge why device/pump-1"),
+        examples=("tinyedge why web", "tinyedge why device/pump-1", "tinyedge why localrule/too-hot"),
     ),
     Command(
         "status",
@@ -156,7 +159,7 @@ COMMANDS: tuple[Command, ...] = (
         "apply",
         "change",
         ACT,
-        "make what manifests describe: pods, configmaps, secrets, devices, devicemodels",
+        "make what manifests describe: pods, configmaps, secrets, devices, devicemodels, rules",
         options=(FILENAME, NAMESPACE, JSON),
         examples=("tinyedge apply -f site.yaml", "cat pod.yaml | tinyedge apply -f -"),
     ),
@@ -164,7 +167,7 @@ COMMANDS: tuple[Command, ...] = (
         "delete",
         "change",
         ACT,
-        "delete pods, configmaps, secrets, devices or devicemodels",
+        "delete pods, configmaps, secrets, devices, devicemodels or rules",
         (
             Argument("kind", "KIND or KIND/NAME; not with -f", "?", "kinds"),
             Argument("names", "names of the objects", "*", "pods"),

@@ -15,7 +15,7 @@ from tinyedge.cli.text import now_s, table
 
 Json = dict[str, Any]
 Wanted = tuple[Kind, tuple[str, ...]]  # a kind and the names that were asked for; none: all
-LIVES = {"pods": "STATUS", "devices": "STATE"}  # the column that says what becomes of it
+LIVES = {"pods": "STATUS", "devices": "STATE", "localrules": "STATE"}  # the column that says what becomes of it
 
 
 def run(args: argparse.Namespace) -> int:

@@ -115,6 +115,32 @@ def split_image(reference: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (reference, NONE)
 
 
+def _localrule_row(item: Json, now: float) -> tuple[str, ...]:
+    spec, status = item.get("spec", {}), item.get("status", {})
+    state = (
+        "active" if status.get("active") else "holding" if status.keys() & {"holdingSeconds", "holding"} else "inactive"
+    )
+    return (
+        item["metadata"]["name"],
+        state,
+        age(status.get("lastTransitionTime") or "", now),
+        str(status.get("fired", 0)),
+        status.get("result", ""),
+        " ".join(spec.get("when", "").split()),
+        status.get("problem") or NONE,
+    )
+
+
+def _rule_row(item: Json, now: float) -> tuple[str, ...]:
+    spec, meta = item.get("spec", {}), item["metadata"]
+    return meta["name"], spec.get("source", ""), spec.get("target", ""), age(meta.get("creationTimestamp", ""), now)
+
+
+def _endpoint_row(item: Json, now: float) -> tuple[str, ...]:
+    kind, meta = item.get("spec", {}).get("ruleEndpointType", ""), item["metadata"]
+    return meta["name"], kind, age(meta.get("creationTimestamp", ""), now)
+
+
 KINDS = (
     Kind(
         "pods",
@@ -163,6 +189,16 @@ KINDS = (
         wide=1,
     ),
     Kind("devicemodels", "devicemodel", (), ("NAME", "PROTOCOL", "PROPERTIES", "AGE"), model_row),
+    Kind(
+        "localrules",
+        "localrule",
+        (),
+        ("NAME", "STATE", "SINCE", "FIRED", "CONDITION", "WHEN", "PROBLEM"),
+        _localrule_row,
+        wide=2,
+    ),
+    Kind("rules", "rule", (), ("NAME", "SOURCE", "TARGET", "AGE"), _rule_row),
+    Kind("ruleendpoints", "ruleendpoint", ("re",), ("NAME", "TYPE", "AGE"), _endpoint_row),
 )
 
 

@@ -36,16 +36,18 @@ def run(args: argparse.Namespace) -> int:
         show("\nMappers:\n" + _mappers(status["mappers"], now))
     troubles = list(_troubles(status))
     strange = list(_strange(status.get("devices", {})))
+    failing = [f"  {one['rule']}: {_one_line(in_words(one))}" for one in status.get("rules", {}).get("problems", ())]
     notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
     for title, found in (
         ("Pods that need a look", troubles),
         ("Devices that need a look", strange),
+        ("Rules that need a look", failing),
         ("Manifests that can't be used", list(_bad(status))),
         ("The runtime says", notes),
     ):
         if found:
             show("\n".join(["", f"{title}:", *found]))
-    if troubles or strange:
+    if troubles or strange or failing:
         show("\ntinyedge why NAME says what would help.")
     return 0
 
@@ -116,6 +118,8 @@ def _overview(status: Json, lines: Sequence[PodLine], now: float) -> Iterator[tu
     yield "Pods", _counts(lines)
     if status.get("devices", {}).get("total"):
         yield "Devices", _devices(status["devices"])
+    if status.get("rules", {}).get("total"):
+        yield "Rules", f"{status['rules']['total']}: {status['rules']['active']} active"
     waiting = "are kept here" if link.get("state") == "none" else "wait for the cloud"
     for name, title, waits in (("readings", "Readings", waiting), ("push", "Pushes", "wait for where they go")):
         if words := _queue(status.get("series", {}).get(name, {}), waits):

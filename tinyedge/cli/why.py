@@ -1,4 +1,4 @@
-"""`tinyedge why`: why a pod does not run or a device is not as it should be, in plain words, and what would help."""
+"""`tinyedge why`: why a pod, a device or a rule is not as it should be, in plain words, and what would help."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from typing import Any
 
 from tinyedge.cli.client import Client
 from tinyedge.cli.errors import EXIT_USAGE, CliError
+from tinyedge.cli.kinds import kind_named
 from tinyedge.cli.output import client, namespace, show, structured
 
 Json = dict[str, Any]
 WIDTH = 100
+EXPLAINED = ("pods", "devices", "localrules")
 
 
 def run(args: argparse.Namespace) -> int:
     kind, _, name = args.name.rpartition("/")
-    plurals = {"": "", "pod": "pods", "pods": "pods", "po": "pods", "device": "devices", "devices": "devices"}
-    if kind not in plurals:
-        raise CliError(
-            f"{args.name} is neither a pod nor a device", "", "such as pod/web, device/pump", code=EXIT_USAGE
-        )
-    told = _told(client(args), namespace(args), plurals[kind], name)
+    plural = kind_named(kind).plural if kind else ""
+    if plural not in ("", *EXPLAINED):
+        known = ", ".join(EXPLAINED)
+        raise CliError(f"{plural} are not explained", "", f"such as device/pump-1; known are {known}", code=EXIT_USAGE)
+    told = _told(client(args), namespace(args), plural, name)
     show(structured(told, args.output) if args.output else explanation(told))
     return 0
 
 
 def _told(api: Client, within: str, plural: str, name: str) -> Json:
-    """A name without its kind is a pod's, or else a device's."""
+    """A name without its kind is that of the first kind that has it."""
     path = f"/v1/namespaces/{within}"
     if plural:
         found: Json = api.get(f"{path}/{plural}/{name}/why")
         return found
-    of_pod = _if_there(api, f"{path}/pods/{name}/why")
-    if of_pod and of_pod["state"] != "NotFound":
-        return of_pod
-    of_device = _if_there(api, f"{path}/devices/{name}/why")
-    if of_device and (of_device["state"] != "NotFound" or not of_pod):
-        return of_device
-    if of_pod:
-        return of_pod
-    remedy = "tinyedge get pods,devices -A lists them"
-    raise CliError(f'there is no pod and no device "{name}" in namespace {within}', "", remedy, reason="NotFound")
+    absent: list[Json] = []  # what may have meant to be of that name
+    for one in EXPLAINED:
+        told = _if_there(api, f"{path}/{one}/{name}/why")
+        if told and told["state"] != "NotFound":
+            return told
+        absent += [told] if told else []
+    if absent:
+        return absent[0]
+    what = f'there is no pod, device or local rule "{name}" in namespace {within}'
+    raise CliError(what, "", f"tinyedge get {','.join(EXPLAINED)} -A lists them", reason="NotFound")
 
 
 def _if_there(api: Client, path: str) -> Json | None:

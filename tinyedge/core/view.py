@@ -6,7 +6,7 @@ is there so that others can take them out of what they show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ from tinyedge.model.image import normal_reference
 from tinyedge.model.objects import API_VERSIONS
 from tinyedge.model.runtime import ContainerState, PodSeen
 from tinyedge.protocol.revision import DOWN, UP
-from tinyedge.wire import NodeRow
+from tinyedge.wire import NodeRow, RuleEndpointRow, RuleRow
 
 Json = dict[str, Any]
 
@@ -192,6 +192,13 @@ class View:
         """LocalRules, sorted by namespace and name, with what the node says of each as `status`."""
         return self._rules.objects()
 
+    def rules(self) -> list[Json]:
+        """KubeEdge's Rules."""
+        return _plain(self._desk.tables.rules)
+
+    def rule_endpoints(self) -> list[Json]:
+        return _plain(self._desk.tables.rule_endpoints)
+
     def why_rule(self, namespace: str, name: str) -> Json | None:
         """As `why`, of a LocalRule."""
         found = self._rules.explain(f"{namespace}/{name}")
@@ -309,8 +316,8 @@ class View:
         return found
 
     def status(self) -> Json:
-        """At a glance: `node`, `runtime`, `pressure`, `pods`, `devices`, `mappers` and `manifests`, each with what is
-        wrong in it."""
+        """At a glance: `node`, `runtime`, `pressure`, `pods`, `devices`, `mappers`, `rules` and `manifests`, each with
+        what is wrong in it."""
         desk = self._desk
         runtime = desk.runtime
         up = runtime is not None
@@ -338,6 +345,7 @@ class View:
             "pods": self._pods_at_a_glance(),
             "devices": device_view.at_a_glance(self._devices),
             "mappers": device_view.mappers(self._devices),
+            "rules": self._rules_at_a_glance(),
             "manifests": self._manifests(),
         }
 
@@ -350,6 +358,16 @@ class View:
         ready = sum(status.was(run, "Ready") for run in wanted)
         running = sum(status.phase(run) == "Running" for run in wanted)
         return {"wanted": len(wanted), "running": running, "ready": ready, "problems": problems}
+
+    def _rules_at_a_glance(self) -> Json:
+        """Of LocalRules `{"total", "active", "problems": [{"rule", "what", "why"}]}`."""
+        found = self.local_rules()
+        problems = [
+            {"rule": f"{one['metadata']['namespace']}/{one['metadata']['name']}", "what": "it fails", "why": why}
+            for one in found
+            if (why := one["status"].get("problem"))
+        ]
+        return {"total": len(found), "active": sum(one["status"]["active"] for one in found), "problems": problems}
 
     def _manifests(self) -> list[Json]:
         files = self._sources.files()
@@ -377,6 +395,11 @@ class View:
 def _names(key: str) -> tuple[str, str]:
     namespace, _, name = key.partition("/")
     return namespace, name
+
+
+def _plain(rows: Mapping[str, RuleRow | RuleEndpointRow]) -> list[Json]:
+    found = [row.object for _, row in sorted(rows.items())]
+    return [{"apiVersion": API_VERSIONS[one.kind], "kind": one.kind, **_object(one)} for one in found]
 
 
 def _object(obj: msgspec.Struct) -> Json:

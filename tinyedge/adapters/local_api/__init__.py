@@ -3,7 +3,7 @@
     GET    /healthz /readyz /metrics
     GET    /v1/version /v1/status /v1/node /v1/usage /v1/blackbox /v1/store /v1/config
     GET    /v1/KINDS                             ?watch=1 goes on; KINDS: pods nodes configmaps secrets images events
-                                                 devices devicemodels
+                                                 devices devicemodels localrules rules ruleendpoints
     GET    /v1/namespaces/NS/KINDS[/NAME]
     GET    /v1/namespaces/NS/pods/NAME/why
     GET    /v1/namespaces/NS/pods/NAME/log       ?container= follow= previous= tailLines= sinceSeconds= timestamps=
@@ -13,6 +13,7 @@
     POST   /v1/namespaces/NS/pods/NAME/restart   ?container=
     DELETE /v1/namespaces/NS/KINDS/NAME          ?gracePeriodSeconds=
     GET    /v1/namespaces/NS/devices/NAME/why
+    GET    /v1/namespaces/NS/localrules/NAME/why
     GET    /v1/namespaces/NS/devices/NAME/history    ?property= limit=     values that wait in the store
     POST   /v1/namespaces/NS/devices/NAME/read       ?property=            asks the device: {"message", "values"}
     POST   /v1/namespaces/NS/devices/NAME/properties/PROPERTY   {"value": …}: what it is to have

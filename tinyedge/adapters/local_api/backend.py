@@ -65,6 +65,12 @@ class Backend(Protocol):
 
     def devicemodels(self) -> Sequence[Json]: ...
 
+    def localrules(self) -> Sequence[Json]: ...
+
+    def rules(self) -> Sequence[Json]: ...
+
+    def ruleendpoints(self) -> Sequence[Json]: ...
+
     def images(self) -> Sequence[Json]:
         """`{"id", "names": […], "bytes", "pinned", "used"}`."""
 
@@ -81,6 +87,9 @@ class Backend(Protocol):
 
     def why_device(self, namespace: str, name: str) -> Json | None:
         """As `why`, of a device."""
+
+    def why_rule(self, namespace: str, name: str) -> Json | None:
+        """As `why`, of a LocalRule."""
 
     async def history(self, namespace: str, name: str, property_name: str, limit: int) -> Json:
         """The newest `limit` values of a device that wait in the store, of one property or of all (empty): `{"items":

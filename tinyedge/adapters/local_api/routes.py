@@ -13,7 +13,7 @@ from tinyedge import __version__, limits
 from tinyedge.adapters.local_api.backend import Backend, JoinBody, Json, LogOptions, Note
 from tinyedge.errors import BadInput, PeerError, StoreError, StoreFull, StoreReadOnly, TinyEdgeError
 from tinyedge.events import Answer, Apply, CallMethod, DeleteObject, ReadDevice, Request, RestartPod, SetDesired
-from tinyedge.model.device import API_VERSION as DEVICES_API
+from tinyedge.model.objects import API_VERSIONS
 from tinyedge.redact import Redactor
 from tinyedge.unix_socket import Peer
 
@@ -25,8 +25,11 @@ KINDS = {
     "events": "Event",
     "devices": "Device",
     "devicemodels": "DeviceModel",
+    "localrules": "LocalRule",
+    "rules": "Rule",
+    "ruleendpoints": "RuleEndpoint",
 }
-CHANGEABLE = ("pods", "configmaps", "secrets", "devices", "devicemodels")
+CHANGEABLE = tuple(kind for kind in KINDS if kind not in ("nodes", "events"))
 HISTORY_VALUES = 100  # that are told unless more are asked for
 
 
@@ -118,7 +121,7 @@ def _checked(answer: Answer, remedy: str = "") -> Answer:
 
 async def _long_list(items: Iterable[Json], namespace: str) -> AsyncGenerator[bytes, None]:
     """A list that is never in memory whole; others have their turn between any two items."""
-    before = f'{{"apiVersion":"{DEVICES_API}","kind":"DeviceList","items":[\n'
+    before = f'{{"apiVersion":"{API_VERSIONS["Device"]}","kind":"DeviceList","items":[\n'
     for item in items:
         await trio.lowlevel.checkpoint()
         if namespace in ("", item["metadata"]["namespace"]):
@@ -184,6 +187,9 @@ class Routes:
             "secrets": self.backend.secrets,
             "events": self.backend.events,
             "devicemodels": self.backend.devicemodels,
+            "localrules": self.backend.localrules,
+            "rules": self.backend.rules,
+            "ruleendpoints": self.backend.ruleendpoints,
         }
         if kind not in views:
             raise ApiError(404, "NotFound", f"there is no kind {kind}", "", f"known are {', '.join(KINDS)}, images")
@@ -200,7 +206,7 @@ class Routes:
         if kind == "devices":
             return Reply(_long_list(self.backend.devices(), namespace))
         items = [item for item in self.listed(kind) if not namespace or item["metadata"].get("namespace") == namespace]
-        api = DEVICES_API if kind == "devicemodels" else "v1"
+        api = API_VERSIONS.get(KINDS[kind], "v1")
         return _json({"apiVersion": api, "kind": f"{KINDS[kind]}List", "items": items})
 
     async def _changes(self, kind: str, namespace: str) -> AsyncGenerator[Json, None]:
@@ -266,6 +272,12 @@ class Routes:
         found = self.backend.why_device(namespace, name)
         if found is None:
             raise _not_found("devices", namespace, name)
+        return _json(found)
+
+    async def why_rule(self, call: Call, namespace: str, name: str) -> Reply:
+        found = self.backend.why_rule(namespace, name)
+        if found is None:
+            raise _not_found("localrules", namespace, name)
         return _json(found)
 
     async def history(self, call: Call, namespace: str, name: str) -> Reply:
@@ -523,6 +535,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", f"{POD}/attach", Routes.attach),
     ("POST", f"{POD}/portforward", Routes.port_forward),
     ("POST", f"{POD}/restart", Routes.restart),
+    ("GET", "v1/namespaces/*/localrules/*/why", Routes.why_rule),
     ("GET", f"{DEVICE}/why", Routes.why_device),
     ("GET", f"{DEVICE}/history", Routes.history),
     ("POST", f"{DEVICE}/read", Routes.read_device),
