@@ -478,6 +478,10 @@ async def test_a_changed_model_counts_for_its_devices(mapper: Mapper) -> None:
     assert "at most 10" in await mapper.tell("UpdateDevice", KEY, device=device(desired={"level": "11"}))
 
 
+async def test_a_device_as_large_as_kubernetes_takes_it_is_taken(mapper: Mapper) -> None:
+    assert await served(mapper, device(hint="x" * 1_000_000)) == ""
+
+
 async def test_a_removed_device_is_closed_and_served_no_more(mapper: Mapper, tanks: Tanks) -> None:
     await served(mapper, device())
     assert await mapper.tell("RemoveDevice", KEY) == ""

@@ -75,7 +75,14 @@ class Server:
     cancelled when its caller gives up. It refuses by Refused or BadInput; what else it raises is told as INTERNAL, and
     logged by `note`. `requests` and `failures` count, for the metrics."""
 
-    def __init__(self, methods: Mapping[str, Handler], note: Note) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Handler],
+        note: Note,
+        *,
+        request_bytes_max: int = limits.GRPC_REQUEST_BYTES_MAX,
+    ) -> None:
+        self.request_bytes_max = request_bytes_max
         self._methods = {path.encode(): handler for path, handler in methods.items()}
         self._note = note
         self._programs: dict[tuple[int, int], _Program] = {}
@@ -145,7 +152,8 @@ class Server:
 class _Request:
     """A call of which something has come."""
 
-    def __init__(self, path: bytes, handler: Handler, agent: bytes) -> None:
+    def __init__(self, path: bytes, handler: Handler, agent: bytes, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
         self.path = path.decode(errors="replace")
         self.handler = handler
         self.agent = agent.decode(errors="replace")
@@ -159,9 +167,8 @@ class _Request:
         compressed, length = PREFIX.unpack_from(self.data)
         if compressed:
             return Status.UNIMPLEMENTED, "compression is not supported: send identity"
-        if length > limits.GRPC_REQUEST_BYTES_MAX:
-            allowed = limits.GRPC_REQUEST_BYTES_MAX
-            return Status.RESOURCE_EXHAUSTED, f"the message has {length} bytes, and at most {allowed} are taken"
+        if length > self._bytes_max:
+            return Status.RESOURCE_EXHAUSTED, f"the message has {length} bytes, and at most {self._bytes_max} are taken"
         size = PREFIX.size + length
         if len(self.data) > size or (whole and len(self.data) < size):
             return Status.INVALID_ARGUMENT, "there is not exactly one message"
@@ -260,7 +267,7 @@ class _Connection:
             shown = path[:200].decode(errors="replace")
             self._refuse(stream, Status.UNIMPLEMENTED, f"there is no method {shown}")
             return
-        self._arriving[stream] = _Request(path, handler, agent[:200])
+        self._arriving[stream] = _Request(path, handler, agent[:200], self._server.request_bytes_max)
 
     def _fill(self, event: DataReceived) -> None:
         with suppress(H2Error):  # the stream may have ended by now

@@ -23,6 +23,7 @@ import trio
 from tinyedge import __version__
 from tinyedge.errors import BadInput, TinyEdgeError
 from tinyedge.grpc import Caller, Channel, GrpcError, Handler, Message, Refused, Server, Status
+from tinyedge.limits import MIB
 from tinyedge.log import Log
 from tinyedge.mapper import messages
 from tinyedge.mapper.contract import Driver, functions
@@ -36,6 +37,7 @@ from tinyedge.unix_socket import Listener
 
 DAEMON = "/run/tinyedge/dmi.sock"
 REPORTS_MAX = 4096  # that wait while the daemon is away
+TOLD_BYTES_MAX = 2 * MIB  # at once: a device is an object of Kubernetes, of 1 MiB at most
 REPORTS_AWAY_MAX = 16  # on their way at a time
 CALL_S = 10.0
 LOOK_S = 5.0  # between two looks at whether the daemon's socket is still the same
@@ -148,7 +150,8 @@ class Process:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._host.run)
-                nursery.start_soon(Server(self._methods(), self._note).serve, listener.socket)
+                server = Server(self._methods(), self._note, request_bytes_max=TOLD_BYTES_MAX)
+                nursery.start_soon(server.serve, listener.socket)
                 for _ in range(REPORTS_AWAY_MAX):
                     nursery.start_soon(self._send_reports)
                 await self._stay_registered()
