@@ -385,6 +385,7 @@ class _Daemon:
         if self._life.read_only:
             await self._loop.post(ev.StoreFault("read-only", self._life.read_only, read_only=True))
             nursery.start_soon(self._try_to_write_again)
+        await self._site.start()
         await self._uplink.start(self._backend, self._listed)
         booted = ev.Booted(self._facts, self._life.boot_reason, int.from_bytes(os.urandom(8)))
         nursery.start_soon(self._decide, booted)

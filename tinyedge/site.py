@@ -15,9 +15,12 @@ import trio
 
 from tinyedge import events as ev
 from tinyedge.config import Config
+from tinyedge.errors import TinyEdgeError
+from tinyedge.outbound import allowed
 
 if TYPE_CHECKING:
     from tinyedge.adapters.drivers import Drivers
+    from tinyedge.adapters.mappers import Mappers
 
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 Reply = ev.ReportAnswer | ev.MapperWelcome
@@ -70,14 +73,43 @@ class Site:
         self._tasks = tasks
         self._asking = Asking(post)
         self._drivers: Drivers | None = None
+        self._mappers: Mappers | None = None
+        self._allowed = allowed(config.outbound.allow)
+
+    async def start(self) -> None:
+        """Mappers may register from now on. A socket that can't be made is told, and keeps nobody's pods from running."""
+        dmi = self._config.dmi
+        sockets = (("dmi.socket", dmi.socket), ("dmi.kubeedge_socket", dmi.kubeedge_socket))
+        wanted = [(key, path) for key, path in sockets if path]
+        if not wanted:
+            return
+        from tinyedge.adapters.dmi import DmiServer  # noqa: PLC0415 - a node without mappers does not pay for it
+
+        server = DmiServer(self._asking.ask, self._note)
+        for key, path in wanted:
+            try:
+                await self._tasks.start(server.serve, path, dmi.group, key)
+            except TinyEdgeError as error:
+                self._note("error", "dmi.not_served", {"path": path, "why": str(error)})
 
     # --- effects -----------------------------------------------------------------------------------
 
     def carry_out(self, effect: Effect) -> None:
-        if isinstance(effect, ev.CallMapper):
-            self._the_drivers().carry_out(effect)
-        else:
+        if not isinstance(effect, ev.CallMapper):
             self._asking.answered(effect)
+        elif effect.mapper.address:
+            self._the_mappers().carry_out(effect)
+        else:
+            self._the_drivers().carry_out(effect)
+
+    def _the_mappers(self) -> Mappers:
+        if self._mappers is None:
+            from tinyedge.adapters.mappers import Mappers  # noqa: PLC0415
+
+            folders = self._config.dmi.mapper_dirs
+            self._mappers = Mappers(self._post, folders=folders, refusal=self._allowed.refusal)
+            self._tasks.start_soon(self._mappers.run)
+        return self._mappers
 
     def _the_drivers(self) -> Drivers:
         if self._drivers is None:

@@ -222,10 +222,9 @@ class Devices:
             return "Full", "the node's store is full: free space on its disk"
         if why := self._unknown(twin, event.key) if by_topic else self._unserved(twin, event.key):
             return "NotFound", why
-        key, uid, own = event.key, event.uid, isinstance(event, Reported) and event.own
         line = self.mappers.line_of(twin) if twin else None
-        if line is not None and not own and uid not in (0, line.info.uid):
-            return "NotFound", f"device {key} is served by mapper {line.info.name}, which runs as another user"
+        if line is not None and event.uid not in (0, line.info.uid):
+            return "NotFound", f"device {event.key} is served by mapper {line.info.name}, which runs as another user"
         if line is not None and not line.may_report(desk.now):
             return "TooMany", f"mapper {line.info.name} reports too much; wait, then report again"
         return None
