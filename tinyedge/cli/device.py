@@ -129,9 +129,8 @@ _WHERE = (
 
 def _time(one: Json) -> str:
     """In UTC, to the millisecond."""
-    if one["clock"] == "untrusted":
-        return "(clock not set)"
     at_ms = one["timestamp"]
     if not 0 < at_ms < 253402300800000:
         return NONE
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_ms // 1000)) + f".{at_ms % 1000:03}Z"
+    words = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at_ms // 1000)) + f".{at_ms % 1000:03}Z"
+    return words + (" (clock not set)" if one["clock"] == "untrusted" else "")
