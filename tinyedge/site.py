@@ -77,7 +77,7 @@ class Site:
         self._allowed = allowed(config.outbound.allow)
 
     async def start(self) -> None:
-        """Mappers may register from now on. A socket that can't be made is told, and keeps nobody's pods from running."""
+        """Mappers may register from now on. A socket that can't be made is told, and keeps no pod from running."""
         dmi = self._config.dmi
         sockets = (("dmi.socket", dmi.socket), ("dmi.kubeedge_socket", dmi.kubeedge_socket))
         wanted = [(key, path) for key, path in sockets if path]
