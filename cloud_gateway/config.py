@@ -22,7 +22,8 @@ class Config(Struct, frozen=True):
     """Where Kubernetes is: `sandbox` (a folder), else `kubeconfig` (a file), else the cluster that this runs in.
 
     `kubelet_ports` (0, 0): no kubelet endpoints, so no logs and no exec. `autonomy` is a window such as `unlimited`,
-    `72h` or `none`. `device_status`: where twins are written. Times in the unit that their name ends with."""
+    `72h` or `none`. `device_status`: where twins are written; `sinks`: URLs for readings. Times in
+    the unit that their name ends with."""
 
     kubeconfig: str = ""
     context: str = ""
@@ -42,6 +43,7 @@ class Config(Struct, frozen=True):
     autonomy: str = "unlimited"
     hold_daemonsets_of: tuple[str, ...] = ("kube-system",)
     hold_labels: tuple[tuple[str, str], ...] = ()
+    sinks: tuple[str, ...] = ()
     device_status: Literal["both", "devicestatus", "device"] = "both"
     cert_days: int = 90
     grace_days: int = 400

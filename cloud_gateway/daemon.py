@@ -37,6 +37,7 @@ from cloud_gateway.adapters.kube_secrets import KubeSecrets
 from cloud_gateway.adapters.kube_types import Change, KubeError, Resource
 from cloud_gateway.adapters.kubelet_ports import KubeletPorts, open_ports
 from cloud_gateway.adapters.replicas import Replicas
+from cloud_gateway.adapters.sinks import Readings, numbers, sink
 from cloud_gateway.adapters.status_page import StatusPage
 from cloud_gateway.config import Config, autonomy_s
 from cloud_gateway.core import facts, translate
@@ -149,6 +150,7 @@ class Daemon:
         self._context: ssl.SSLContext | None = None
         self._nodes_listed = trio.Event()
         self._steps = 0
+        self._readings = Readings([sink(url, log.note) for url in config.sinks], log.note)
         self.edges = Edges(
             self._joining,
             context=self._tls,
@@ -160,6 +162,7 @@ class Daemon:
             software=f"tinyedge-gateway/{__version__}",
             joined=self._joined,
             backoff_cap_s=lambda: max(2, min(60, self._core.fleet // NODES_PER_S)),
+            readings=self._readings,
         )
         self._calls: Calls | None = None
         self._ports: KubeletPorts | None = None
@@ -182,6 +185,7 @@ class Daemon:
         if config.metrics is not None:
             await nursery.start(page.serve, config.metrics)
         await self._open_store()
+        await self._readings.start(nursery)
         self._calls = Calls(self._kube, nursery, self._send.send)
         self._ports = await open_ports(
             config,
@@ -398,6 +402,7 @@ class Daemon:
             ),
             **self._requests(),
             **watch_numbers(self._kube.counters),
+            **numbers(self._readings.counts),
             "tinyedge_gateway_handshakes_total": ("TLS handshakes that succeeded.", traffic.handshakes),
             "tinyedge_gateway_handshakes_failed_total": ("TLS handshakes that did not.", traffic.failed),
         }

@@ -34,6 +34,8 @@ EDGE_HELLO_S_MAX = 60  # for the first message of a link to have come whole
 EDGE_SESSIONS_MAX = 5000
 EDGE_STRANGERS_MAX = 256  # connections that are no session yet; more wait to be accepted
 EDGE_READ_BYTES = 64 * KIB
+READINGS_BYTES_MAX = 64 * MIB  # of all nodes together, here and not at every sink yet
+READINGS_WINDOW_BYTES_MIN = 16 * KIB  # of one of very many nodes
 
 # Identity.
 IDENTITY_STATE_BYTES_MAX = 900 * KIB  # of the state in its Secret, which may hold 1 MiB: 3,000 nodes or more

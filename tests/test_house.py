@@ -38,7 +38,7 @@ ALLOWED_IMPORTS = {
     ("tinyedge/cli/demo/processes.py", "subprocess"),  # no daemon, no nursery: it starts one and kills it
 }
 SYNC_CALLS = {"fsync", "fdatasync", "sync"}
-SYNC_ROOMS = ("tinyedge/store/",)
+SYNC_ROOMS = ("tinyedge/store/", "cloud_gateway/adapters/sink_files.py")  # the edge's store; the gateway's only files
 
 
 def _name(path: Path) -> str:

@@ -16,6 +16,7 @@ from cloud_gateway.adapters.ca import IdentityStore
 from cloud_gateway.adapters.edge_session import EdgeStream
 from cloud_gateway.adapters.edges import Edges
 from cloud_gateway.adapters.joining import Joined, Joining
+from cloud_gateway.adapters.sinks import Readings
 from cloud_gateway.core import facts
 from tests.fakes.secrets import FakeSecrets
 from tests.test_uplink import DAY_S, Rig
@@ -46,6 +47,7 @@ class Door:
             wall_ms=lambda: int(self.now_s() * 1000),
             heartbeat_s=30,
             backoff_cap_s=lambda: 2,
+            readings=Readings([], lambda *_: None),
             software="tinyedge-gateway/1",
             joined=self._joined,
         )

@@ -16,6 +16,7 @@ import trio
 from cloud_gateway.adapters.ca import IdentityStore
 from cloud_gateway.adapters.edge_session import EdgeSession
 from cloud_gateway.adapters.joining import Joining
+from cloud_gateway.adapters.sinks import Readings
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import Binding, CertFacts, State
 from cloud_gateway.limits import EDGE_HELLO_S_MAX
@@ -71,6 +72,7 @@ class Gateway:
             mono_ms=lambda: int(trio.current_time() * 1000),
             heartbeat_s=HEARTBEAT_S,
             welcome=self._welcome,
+            readings=Readings([], lambda *_: None),
         )
         self.sessions.append(session)
         await session.run(b"")

@@ -47,7 +47,7 @@ from tinyedge.protocol.mqtt_packets import Packets
 from tinyedge.protocol.mqtt_topics import check_filter, check_topic, matches
 from tinyedge.reach import not_secured, open_tcp, secured
 
-__all__ = ["Client", "Message", "Settings", "Status", "Tls", "Will", "connect", "matches", "settings"]
+__all__ = ["Client", "Message", "Posted", "Settings", "Status", "Tls", "Will", "connect", "matches", "settings"]
 
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 Reach = Callable[[str, int], Awaitable[trio.SocketStream]]
@@ -116,6 +116,20 @@ class _Ticket(Struct, eq=False):
     done: trio.Event
     refused: str = ""
     lost: bool = False
+
+
+class Posted(Struct, eq=False):
+    """A message that is in line."""
+
+    topic: str
+    _ticket: _Ticket
+
+    async def taken(self) -> None:
+        """Returns once the broker has acknowledged it. PeerError when it refuses it."""
+        await self._ticket.done.wait()
+        if self._ticket.refused:
+            why = self._ticket.refused
+            raise PeerError(f"the broker refuses a message for {self.topic}", why, "check its access rules")
 
 
 class _Wire:
@@ -236,6 +250,12 @@ class Client:
 
         Raises BadInput for what can't be published, PeerError when the broker refuses it.
         """
+        posted = await self.post(topic, payload, qos, retain=retain)
+        await posted.taken()
+
+    async def post(self, topic: str, payload: bytes, qos: int = 1, *, retain: bool = False) -> Posted:
+        """As `publish`, but it returns once the message is in line: what is posted one after the other leaves in that
+        order, without an answer from the broker in between. Raises BadInput for what can't be published."""
         check_topic(topic)
         if len(payload) > MQTT_PACKET_BYTES_MAX - MQTT_TOPIC_BYTES_MAX:
             raise BadInput("payload", f"{len(payload)} bytes", f"at most {MQTT_PACKET_BYTES_MAX} with its topic")
@@ -248,14 +268,13 @@ class Client:
         except BaseException:
             self._slots.release()
             raise
+        ticket = _Ticket(trio.Event())
         if qos == 0:
             self._slots.release()
-            await trio.lowlevel.checkpoint()
-            return
-        ticket = self._publishing[info.mid] = _Ticket(trio.Event())
-        await ticket.done.wait()
-        if ticket.refused:
-            raise PeerError(f"the broker refuses a message for {topic}", ticket.refused, "check its access rules")
+            ticket.done.set()
+        else:
+            self._publishing[info.mid] = ticket
+        return Posted(topic, ticket)
 
     async def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Returns once the broker has agreed. It lasts over reconnects. PeerError when the broker refuses it."""
@@ -275,6 +294,10 @@ class Client:
         """All that comes in, in order, for one reader. A message is acknowledged when the next one is asked for, or
         `by_hand` with its `ack`."""
         return _Messages(self._take, by_hand=by_hand)
+
+    def fetch_again(self) -> None:
+        """Connect anew: a broker that keeps our session then sends again, in order, all that was not acknowledged."""
+        self._again.set()
 
     async def _take(self) -> Message:
         while not self._inbox:

@@ -15,6 +15,7 @@ import trio
 
 from cloud_gateway import limits
 from cloud_gateway.adapters.joining import Joining
+from cloud_gateway.adapters.sinks import Readings
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
 from cloud_gateway.core.custom_kinds import BY_NAME
@@ -22,6 +23,7 @@ from tinyedge.errors import PeerError, TinyEdgeError
 from tinyedge.limits import LINK_MESSAGE_BYTES_MAX
 from tinyedge.protocol import asks, link
 from tinyedge.protocol import joining as words
+from tinyedge.protocol.readings import SERIES
 from tinyedge.protocol.websocket import WebSocket
 
 Post = Callable[[facts.Event], Awaitable[None]]
@@ -116,6 +118,7 @@ class EdgeSession:
         mono_ms: Callable[[], int],
         heartbeat_s: int,
         welcome: Greet,
+        readings: Readings,
     ) -> None:
         self.number = number
         self.known = known
@@ -136,6 +139,7 @@ class EdgeSession:
         self._must_renew = False
         self._renewed = False
         self._wake = trio.Event()
+        self._inlet = readings.inlet(self.node, self._readings_taken)
         self._streams: dict[int, EdgeStream] = {}
         self._refused: deque[facts.Refused] = deque()
 
@@ -146,6 +150,7 @@ class EdgeSession:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
+                nursery.start_soon(self._inlet.run)
                 await self._read(first)
                 nursery.cancel_scope.cancel()
         except* (*GONE, PeerError) as errors:
@@ -226,15 +231,10 @@ class EdgeSession:
                 await self._hello(event)
             case link.Ask(what=asks.RENEW):
                 self._renew(event)
-            case link.Data(stream=number, data=data):
-                if stream := self._streams.get(number):
-                    stream.came(data)
-            case link.Close(stream=number, error=error, reason=reason):
-                if stream := self._streams.pop(number, None):
-                    stream.closed(error, reason)
-            case link.Writable(stream=number):
-                if stream := self._streams.get(number):
-                    stream.notify()
+            case link.Data() | link.Close() | link.Writable():
+                self._of_stream(event)
+            case link.Series(series=name) if name == SERIES and not self._must_renew:
+                self._inlet.put(event)
             case link.Acked(kind, key, held) if held and kind in BY_NAME:
                 await self._post(facts.Kept(self.number, kind, key))
             case link.Bye(reason=reason, message=message):
@@ -242,6 +242,17 @@ class EdgeSession:
             case _:
                 if not self._must_renew and (fact := self._fact(event)) is not None:
                     await self._post(fact)
+
+    def _of_stream(self, event: link.Data | link.Close | link.Writable) -> None:
+        stream = self._streams.get(event.stream)
+        match event:
+            case link.Data(data=data) if stream:
+                stream.came(data)
+            case link.Close(error=error, reason=reason) if stream:
+                del self._streams[event.stream]
+                stream.closed(error, reason)
+            case link.Writable() if stream:
+                stream.notify()
 
     def _fact(self, event: link.Event) -> facts.Event | None:
         number = self.number
@@ -257,6 +268,10 @@ class EdgeSession:
             case link.Ask(asked, what, body):
                 return facts.Asked(number, asked, what, body)
         return None
+
+    def _readings_taken(self, epoch: int, through: int) -> None:
+        self.link.series_taken(SERIES, epoch, through)
+        self.wake()
 
     async def _hello(self, hello: link.Hello) -> None:
         """Whoever has the key of a certificate may still not be its node, or not any more."""

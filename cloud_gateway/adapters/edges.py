@@ -25,10 +25,12 @@ from cloud_gateway import limits
 from cloud_gateway.adapters import ca
 from cloud_gateway.adapters.edge_session import EdgeSession, EdgeStream, Note, Post
 from cloud_gateway.adapters.joining import Joined, Joining
+from cloud_gateway.adapters.sinks import Readings
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
+from cloud_gateway.core.reports import EVENTS
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError, WorldError
-from tinyedge.limits import LINK_HELLO_BYTES_MAX
+from tinyedge.limits import CLOUD_SERIES_WINDOW_BYTES, LINK_HELLO_BYTES_MAX
 from tinyedge.protocol import joining as words
 from tinyedge.protocol import link
 from tinyedge.protocol.websocket import WebSocket, WebSocketBroken
@@ -97,6 +99,7 @@ class Edges:
         software: str,
         joined: Callable[[Joined], Awaitable[None]],
         backoff_cap_s: Callable[[], int],
+        readings: Readings,
     ) -> None:
         self._joining = joining
         self._context = context
@@ -113,6 +116,7 @@ class Edges:
         self._strangers = trio.CapacityLimiter(limits.EDGE_STRANGERS_MAX)
         self.traffic = Traffic()
         self._backoff_cap_s = backoff_cap_s
+        self._readings = readings
         self._stops = False
 
     async def serve(
@@ -265,6 +269,7 @@ class Edges:
             mono_ms=self._mono_ms,
             heartbeat_s=self._heartbeat_s,
             welcome=self._welcome,
+            readings=self._readings,
         )
         self._sessions[session.number] = session
         try:
@@ -284,6 +289,7 @@ class Edges:
             backoff_cap_s=self._backoff_cap_s(),
             want=want,
             have=have,
+            series={EVENTS: CLOUD_SERIES_WINDOW_BYTES, **self._readings.windows(len(self._sessions))},
         )
 
     @property

@@ -122,6 +122,13 @@ RUN = (
         many=True,
     ),
     Option(
+        ("--sink",),
+        "where readings go: file:///DIRECTORY, http(s)://HOST/PATH or mqtt(s)://HOST/TOPIC; without one they stay at "
+        "their nodes",
+        "URL",
+        many=True,
+    ),
+    Option(
         ("--device-status",),
         "where the values of devices are written: the DeviceStatus, the status of the Device as older clients of "
         "KubeEdge want it, or both, which is two writes (default both)",

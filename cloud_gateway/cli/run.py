@@ -26,6 +26,7 @@ def config_of(args: argparse.Namespace) -> Config:
     if bool(args.kubelet_cert) != bool(args.kubelet_key):
         raise BadInput("--kubelet-cert", args.kubelet_cert, "a certificate together with --kubelet-key")
     autonomy_s(args.autonomy, "--autonomy")
+    _check_sinks(args.sink)
     chosen: dict[str, Any] = {}
     if args.hold_daemonsets:
         chosen["hold_daemonsets_of"] = tuple(one for one in args.hold_daemonsets if one != "none")
@@ -53,12 +54,21 @@ def config_of(args: argparse.Namespace) -> Config:
         heartbeat_s=_number(args.heartbeat, "--heartbeat", 1, 3600),
         autonomy=args.autonomy,
         hold_labels=tuple(_label(one) for one in args.hold),
+        sinks=tuple(args.sink),
         cert_days=_number(args.cert_days, "--cert-days", 1, DAYS_MAX),
         grace_days=_number(args.grace_days, "--grace-days", 0, DAYS_MAX),
         qps=_number(args.qps, "--qps", 1, 100_000),
         burst=_number(args.burst, "--burst", 1, 100_000),
         **chosen,
     )
+
+
+def _check_sinks(urls: list[str]) -> None:
+    if urls:
+        from cloud_gateway.adapters.sinks import sink
+
+        for url in urls:
+            sink(url, lambda *_: None)
 
 
 def _number(text: str, flag: str, least: int, most: int) -> int:

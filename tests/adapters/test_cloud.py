@@ -235,6 +235,33 @@ async def test_a_gateway_that_takes_nothing_is_sent_a_window_and_no_more(autojum
         await peer.until(lambda: len(peer.of(link.Series)) > before)
 
 
+async def test_only_what_the_gateway_takes_goes_over_the_link_and_what_is_for_others_never_does(
+    autojump_clock: object,
+) -> None:
+    async with running() as rig:
+        for name in ("mqtt", "push:0123456789abcdef", "readings", "events"):
+            rig.store.append(name, name.encode())
+        await rig.linked()
+        await rig.until(lambda: rig.of(ev.SeriesTaken))
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.gateway.series == [(1, b"events")], "an older gateway takes nothing else"
+        rig.gateway.wants = {"readings": 1000, "mqtt": 1000, "unheard": 1000}
+        await rig.gateway.peers[-1].stream.aclose()
+        await rig.until(lambda: len(rig.of(ev.SeriesTaken)) == 2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.gateway.series[1:] == [(1, b"readings")]
+
+
+async def test_a_gateway_may_have_less_on_its_way(autojump_clock: object) -> None:
+    async with running() as rig:
+        rig.gateway.takes_series, rig.gateway.wants = False, {"readings": 1000}
+        rig.store.append("readings", *[bytes(100)] * 100)
+        peer = await rig.linked()
+        await peer.until(lambda: len(peer.of(link.Series)) >= 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sum(len(item) for one in peer.of(link.Series) for item in one.items) == 1000
+
+
 async def test_an_acknowledgement_of_what_was_not_sent_ends_the_session(autojump_clock: object) -> None:
     async with running() as rig:
         rig.gateway.takes_series = False

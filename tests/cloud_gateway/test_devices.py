@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 import yaml
 
 from cloud_gateway.adapters import custom_resources
@@ -17,8 +19,9 @@ from cloud_gateway.adapters.kube_types import BY_PLURAL, Resource
 from cloud_gateway.sandbox import packaged
 from tests.cloud_gateway.sandbox.test_kubectl import Kubectl
 from tests.cloud_gateway.test_crds import FOLDER, MANIFESTS
-from tests.cloud_gateway.test_daemon import Rig, running
+from tests.cloud_gateway.test_daemon import WAIT_S, Gateway, Rig, running
 from tests.fakes.link_edge import LinkEdge
+from tinyedge.protocol import readings
 
 Json = dict[str, Any]
 KEY = "default/pump-1"
@@ -125,6 +128,72 @@ async def test_definitions_that_are_installed_later_are_noticed(tmp_path: Path, 
         await apply(rig, "pump.yaml")
         await edge.until(lambda: KEY in edge.objects["device"] and edge.objects["devicemodel"])
         assert not edge.byes
+
+
+# --- readings ------------------------------------------------------------------------------------------
+
+
+def reading(speed: int) -> bytes:
+    return readings.encode(readings.Report(KEY, 1_795_428_000_000 + speed, 0, (("speed", str(speed)),)))
+
+
+async def noted(gateway: Gateway, key: str) -> None:
+    with trio.fail_after(WAIT_S):
+        while not any(f'"key":"{key}"' in line for line in gateway.lines):
+            await trio.sleep(0.02)
+
+
+def ids(folder: Path) -> list[str]:
+    text = "".join(path.read_text() for path in sorted(folder.glob("*.jsonl")))
+    return [json.loads(line)["id"] for line in text.splitlines()]
+
+
+async def test_readings_go_to_a_sink_and_are_acknowledged_once_it_has_them(rig: Rig, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    gateway = await rig.gateway(sinks=(f"file://{folder}",))
+    edge = await rig.node(gateway)
+    assert edge.welcomes[-1].series["readings"] > 0
+    edge.readings(4, *map(reading, range(10)), dropped=3)
+    await edge.readings_taken(13)
+    assert ids(folder) == ["gate-7-7-4-lost", *(f"gate-7-7-{number}" for number in range(4, 14))]
+    assert gateway.daemon is not None
+    numbers = gateway.daemon._numbers()
+    assert numbers["tinyedge_gateway_readings_total"][1] == 10
+    assert numbers["tinyedge_gateway_reports_lost_total"][1] == 3
+
+
+async def test_readings_that_are_not_acknowledged_when_a_gateway_dies_go_to_the_next(rig: Rig, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    first = await rig.gateway(sinks=("http://127.0.0.1:1/nobody",))
+    edge = await rig.node(first)
+    edge.readings(1, *map(reading, range(3)))
+    await noted(first, "sink.down")
+    first.scope.cancel()
+    await edge.until(lambda: not edge.up)
+    second = await rig.gateway(sinks=(f"file://{folder}",), replica="gw-2")
+    edge.port = second.port
+    await rig.link(edge)
+    edge.readings(1, *map(reading, range(3)))
+    await edge.readings_taken(3)
+    assert ids(folder) == ["gate-7-7-1", "gate-7-7-2", "gate-7-7-3"]
+
+
+async def test_without_a_sink_a_node_keeps_its_readings(rig: Rig) -> None:
+    edge = await rig.node(await rig.gateway())
+    assert "events" in edge.welcomes[-1].series
+    assert "readings" not in edge.welcomes[-1].series
+
+
+async def test_a_sink_that_is_away_holds_up_readings_and_nothing_else(rig: Rig) -> None:
+    gateway = await rig.gateway(sinks=("http://127.0.0.1:1/nobody",))
+    edge = await rig.node(gateway)
+    edge.readings(1, *map(reading, range(100)))
+    await apply(rig, "pump.yaml")
+    await edge.until(lambda: KEY in edge.objects["device"])
+    edge.report("devicestatus", KEY, twins("29", 5))
+    await rig.cluster.until(types.DEVICES, "pump-1", lambda one: one.get("status"), "default")
+    assert gateway.daemon is not None
+    assert gateway.daemon._readings.counts.waiting_bytes > 0
 
 
 @pytest.mark.kubectl

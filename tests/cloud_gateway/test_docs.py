@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloud_gateway.adapters.kube_limits import Counters, watch_numbers
+from cloud_gateway.adapters.sinks import Counts, numbers
 from cloud_gateway.cli import main
 from cloud_gateway.cli.commands import COMMANDS, Command
 from cloud_gateway.core import translate
@@ -53,6 +54,8 @@ def test_every_metric_is_described() -> None:
     counters = Counters(lists=Counter(pods=1), watches=Counter(pods=1), watch_breaks=Counter(pods=1))
     named = {name.partition("{")[0] for name in watch_numbers(counters)}
     assert len(named) == 3
+    counts = Counts(failures=Counter(a=1), refused=Counter(a=1))
+    named |= {name.partition("{")[0] for name in numbers(counts)}
     named |= set(re.findall(r"[\"'](tinyedge_gateway_\w+)", (ROOT / "cloud_gateway" / "daemon.py").read_text()))
     assert len(named) > 12
     assert {name for name in named if f"`{name}`" not in DOC} == set()

@@ -238,6 +238,17 @@ class LinkEdge:
         self._session.series("events", 7, first, [encode(item) for item in items])
         self._wake.set()
 
+    def readings(self, first: int, *items: bytes, dropped: int = 0) -> None:
+        self._session.series("readings", 7, first, list(items), dropped)
+        self._wake.set()
+
+    async def readings_taken(self, through: int) -> None:
+        def found() -> bool:
+            acks = (one for one in self.events if isinstance(one, link.SeriesTaken) and one.series == "readings")
+            return any(one.through >= through for one in acks)
+
+        await self.until(found)
+
     def ask(self, what: str, body: bytes) -> int:
         number = self._session.ask(what, body)
         self._wake.set()

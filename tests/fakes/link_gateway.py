@@ -113,7 +113,12 @@ class Peer:
         have = {kind: gateway.reports[kind] for kind in UP if hello.digests.get(kind) != digest(gateway.reports[kind])}
         self.outlines_wanted = len(want)
         self.session.welcome(
-            software="gateway/1", time_ms=gateway.time_ms, backoff_cap_s=gateway.cap_s, want=want, have=have
+            software="gateway/1",
+            time_ms=gateway.time_ms,
+            backoff_cap_s=gateway.cap_s,
+            want=want,
+            have=have,
+            series=gateway.wants,
         )
 
     def differ(self, kind: str, objects: dict[str, bytes]) -> None:
@@ -147,6 +152,7 @@ class LinkGateway:
         self.answers: Callable[[str, bytes], tuple[str, bytes]] | None = None
         self.takes_states = True
         self.takes_series = True
+        self.wants: dict[str, int] | None = None  # None: what one says that knows nothing of this
         self.reads_streams = True
         self.deaf = False
         self.silent = False

@@ -261,7 +261,7 @@ def test_synced_comes_after_all_that_was_given_before_it() -> None:
 
 def test_what_the_node_can_not_take_comes_back_refused_at_once() -> None:
     joined = Joined(limits=Limits(100, 10, 1000)).greeted()
-    unknown = joined.gateway.put("device", "d-1", REV, b"")
+    unknown = joined.gateway.put("unheard", "x-1", REV, b"")
     too_large = joined.gateway.put("pod", "u-1", REV, b"x" * 101)
     assert unknown
     assert too_large

@@ -82,7 +82,7 @@ def test_a_reconnect_with_nothing_changed_is_one_small_message_each_way() -> Non
     joined.settle()
     assert (len(joined.up), len(joined.down)) == (1, 1)
     up, down = _tell("nothing changed", joined)
-    assert up < 300
+    assert up < 400
     assert down < 200
 
 

@@ -42,6 +42,7 @@ Effect = ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken
 _READ_BYTES = 64 * 1024
 _PIECE_BYTES = 16 * 1024  # that leave at a time: a slow line is one that takes these, a dead one takes none
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError)
+OVER_THE_LINK = ("events", "messages", "readings")  # others are for this node's own broker, and for whom it calls
 _KINDS = {kind.lower(): kind for kind in API_VERSIONS}  # as the link names them → kinds of objects
 _FULL_S = 1.0  # until there is room again for what waits to be sent
 _WORDS_MAX = 1000  # of an error that the other end gets to read
@@ -187,6 +188,7 @@ class CloudSession:
         self._answers: dict[int, tuple[trio.Event, list[link.Reply]]] = {}
         self._asking = trio.CapacityLimiter(LINK_ASKS_MAX // 2)
         self._series: dict[str, _Series] = {}
+        self._windows: dict[str, int] = {}  # series that the gateway takes → bytes that may be unacknowledged
         self._welcome = trio.Event()
         self._over = trio.Event()
         self._time_ms = 0  # the gateway's, at
@@ -316,6 +318,8 @@ class CloudSession:
     async def _welcomed(self, welcome: link.Welcome) -> None:
         self._time_ms, self._time_at = welcome.time_ms, trio.current_time()
         self._owner.welcomed(welcome)
+        windows = {name: welcome.series[name] for name in OVER_THE_LINK if name in welcome.series}
+        self._windows = {name: min(most, CLOUD_SERIES_WINDOW_BYTES) for name, most in windows.items()}
         self._welcome.set()
         await self._around.post(ev.Linked(self._number))
         for kind, objects in welcome.have.items():
@@ -426,8 +430,10 @@ class CloudSession:
         while True:
             self._looked = trio.Event()
             more = False
-            for name, info in self._around.store.series().items():
-                more |= await self._send_series(name, info)
+            infos = self._around.store.series()
+            for name in self._windows:
+                if name in infos:
+                    more |= await self._send_series(name, infos[name])
             if not more:
                 await self._looked.wait()
 
@@ -436,12 +442,11 @@ class CloudSession:
         state = self._series.get(name)
         if state is None or state.epoch != info.epoch:
             state = self._series[name] = _Series(info.epoch, info.cursor, deque())
-        after = max(state.sent, info.cursor)
-        if info.last <= after or state.bytes() >= CLOUD_SERIES_WINDOW_BYTES:
+        after, window = max(state.sent, info.cursor), self._windows[name]
+        if info.last <= after or state.bytes() >= window:
             return False
-        items = await trio.to_thread.run_sync(
-            self._around.store.read, name, after, CLOUD_SERIES_ITEMS_MAX, CLOUD_SERIES_MESSAGE_BYTES
-        )
+        most = min(window, CLOUD_SERIES_MESSAGE_BYTES)
+        items = await trio.to_thread.run_sync(self._around.store.read, name, after, CLOUD_SERIES_ITEMS_MAX, most)
         if not items:
             state.sent = info.last  # damaged, or dropped meanwhile: the next item says how many are missing
             return False

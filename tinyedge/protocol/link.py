@@ -377,11 +377,11 @@ class Session:
         backoff_cap_s: int,
         want: list[str] | None = None,
         have: Mapping[str, Mapping[str, bytes]] | None = None,
+        series: Mapping[str, int] | None = None,
     ) -> None:
         held = {kind: dict(objects) for kind, objects in (have or {}).items()}
-        self._first = Welcome(
-            self.version, software, time_ms, self.heartbeat_s, backoff_cap_s, self.limits, want or [], held
-        )
+        common = (self.version, software, time_ms, self.heartbeat_s, backoff_cap_s, self.limits, want or [], held)
+        self._first = Welcome(*common) if series is None else Welcome(*common, dict(series))
         self._open = True
 
     def put(self, kind: str, key: str, revision: bytes, body: bytes) -> Refused | None:

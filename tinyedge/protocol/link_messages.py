@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 
 from tinyedge.errors import PeerError
 from tinyedge.limits import (
+    CLOUD_SERIES_WINDOW_BYTES,
     LINK_ACKS_MAX,
     LINK_KEYS_MAX,
     LINK_KINDS_MAX,
@@ -80,7 +81,8 @@ class Hello(Message, frozen=True, tag=1):
 
 class Welcome(Message, frozen=True, tag=2):
     """First message of the gateway. `want`: kinds whose outline it needs. `have`: of each reported kind that differs,
-    what Kubernetes holds."""
+    what Kubernetes holds. `series`: those that it takes, and how many bytes of each may be unacknowledged; a gateway
+    that does not say so takes events alone."""
 
     version: int
     software: str
@@ -90,6 +92,9 @@ class Welcome(Message, frozen=True, tag=2):
     limits: Limits
     want: Annotated[list[str], Meta(max_length=LINK_KINDS_MAX)] = field(default_factory=list)
     have: Annotated[dict[str, _Revisions], Meta(max_length=LINK_KINDS_MAX)] = field(default_factory=dict)
+    series: Annotated[dict[str, int], Meta(max_length=LINK_SERIES_MAX)] = field(
+        default_factory=lambda: {"events": CLOUD_SERIES_WINDOW_BYTES}
+    )
 
 
 class Outline(Message, frozen=True, tag=3):

@@ -19,6 +19,7 @@ from cloud_gateway.adapters import ca
 from cloud_gateway.adapters.ca import IdentityStore
 from cloud_gateway.adapters.edges import Edges
 from cloud_gateway.adapters.joining import Joined, Joining
+from cloud_gateway.adapters.sinks import Readings
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import DAY_S, Policy
 from tests.fakes.link_edge import GONE, Keys, LinkEdge, ask, join, tls
@@ -56,6 +57,7 @@ class Rig:
             software="test",
             joined=self._joined,
             backoff_cap_s=lambda: 7,
+            readings=Readings([], lambda *_: None),
         )
 
     def _context(self) -> ssl.SSLContext:

@@ -53,6 +53,7 @@ def test_every_flag_of_run_reaches_the_settings() -> None:
         "--hold": "app=cni",
         "--hold-daemonsets": "infra",
         "--device-status": "device",
+        "--sink": "file:///out",
         "--cert-days": "8",
         "--grace-days": "0",
         "--qps": "9",
@@ -79,6 +80,7 @@ def test_every_flag_of_run_reaches_the_settings() -> None:
         heartbeat_s=7,
         autonomy="72h",
         device_status="device",
+        sinks=("file:///out",),
         hold_labels=(("app", "cni"),),
         hold_daemonsets_of=("infra",),
         cert_days=8,
@@ -93,7 +95,7 @@ def test_every_flag_of_run_reaches_the_settings() -> None:
 
 def test_every_setting_can_be_set_by_a_flag() -> None:
     flags = {option.name for option in BY_NAME["run"].options}
-    renamed = {"hold_daemonsets_of": "hold_daemonsets", "hold_labels": "hold"}
+    renamed = {"hold_daemonsets_of": "hold_daemonsets", "hold_labels": "hold", "sinks": "sink"}
     assert {renamed.get(name, name).removesuffix("_s") for name in Config.__struct_fields__} == flags
 
 
