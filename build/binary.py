@@ -72,6 +72,7 @@ def build(product: str, out: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="tinyedge-build-") as scratch:
         made = _pyinstaller(product, program, package, Path(scratch))
         _trim(made)
+        _add_packaging(product, made)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(made, target)
@@ -103,6 +104,20 @@ def _trim(folder: Path) -> None:
     """What PyInstaller brings along for libraries that ask for their own metadata, which none of ours does."""
     for found in folder.glob("_internal/*.dist-info"):
         shutil.rmtree(found)
+
+
+def _add_packaging(product: str, folder: Path) -> None:
+    """What install.sh takes from a version: the launcher, units for each init system, keys, a first configuration."""
+    if product != "edge":
+        return
+    target = folder / "_internal" / "packaging"
+    for name in ("launcher", "install.sh", "tinyedge.toml", "systemd", "openrc", "sysv", "trust"):
+        source = ROOT / "packaging" / name
+        if source.is_dir():
+            shutil.copytree(source, target / name)
+        elif source.exists():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name)
 
 
 def _settle_times(folder: Path) -> None:
