@@ -1,10 +1,11 @@
 # make demo   the main job on embedded defaults: no root, no cluster, no containerd
 # make test   all tests that this machine can run; what it can't is skipped with its reason
-# make e2e    real containerd and kubectl, as root: pods, kills, power cuts, outages; ten minutes. The cluster is the
+# make e2e    real containerd and kubectl, as root: pods, kills, power cuts, outages; five minutes. The cluster is the
 #             gateway's sandbox, or the one that is named: make e2e KUBECONFIG=…
 PYTHON ?= python3
 SEEDS ?= 500
 SEED ?=
+STATES ?=
 GIVE_UP_S ?=
 JOBS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n))) # tests beside each other, file by file
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
@@ -54,7 +55,7 @@ sim: .venv/.dev
 	@.venv/bin/python -m tests.sim --seeds $(SEEDS)
 
 crash: .venv/.dev
-	@.venv/bin/python -m tests.crash $(if $(SEED),--seed $(SEED)) $(if $(GIVE_UP_S),--seconds $(GIVE_UP_S))
+	@.venv/bin/python -m tests.crash $(if $(SEED),--seed $(SEED)) $(if $(STATES),--states $(STATES)) $(if $(GIVE_UP_S),--seconds $(GIVE_UP_S))
 
 e2e: .venv/.dev
 	TINYEDGE_E2E_KUBECONFIG="$(KUBECONFIG)" .venv/bin/python -m pytest -q -rs tests/e2e -n $(JOBS) --dist loadgroup

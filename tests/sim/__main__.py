@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import time
-from multiprocessing import Pool
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 
 from tests.sim.planted import PLANTED
 from tests.sim.story import tell
@@ -29,8 +30,9 @@ def main() -> int:
         print(failure or "all that must hold, holds")
         return 1 if failure else 0
     started = time.monotonic()
-    failures = run(range(args.first, args.first + args.seeds), args.jobs)
-    found = sum(plant(name) for name in PLANTED)
+    with get_context().Pool(args.jobs) as pool:
+        failures = run(pool, range(args.first, args.first + args.seeds))
+        found = sum(pool.imap(plant, PLANTED))
     emit("seeds", args.seeds, "histories")
     emit("failures", failures, "histories")
     emit("planted", len(PLANTED), "bugs")
@@ -39,16 +41,15 @@ def main() -> int:
     return 1 if failures or found < len(PLANTED) else 0
 
 
-def run(seeds: range, jobs: int) -> int:
+def run(pool: Pool, seeds: range) -> int:
     failures = 0
-    with Pool(jobs) as pool:
-        for done, (seed, (failure, history)) in enumerate(pool.imap_unordered(_tell, seeds, chunksize=4), 1):
-            if done % 50 == 0:
-                print(f"{done} of {len(seeds)} histories", file=sys.stderr)
-            if failure:
-                failures += 1
-                print(f"\nseed {seed}: {failure}", *history[-60:], sep="\n  ", file=sys.stderr)
-                print(f"again, in full: python -m tests.sim --seed {seed}", file=sys.stderr)
+    for done, (seed, (failure, history)) in enumerate(pool.imap_unordered(_tell, seeds, chunksize=4), 1):
+        if done % 50 == 0:
+            print(f"{done} of {len(seeds)} histories", file=sys.stderr)
+        if failure:
+            failures += 1
+            print(f"\nseed {seed}: {failure}", *history[-60:], sep="\n  ", file=sys.stderr)
+            print(f"again, in full: python -m tests.sim --seed {seed}", file=sys.stderr)
     return failures
 
 

@@ -6,7 +6,7 @@ cluster hold the rest.
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -74,7 +74,7 @@ class Api:
         if call.verb == "list":
             node = (call.body or {}).get("fieldSelector", "").removeprefix("spec.nodeName=")
             pods = [one for (kind, _, _), one in self.objects.items() if kind == "pods"]
-            items = [copy.deepcopy(one) for one in pods if one["spec"].get("nodeName") == node]
+            items = [copied(one) for one in pods if one["spec"].get("nodeName") == node]
             return facts.Done(call.op, 200, {"items": items})
         if call.subresource == "token":
             return facts.Done(call.op, 201, {"status": {"token": "jwt", "expirationTimestamp": "2030-01-01T00:00:00Z"}})
@@ -84,13 +84,13 @@ class Api:
     def _create(self, call: facts.Call, found: Json | None) -> facts.Done:
         if found is not None:
             return facts.Done(call.op, 409, None, "AlreadyExists", "already exists")
-        return facts.Done(call.op, 201, copy.deepcopy(self.put(call.resource, copy.deepcopy(call.body or {}))))
+        return facts.Done(call.op, 201, copied(self.put(call.resource, copied(call.body or {}))))
 
     def _change(self, call: facts.Call, found: Json | None) -> facts.Done:
         if found is None:
             return facts.Done(call.op, 404, None, "NotFound", "not found")
         if call.verb == "get":
-            return facts.Done(call.op, 200, copy.deepcopy(found))
+            return facts.Done(call.op, 200, copied(found))
         return self._delete(call, found) if call.verb == "delete" else self._patch(call, found)
 
     def _delete(self, call: facts.Call, found: Json) -> facts.Done:
@@ -104,7 +104,7 @@ class Api:
         return facts.Done(call.op, 200, {})
 
     def _patch(self, call: facts.Call, found: Json) -> facts.Done:
-        body = copy.deepcopy(call.body or {})
+        body = copied(call.body or {})
         meta = body.get("metadata", {})
         if meta.get("uid", found["metadata"]["uid"]) != found["metadata"]["uid"]:
             return facts.Done(call.op, 422, None, "Invalid", "metadata.uid: field is immutable")
@@ -113,12 +113,17 @@ class Api:
         return facts.Done(
             call.op,
             200,
-            copy.deepcopy(self.put(call.resource, _merged(found, body, strategic=call.patch == "strategic"))),
+            copied(self.put(call.resource, _merged(found, body, strategic=call.patch == "strategic"))),
         )
 
 
+def copied(obj: Any) -> Any:
+    """Of what JSON can say, and so far faster than copy.deepcopy."""
+    return json.loads(json.dumps(obj))
+
+
 def watched(resource: str, obj: Json) -> Json:
-    obj = copy.deepcopy(obj)
+    obj = copied(obj)
     return {"metadata": obj["metadata"]} if resource in METADATA_ONLY else obj
 
 
@@ -347,7 +352,7 @@ class World:
         """An object of a custom resource, in namespace default, made or changed."""
         there = self.api.objects.get((resource, "default", name))
         fresh: Json = {"metadata": {"name": name, "namespace": "default"} | meta}
-        made = self.api.put(resource, {**copy.deepcopy(there or fresh), "spec": spec})
+        made = self.api.put(resource, {**copied(there or fresh), "spec": spec})
         self.step()
         return made
 
