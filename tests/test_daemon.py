@@ -72,6 +72,7 @@ class Node:
             "runtime.endpoint": f"{self.folder}/processes",
             "manifests.paths": str(self.manifests),
             "api.socket": f"{self.folder}/api.sock",
+            "dmi.socket": f"{self.folder}/dmi.sock",
             "pressure.memory_available_mb": "0",
             "pressure.disk_free_percent": "0",
             "pressure.inodes_free_percent": "0",

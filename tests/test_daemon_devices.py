@@ -78,12 +78,11 @@ def test_a_value_that_was_set_on_site_is_promised_over_a_power_cut(node: Node) -
     assert until(lambda: speed(node))["desired"] == "30"
     answer = node.client.ask("POST", f"{PATH}/properties/speed", body={"value": "80"})
     assert answer["message"].startswith("speed of default/pump-1 is to be 80, and will be set once it can be")
+    until(lambda: "device.desired" in [entry["kind"] for entry in node.client.get("/v1/blackbox")["items"]])
     node.stop(signal.SIGKILL)
     node.start()
     found = until(lambda: speed(node))
     assert (found["desired"], found["desiredBy"].partition(" ")[0]) == ("80", "uid")
-    kinds = [entry["kind"] for entry in node.client.get("/v1/blackbox")["items"]]
-    assert "device.desired" in kinds
     assert "api.device.write" in node.log.read_text()
 
 
@@ -112,3 +111,57 @@ def test_devices_are_applied_and_deleted_over_the_api(node: Node) -> None:
     assert told["summary"] == "pump-1: its model default/pump is not on this node."
     node.client.ask("DELETE", PATH)
     assert node.client.get("/v1/devices")["items"] == []
+
+
+SIMULATED = """\
+apiVersion: devices.kubeedge.io/v1beta1
+kind: DeviceModel
+metadata: {name: pump}
+spec:
+  protocol: simulated
+  properties:
+  - {name: temperature, type: FLOAT, accessMode: ReadOnly}
+  - {name: running, type: BOOLEAN, accessMode: ReadWrite}
+---
+apiVersion: devices.kubeedge.io/v1beta1
+kind: Device
+metadata: {name: pump-1}
+spec:
+  deviceModelRef: {name: pump}
+  properties:
+  - name: temperature
+    visitors: {configData: {function: constant, value: 21.5}}
+    reportCycle: 100
+    collectCycle: 100
+    reportToCloud: true
+  - name: running
+    visitors: {configData: {function: switch, value: false}}
+    collectCycle: 100
+    reportCycle: 100
+"""
+
+
+def reported(node: Node, name: str) -> str | None:
+    twins = {one["propertyName"]: one for one in node.client.get(PATH)["status"]["twins"]}
+    found: str | None = twins[name].get("reported", {}).get("value")
+    return found
+
+
+def test_a_device_of_a_driver_is_read_written_and_remembered(node: Node) -> None:
+    (node.manifests / "pump.yaml").write_text(SIMULATED)
+    node.start()
+    until(lambda: reported(node, "temperature") == "21.5")
+    assert node.client.ask("POST", f"{PATH}/read")["values"] == {"temperature": "21.5", "running": "false"}
+    answer = node.client.ask("POST", f"{PATH}/properties/running", body={"value": True})
+    assert answer["message"] == "running of default/pump-1 is set to true"
+    until(lambda: reported(node, "running") == "true")
+    past = node.client.get(f"{PATH}/history", [("property", "temperature")])["items"]
+    assert {one["value"] for one in past} == {"21.5"}
+    status = node.status()
+    assert (status["devices"]["states"]["online"], status["devices"]["withProblems"]) == (1, 0)
+    assert [(one["name"], one["state"]) for one in status["mappers"]] == [("driver-simulated", "up")]
+    assert status["series"]["readings"]["waiting"] >= len(past)
+    node.stop(signal.SIGKILL)
+    node.start()
+    until(lambda: reported(node, "running") == "true")
+    assert node.client.get(f"{PATH}/history")["items"][: len(past)] == past
