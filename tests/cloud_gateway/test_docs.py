@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from cloud_gateway.adapters import sinks
 from cloud_gateway.adapters.kube_limits import Counters, watch_numbers
 from cloud_gateway.adapters.sinks import Counts, numbers
 from cloud_gateway.cli import main
 from cloud_gateway.cli.commands import COMMANDS, Command
 from cloud_gateway.core import translate
 from tinyedge.cli import errors
+from tinyedge.protocol import readings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOC = (ROOT / "docs" / "gateway.md").read_text()
+DEVICES = (ROOT / "docs" / "devices.md").read_text()
 
 
 def section(command: Command) -> str:
@@ -59,6 +62,23 @@ def test_every_metric_is_described() -> None:
     named |= set(re.findall(r"[\"'](tinyedge_gateway_\w+)", (ROOT / "cloud_gateway" / "daemon.py").read_text()))
     assert len(named) > 12
     assert {name for name in named if f"`{name}`" not in DOC} == set()
+
+
+@pytest.mark.parametrize(("scheme", "module"), [("file", "files"), ("https", "http"), ("mqtts", "mqtt")])
+def test_every_option_of_a_sink_is_described(scheme: str, module: str) -> None:
+    source = (ROOT / "cloud_gateway" / "adapters" / f"sink_{module}.py").read_text()
+    call = re.search(r"options\(url, ([^)]*)\)", source)
+    assert call
+    known = re.findall(r'"([a-z-]+)"', call[1])
+    assert known
+    row = next(line for line in DEVICES.splitlines() if line.startswith(f"| `{scheme}://"))
+    assert [name for name in known if f"`{name}`" not in row] == []
+
+
+def test_the_line_that_is_shown_is_one_that_sinks_get() -> None:
+    item = readings.encode(readings.Report("default/pump-1", 1_795_428_000_123, 0, (("temperature", "71.5"),)))
+    ((line,), _) = sinks.lines_of("gate-7", 5913, 42, item)
+    assert line.data.decode() in DEVICES
 
 
 def test_the_names_in_kubernetes_are_described() -> None:

@@ -41,15 +41,16 @@ def says_ready(port: int) -> bool:
 
 
 class Cluster:
-    """`start`, `kill` and `stop` are the gateway's; with the sandbox its API server lives and dies with it."""
+    """`start`, `kill` and `stop` are the gateway's; with the sandbox its API server lives and dies with it. `flags` are
+    more of the gateway's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
         self.log = folder / "gateway.log"
         self.namespace = f"e2e-{uuid.uuid4().hex[:8]}"
         self.kubeconfig = REAL or str(folder / "cluster" / "kubeconfig")
         self.process: subprocess.Popen[bytes] | None = None
-        self._api, self._link, self._metrics, kubelet = (free_port() for _ in range(4))
+        self._api, self._link, self.metrics, kubelet = (free_port() for _ in range(4))
         self.url = f"wss://127.0.0.1:{self._link}"
         self._flags = [
             *(("--kubeconfig", REAL) if REAL else ("--sandbox", str(folder / "cluster"))),
@@ -57,7 +58,8 @@ class Cluster:
             *("--listen", f"127.0.0.1:{self._link}"),
             *("--kubelet-ports", f"{kubelet}-{kubelet + 9}"),
             *("--kubelet-address", ADDRESS),
-            *("--metrics", f"127.0.0.1:{self._metrics}"),
+            *("--metrics", f"127.0.0.1:{self.metrics}"),
+            *flags,
         ]
 
     # the gateway
@@ -72,7 +74,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
             )
-        self.wait(lambda: says_ready(self._metrics))
+        self.wait(lambda: says_ready(self.metrics))
 
     def kill(self) -> None:
         """Ends the gateway, and with it the sandbox, without a word."""
