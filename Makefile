@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times co
 	@echo "Making .venv (once; about a minute)…" >&2
 	@test -x .venv/bin/python || $(PYTHON) -c 'import sys; sys.exit("tinyedge needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …") if sys.version_info < (3, 11) else 0'
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install -q --disable-pip-version-check -e '.[gateway]'
+	@.venv/bin/python -m pip install -q --disable-pip-version-check -e '.[gateway,demo]'
 	@touch $@
 
 .venv/.dev: pyproject.toml .venv/.run

@@ -372,7 +372,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
 )
 
-# Not shown: the web server that the demo's pod runs.
+# Not shown: the web server that the demo's pod runs, and the demo's pump.
 HIDDEN = (
     Command(
         "demo-server",
@@ -380,6 +380,13 @@ HIDDEN = (
         PROGRAM,
         "serve a folder on 127.0.0.1",
         options=(Option(("--port",), "port", "PORT"), Option(("--folder",), "folder", "PATH")),
+    ),
+    Command(
+        "demo-pump",
+        "program",
+        PROGRAM,
+        "a pump with Modbus on 127.0.0.1",
+        options=(Option(("--port",), "port", "PORT"),),
     ),
 )
 

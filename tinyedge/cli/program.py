@@ -14,7 +14,14 @@ from tinyedge.cli.run import start
 
 
 def run(args: argparse.Namespace) -> int:
-    commands = {"run": _run, "config": _config, "version": _version, "demo": _demo, "demo-server": _demo_server}
+    commands = {
+        "run": _run,
+        "config": _config,
+        "version": _version,
+        "demo": _demo,
+        "demo-server": _demo_server,
+        "demo-pump": _demo_pump,
+    }
     return commands[args.command](args)
 
 
@@ -32,6 +39,12 @@ def _demo_server(args: argparse.Namespace) -> int:
     from tinyedge.cli import demo
 
     return demo.serve(int(args.port), args.folder)
+
+
+def _demo_pump(args: argparse.Namespace) -> int:
+    from tinyedge.cli.demo import pump
+
+    return pump.serve(int(args.port))
 
 
 def _config(args: argparse.Namespace) -> int:

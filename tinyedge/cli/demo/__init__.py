@@ -1,5 +1,5 @@
-"""`tinyedge demo`: a cluster of one process and a node in a scratch folder; the cloud goes, the power goes, everything
-comes back. Ends by itself.
+"""`tinyedge demo`: a cluster of one process and a node in a scratch folder; the cloud goes, a pump overheats, the power
+goes, everything comes back. Ends by itself.
 
 No root, no cluster, no containerd: pods run as plain processes, the cluster is the gateway's sandbox. What is shown
 is the ordinary daemon and the ordinary gateway with their ordinary commands; only plugs are pulled by hand: SIGKILL.
@@ -21,6 +21,7 @@ from tinyedge.cli.demo import story
 from tinyedge.cli.demo.cluster import Cluster
 from tinyedge.cli.demo.node import Node
 from tinyedge.cli.demo.processes import adopt_orphans, kill_below
+from tinyedge.cli.demo.pump import Pump
 from tinyedge.cli.demo.words import say
 
 
@@ -33,7 +34,7 @@ def run() -> int:
     adopt_orphans()
     with _scratch() as scratch:
         try:
-            story.tell(Cluster(scratch), Node(scratch))
+            story.tell(Cluster(scratch), Node(scratch), Pump(scratch))
         finally:
             kill_below(os.getpid())
     say(f"\nThat was all of it, in {time.monotonic() - started:.0f} s; the scratch folder is gone.")

@@ -22,6 +22,7 @@ class Cluster:
     def __init__(self, scratch: Path) -> None:
         self.folder = scratch / "cluster"
         self.log = scratch / "gateway.log"
+        self._sink = scratch / "readings"
         self.pid = 0
         self._link, self._kubelet, self._metrics, self._api = free_ports(4)
         self._kubeconfig = self.folder / "kubeconfig"
@@ -59,8 +60,9 @@ class Cluster:
             return self.kubectl("apply", "-f", str(manifest))
         lines = []
         for obj in json.loads(manifest.read_text())["items"]:
-            plural = f"{obj['kind'].lower()}s"
-            self._ask("POST", f"/api/v1/namespaces/default/{plural}", obj)
+            version, plural = obj["apiVersion"], f"{obj['kind'].lower()}s"
+            group = f"/apis/{version}" if "/" in version else f"/api/{version}"
+            self._ask("POST", f"{group}/namespaces/default/{plural}", obj)
             lines.append(f"{obj['kind'].lower()}/{obj['metadata']['name']} created")
         return "\n".join(lines)
 
@@ -79,6 +81,11 @@ class Cluster:
 
     def node(self, name: str) -> Json:
         found: Json = json.loads(self._ask("GET", f"/api/v1/nodes/{name}"))
+        return found
+
+    def device(self, name: str) -> Json:
+        path = f"/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices/{name}"
+        found: Json = json.loads(self._ask("GET", path))
         return found
 
     def is_running(self, pod: str) -> bool:
@@ -113,6 +120,7 @@ class Cluster:
             *("--listen", f"127.0.0.1:{self._link}"),
             *("--kubelet-ports", self.kubelet_ports),
             *("--metrics", f"127.0.0.1:{self._metrics}"),
+            *("--sink", f"file://{self._sink}"),
         ]
 
     def _is_ready(self) -> bool:

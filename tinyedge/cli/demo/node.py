@@ -28,6 +28,8 @@ endpoint = "{scratch}/runtime"
 paths = ["{scratch}/manifests"]
 [api]
 socket = "{scratch}/api.sock"
+[dmi]
+socket = "{scratch}/dmi.sock"
 """
 
 
@@ -92,6 +94,20 @@ class Node:
         finally:
             connection.close()
 
-    def pull_the_plug(self, spare: int) -> int:
+    def device(self, name: str) -> dict[str, str]:
+        """Property → its newest value; empty while there is none."""
+        try:
+            found = self._client.get(f"/v1/namespaces/default/devices/{name}")
+        except CliError:
+            return {}
+        twins = found["status"]["twins"]
+        return {one["propertyName"]: one["reported"]["value"] for one in twins if "reported" in one}
+
+    def events(self, reason: str) -> list[str]:
+        """What was said in events of this reason."""
+        items = self._client.get("/v1/events")["items"]
+        return [one["message"] for one in items if one["reason"] == reason]
+
+    def pull_the_plug(self, *spare: int) -> int:
         """SIGKILL to the daemon and to all that it runs, not to `spare`; how many processes that were."""
-        return kill_below(os.getpid(), spare)
+        return kill_below(os.getpid(), *spare)

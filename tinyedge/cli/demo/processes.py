@@ -62,11 +62,11 @@ def until(true: Callable[[], bool], what: str, log: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_below(root: int, spare: int = 0) -> int:
-    """SIGKILL to everything below a process but `spare` and what is below that, again and again until nothing is left;
+def kill_below(root: int, *spare: int) -> int:
+    """SIGKILL to everything below a process but `spare` and what is below those, again and again until nothing is left;
     how many there were."""
     killed: set[int] = set()
-    while below := _below(root) - ({spare} | _below(spare) if spare else set()):
+    while below := _below(root) - {pid for one in spare if one for pid in (one, *_below(one))}:
         for pid in below:
             kill(pid)
         killed |= below

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 from typing import Any
 
+from tinyedge.cli.demo import pump as pumps
 from tinyedge.cli.demo.cluster import Cluster
 from tinyedge.cli.demo.node import NAME, Node
 from tinyedge.cli.demo.processes import tinyedge, until
+from tinyedge.cli.demo.pump import Pump
 from tinyedge.cli.demo.words import Steps, quote, rows, say
 from tinyedge.cli.podtext import pod_line
 
@@ -44,12 +47,14 @@ def manifest(port: int) -> Json:
     return {"apiVersion": "v1", "kind": "List", "items": [site, web]}
 
 
-def tell(cluster: Cluster, node: Node) -> None:
+def tell(cluster: Cluster, node: Node, pump: Pump) -> None:
     step = Steps()
     _begin(step, cluster, node)
     _run_a_pod(step, cluster, node)
-    _lose_everything(step, cluster, node)
-    _come_back(step, cluster, node)
+    _run_a_pump(step, cluster, node, pump)
+    _lose_the_cloud(step, cluster, node, pump)
+    _lose_the_power(step, cluster, node, pump)
+    _come_back(step, cluster, node, pump)
 
 
 def _begin(step: Steps, cluster: Cluster, node: Node) -> None:
@@ -78,12 +83,38 @@ def _run_a_pod(step: Steps, cluster: Cluster, node: Node) -> None:
     quote(cluster.logs("web"))
 
 
-def _lose_everything(step: Steps, cluster: Cluster, node: Node) -> None:
+def _run_a_pump(step: Steps, cluster: Cluster, node: Node, pump: Pump) -> None:
+    step("A pump, read by Modbus from a server that pymodbus is: its DeviceModel, its Device, a rule for the node")
+    if not pump.start():
+        say("   Left out: pymodbus is not installed here (pip install pymodbus, or run `make demo` of the sources).")
+        return
+    path = cluster.folder.parent / "pump.json"
+    path.write_text(json.dumps(pumps.manifest(pump.port, NAME)))
+    quote(cluster.apply(path))
+    until(lambda: node.device(pumps.DEVICE).get("running") == "1", "the pump was not switched on", node.log)
+    took_s = until(lambda: _is_shown(cluster), "the pump's values in Kubernetes", node.log)
+    say(f"   The node has switched it on; Kubernetes shows its values {took_s:.1f} s later:")
+    _device(cluster)
+
+
+def _lose_the_cloud(step: Steps, cluster: Cluster, node: Node, pump: Pump) -> None:
     step("The cloud is gone: SIGKILL to the gateway")
     cluster.kill()
     say(f"   GET http://127.0.0.1:{node.port}/ → {node.fetch()}")
+    if not pump.pid:
+        return
+    step(f"The pump's cooling fails. The rule on the node: above {pumps.LIMIT} °C for a second, switch it off")
+    pump.block()
+    until(lambda: bool(node.events("Overheated")), "the rule did not act", node.log)
+    until(lambda: node.device(pumps.DEVICE).get("running") == "0", "the pump was not switched off", node.log)
+    say(f"   Event of the node: {node.events('Overheated')[-1]}")
+    now = node.device(pumps.DEVICE)
+    say(f"   The pump itself: running = {now['running']}, temperature = {now['temperature']} °C, and nobody was asked.")
+
+
+def _lose_the_power(step: Steps, cluster: Cluster, node: Node, pump: Pump) -> None:
     step("And the power: SIGKILL to the daemon and to everything it runs")
-    say(f"   {node.pull_the_plug(cluster.pid)} processes are gone; nothing could say goodbye.")
+    say(f"   {node.pull_the_plug(cluster.pid, pump.pid)} processes are gone; nothing could say goodbye.")
     say(f"   GET http://127.0.0.1:{node.port}/ → {_unreachable(node)}")
     step("Power is back, the cloud is not: the daemon has its disk, and nothing else")
     began = time.monotonic()
@@ -93,8 +124,9 @@ def _lose_everything(step: Steps, cluster: Cluster, node: Node) -> None:
     say(f"   GET http://127.0.0.1:{node.port}/ → {node.fetch()}")
 
 
-def _come_back(step: Steps, cluster: Cluster, node: Node) -> None:
+def _come_back(step: Steps, cluster: Cluster, node: Node, pump: Pump) -> None:
     step("The cloud returns")
+    before_return = time.time()
     before = _identities(node.pods())
     cluster.start()
     until(lambda: node.is_in_sync() and cluster.is_connected(NAME), "the link was not up again", node.log)
@@ -108,10 +140,52 @@ def _come_back(step: Steps, cluster: Cluster, node: Node) -> None:
     say(f"   Containers that this has restarted: {touched}.")
     until(lambda: _restarts([cluster.pod("web")]) == _restarts(node.pods()), "the pod's status", node.log)
     _pods(cluster, node)
+    if pump.pid:
+        _history(step, cluster, node, pump, before_return)
     step("What the node remembers of it: tinyedge blackbox")
     for entry in node.blackbox():
         fields = " ".join(f"{name}={value}" for name, value in entry.items() if name not in ("time", "kind"))
         say(f"   {entry['time'] or '(clock not set)':<20}  {entry['kind']:<5} {fields}")
+
+
+def _history(step: Steps, cluster: Cluster, node: Node, pump: Pump, returned_s: float) -> None:
+    """What was measured while nobody listened, as the gateway's sink has it."""
+    step("And what was measured while nobody listened: the gateway's sink, a file of JSON lines")
+    until(lambda: _is_told(pump, returned_s), "the readings", node.log)
+    found = pumps.readings(pump.readings)
+    away = [one for one in found if _at_s(one) < returned_s]
+    numbers = [int(str(one["id"]).split("-")[-1]) for one in found]
+    heat = [float(one["values"]["temperature"]) for one in found if "temperature" in one.get("values", {})]
+    missing = numbers[-1] - numbers[0] + 1 - len(set(numbers))
+    say(f"   {len(found)} reports, {len(away)} of them from before the return, in the order in which they were made:")
+    say(f"   numbers {numbers[0]} to {numbers[-1]}, missing {missing}; at the most {max(heat)} °C.")
+    until(lambda: _is_shown(cluster, running="0"), "the pump's values in Kubernetes", node.log)
+    _device(cluster)
+
+
+def _is_told(pump: Pump, returned_s: float) -> bool:
+    found = pumps.readings(pump.readings)
+    return bool(found) and _at_s(found[-1]) > returned_s
+
+
+def _at_s(reading: Json) -> float:
+    if reading.get("time"):
+        return datetime.fromisoformat(reading["time"]).timestamp()
+    return float(reading.get("at_ms", 0)) / 1000
+
+
+def _is_shown(cluster: Cluster, running: str = "1") -> bool:
+    twins = cluster.device(pumps.DEVICE).get("status", {}).get("twins", ())
+    return any(one["propertyName"] == "running" and one.get("reported", {}).get("value") == running for one in twins)
+
+
+def _device(cluster: Cluster) -> None:
+    if cluster.has_kubectl:
+        quote(cluster.kubectl("get", "device", pumps.DEVICE))
+        return
+    twins = cluster.device(pumps.DEVICE)["status"]["twins"]
+    lines: list[tuple[str, ...]] = [(one["propertyName"], one.get("reported", {}).get("value", "")) for one in twins]
+    rows(("PROPERTY", "REPORTED"), lines)
 
 
 def _identities(pods: list[Json]) -> dict[str, tuple[str, int]]:
