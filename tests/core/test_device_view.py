@@ -220,7 +220,7 @@ def test_who_writes_while_the_mapper_is_known_to_be_away_need_not_wait_for_its_n
         "mapper acme-mapper can't be reached: connection refused"
     )
     site.rig.advance(1)
-    assert site.take() == [f"UpdateDevice {KEY}"]
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"UpdateDevice {KEY}"]
     assert site.twin("label")["observedDesired"]["value"] == "new"
 
 

@@ -85,9 +85,25 @@ def test_a_device_that_comes_later_is_told_to_its_mapper_and_one_that_goes_too()
 
 
 def test_a_model_that_changes_is_told_before_its_devices() -> None:
-    site = served()
+    site = Site(model(), device())
+    site.register(OWN)
     site.rig.apply(model(properties=[{"name": "speed", "type": "INT"}, {"name": "temperature", "type": "DOUBLE"}]))
     assert site.take() == ["UpdateDeviceModel default/pump-model", f"UpdateDevice {KEY}"]
+
+
+def test_a_mapper_of_kubeedges_is_told_of_a_model_before_the_first_device_that_changes() -> None:
+    site = served()  # its library knows what it was given when it registered under the model's bare name only
+    site.rig.apply(device(desired={"speed": "10"}))
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"UpdateDevice {KEY}"]
+    site.rig.apply(device(desired={"speed": "11"}))
+    assert site.take() == [f"UpdateDevice {KEY}"]
+
+
+def test_a_mapper_of_ours_knows_the_models_that_it_was_given() -> None:
+    site = Site(model(), device())
+    site.register(OWN)
+    site.rig.apply(device(desired={"speed": "10"}))
+    assert site.take() == [f"UpdateDevice {KEY}"]
 
 
 def test_a_device_waits_for_its_model() -> None:
@@ -126,7 +142,7 @@ def test_a_mapper_that_cannot_be_reached_is_told_later_with_growing_pauses() -> 
             site.rig.advance(0.5)
         pauses.append((site.rig.now - before) // 1000)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert site.take() == [f"UpdateDevice {KEY}"]
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"UpdateDevice {KEY}"]
     assert not site.why()
 
 
@@ -395,7 +411,7 @@ def test_a_desired_value_is_told_to_the_mapper_and_observed_once_it_has_taken_it
     site = served()
     site.rig.apply(device(desired={"speed": "30"}))
     assert site.twin("speed")["observedDesired"]["value"] == ""
-    assert site.take() == [f"UpdateDevice {KEY}"]
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"UpdateDevice {KEY}"]
     assert site.twin("speed")["observedDesired"]["value"] == "30"
 
 
@@ -413,8 +429,7 @@ def test_what_is_set_on_site_holds_over_a_restart_until_the_manifest_wants_anoth
     site = served(speed="30")
     request = site.ask(ev.SetDesired("default", "pump-1", "speed", "80"))
     assert site.answer(request) is None  # until its mapper has taken it
-    assert site.call().device is not None
-    assert site.take() == [f"UpdateDevice {KEY}"]
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"UpdateDevice {KEY}"]
     answer = site.answer(request)
     assert answer is not None
     assert (answer.error, answer.message) == ("", "speed of default/pump-1 is set to 80")
@@ -440,7 +455,7 @@ def test_a_value_set_on_site_while_the_mapper_is_away_is_promised_and_set_later(
     assert "will be set once it can be" in answer.message
     assert "connection refused" in answer.message
     site.rig.advance(1)
-    assert site.take() == [f"UpdateDevice {KEY}"]
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"UpdateDevice {KEY}"]
     assert site.twin("speed")["observedDesired"]["value"] == "80"
 
 

@@ -279,7 +279,7 @@ def test_a_store_that_takes_nothing_loses_no_action() -> None:
 def test_a_property_is_set_on_the_device_and_the_mapper_is_told() -> None:
     found = site(rule(actions=[{"set": {"device": "pump-1", "property": "speed", "value": "0"}}]))
     found.report(temperature=85)
-    assert found.take() == ["UpdateDevice default/pump-1"]
+    assert found.take() == ["CreateDeviceModel default/pump-model", "UpdateDevice default/pump-1"]
     assert found.twin("speed")["desired"] == "0"
     assert found.twin("speed")["desiredBy"] == "rule default/overheat"
 

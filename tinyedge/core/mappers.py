@@ -110,7 +110,8 @@ class Mappers:
         models: dict[str, DeviceModel] = {}
         if event.with_data:
             models = {twin.model: self._tables.models[twin.model].object for twin in mine}
-            line.models = {key: _model_digest(model) for key, model in models.items()}
+            if event.mapper.own:  # KubeEdge's look for a model they were given here under another name than later
+                line.models = {key: _model_digest(model) for key, model in models.items()}
             for twin in mine:
                 self._has_learnt(twin, line, twin.want, twin.desired)
         devices = tuple(self.complete(twin) for twin in mine) if event.with_data else ()
@@ -274,6 +275,9 @@ class Mappers:
             return True
         if twin.mapper != line.info.name or twin.device is None or twin.shape is None:
             return True
+        if twin.registered and twin.row.told == twin.want:
+            self._settled(twin)
+            return True
         model = self._tables.models[twin.model].object
         hashed = _model_digest(model)
         if line.models.get(twin.model) != hashed:
@@ -282,12 +286,8 @@ class Mappers:
             line.telling.add(twin.model)
             what = "UpdateDeviceModel" if twin.model in line.models else "CreateDeviceModel"
             self._call(line, twin, what, hashed, model)
-        elif not twin.registered:
-            self._call(line, twin, "RegisterDevice", twin.want)
-        elif twin.row.told != twin.want:
-            self._call(line, twin, "UpdateDevice", twin.want)
         else:
-            self._settled(twin)
+            self._call(line, twin, "UpdateDevice" if twin.registered else "RegisterDevice", twin.want)
         return True
 
     def _call(self, line: Line, twin: Twin, what: str, told: str = "", model: DeviceModel | None = None) -> None:
