@@ -145,23 +145,24 @@ class DeviceStatus:
         device = what.device
 
         def then(done: Done) -> None:
-            if done.ok or done.status == 409:
-                known.made = True
+            known.made = known.made or done.ok or done.status == 409
+            if done.status == 409:
                 self._patch(what, "devicestatuses", status, known)
             else:
                 self._written(what, "devicestatuses", known, done)
 
         self.writes += 1
-        self._desk.call("create", "devicestatuses", device.namespace, device.name, then, body=_new(device))
+        body = _new(device) | {"status": status}
+        self._desk.call("create", "devicestatuses", device.namespace, device.name, then, body=body)
 
     def _patch(self, what: _Telling, resource: str, status: Json, known: Known) -> None:
         device = what.device
-        body: Json = {"status": status}
+        more: Json = {"body": {"status": status}}
         if resource == "devices":
-            body["metadata"] = {"uid": device.uid}
+            more = {"body": {"metadata": {"uid": device.uid}, "status": status}, "subresource": "status"}
         then = partial(self._written, what, resource, known)
         self.writes += 1
-        self._desk.call("patch", resource, device.namespace, device.name, then, subresource="status", body=body)
+        self._desk.call("patch", resource, device.namespace, device.name, then, **more)
 
     def _written(self, what: _Telling, resource: str, known: Known, done: Done) -> None:
         what.busy -= 1
