@@ -6,14 +6,49 @@
 
 Times: `mono_ms` is the monotonic clock of this boot, for intervals; `wall_ms` is Unix time, for people, and only
 believed while it is trusted. An effect that can fail carries an `op` number; exactly one `OpDone` answers it, unless
-the daemon ends first. Numbers start anew with each boot of the daemon: after it everything is observed again.
+the daemon ends first. Numbers start anew with each boot of the daemon: after it everything is observed again. What
+belongs to the gateway stands in `cloud_events.py`, what belongs to devices in `device_events.py`.
 """
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-from tinyedge.model.device import Device, DeviceModel
+from tinyedge.cloud_events import (
+    CloudAck,
+    CloudDelete,
+    CloudHave,
+    CloudPut,
+    CloudRefuse,
+    CloudSynced,
+    Joined,
+    Linked,
+    Report,
+    ReportRefused,
+    ReportTaken,
+    RequestToken,
+    SeriesTaken,
+    TokenGiven,
+    Unlinked,
+)
+from tinyedge.device_events import (
+    Called,
+    CallMapper,
+    CallMethod,
+    MapperCalled,
+    MapperInfo,
+    MapperRegistered,
+    MapperWelcome,
+    Publish,
+    Published,
+    ReadDevice,
+    ReportAnswer,
+    Reported,
+    SetDesired,
+    StateReported,
+    Subscriptions,
+    Value,
+)
 from tinyedge.model.objects import Object
 from tinyedge.model.runtime import (
     Check,
@@ -149,32 +184,6 @@ class DeleteObject(Struct, frozen=True):
     grace_s: int | None = None
 
 
-class SetDesired(Struct, frozen=True):
-    """On site: `value` is what a property of a device is to have, until the cloud wants another."""
-
-    namespace: str
-    name: str
-    property: str
-    value: str
-
-
-class ReadDevice(Struct, frozen=True):
-    """Ask the device's mapper for its values now. Answered with `data` in JSON: property → value."""
-
-    namespace: str
-    name: str
-    property: str = ""  # all
-
-
-class CallMethod(Struct, frozen=True):
-    """Call a method of a device; `arguments` by property."""
-
-    namespace: str
-    name: str
-    method: str
-    arguments: dict[str, str]
-
-
 class RestartPod(Struct, frozen=True):
     """Stop and start the containers of a pod (all of them, or one) where they stand."""
 
@@ -275,188 +284,6 @@ class StoreFault(Struct, frozen=True):
     kind: str
     message: str
     read_only: bool
-
-
-class Joined(Struct, frozen=True):
-    """This node belongs to a gateway: what happens here is to be reported, now or once there is a link. `node` empty:
-    it has left."""
-
-    gateway: str
-    node: str
-
-
-class Linked(Struct, frozen=True):
-    """The gateway has welcomed us. `session` counts within this life; what belongs to an earlier one is ignored."""
-
-    session: int
-
-
-class Unlinked(Struct, frozen=True):
-    session: int
-    reason: str
-
-
-class CloudPut(Struct, frozen=True):
-    """An object from the gateway, to be kept under `kind` and `key` (of a pod its uid, else namespace/name). `object`
-    is None when it does not decode: `problem` tells why, and it is refused."""
-
-    session: int
-    seq: int
-    kind: str
-    key: str
-    revision: bytes
-    object: Object | None
-    problem: str = ""
-
-
-class CloudDelete(Struct, frozen=True):
-    session: int
-    seq: int
-    kind: str
-    key: str
-
-
-class CloudSynced(Struct, frozen=True):
-    """Whatever differed when the link came up has been sent."""
-
-    session: int
-
-
-class CloudHave(Struct, frozen=True):
-    """What the API server holds of a kind that this node reports, where that is not the same: key → revision."""
-
-    session: int
-    kind: str
-    objects: dict[str, bytes]
-
-
-class ReportTaken(Struct, frozen=True):
-    """The API server has a report."""
-
-    kind: str
-    key: str
-    revision: bytes
-
-
-class ReportRefused(Struct, frozen=True):
-    kind: str
-    key: str
-    revision: bytes
-    reason: str
-    message: str
-
-
-class SeriesTaken(Struct, frozen=True):
-    """The gateway's side has every item up to `through`; another epoch than the store's own means nothing."""
-
-    series: str
-    epoch: int
-    through: int
-
-
-class TokenGiven(Struct, frozen=True):
-    """Answers `RequestToken`. `error` empty: `token` is good until `expires_ms` (wall clock)."""
-
-    op: int
-    token: str = ""
-    expires_ms: int = 0
-    error: str = ""
-    retryable: bool = True
-
-    def __repr__(self) -> str:
-        return f"TokenGiven(op={self.op}, expires_ms={self.expires_ms}, error={self.error!r})"
-
-
-class MapperInfo(Struct, frozen=True):
-    """A mapper as it introduces itself. `address` is its unix socket, empty for the drivers inside the daemon; `uid`
-    the one it registered as. `own` mappers take Doubles and methods (our drivers, and mappers made with our SDK)."""
-
-    name: str
-    protocol: str
-    address: str = ""
-    version: str = ""
-    api_version: str = ""
-    state: str = ""
-    uid: int = 0
-    own: bool = False
-
-
-class MapperRegistered(Struct, frozen=True):
-    """Answered by one `MapperWelcome`. `with_data`: it wants to be told now what it is to serve."""
-
-    request: int
-    mapper: MapperInfo
-    with_data: bool = True
-
-
-class Value(Struct, frozen=True):
-    """`at_ms` is the mapper's own time (Unix), 0 if it gave none. `type` as the mapper names it, empty if it did
-    not."""
-
-    property: str
-    value: str
-    at_ms: int = 0
-    type: str = ""
-
-
-class Reported(Struct, frozen=True):
-    """A mapper reports values of a device (`key`: namespace/name). Answered by one `ReportAnswer`, once it is durable.
-    `own`: it came from a driver inside the daemon or from a mapper made with our SDK, which pushes nothing itself."""
-
-    request: int
-    key: str
-    values: tuple[Value, ...]
-    uid: int = 0
-    own: bool = False
-
-
-class StateReported(Struct, frozen=True):
-    """`state` is one of ok, online, offline, disconnected, unhealthy, unknown. Answered by one `ReportAnswer`."""
-
-    request: int
-    key: str
-    state: str
-    uid: int = 0
-
-
-class MapperCalled(Struct, frozen=True):
-    """The outcome of a `CallMapper`. `error` empty: it worked. `away`: the mapper could not be reached at all.
-    `values` are what a read or a call has brought."""
-
-    op: int
-    error: str = ""
-    away: bool = False
-    values: tuple[Value, ...] = ()
-
-
-class Published(Struct, frozen=True):
-    """A message that came from the node's broker. Answered by one `ReportAnswer` unless `request` is 0; until then the
-    broker keeps it."""
-
-    topic: str
-    payload: bytes
-    request: int = 0
-    retained: bool = False
-
-
-class Called(Struct, frozen=True):
-    """A program on the node posts something for a rule, under its path. Answered by one `ReportAnswer`."""
-
-    request: int
-    path: str
-    payload: bytes
-    method: str = "POST"
-    content_type: str = ""
-
-
-class Publish(Struct, frozen=True):
-    """A message that the gateway has for the node's broker. Answered by one `ReportAnswer`, once it is in line."""
-
-    request: int
-    topic: str
-    payload: bytes
-    qos: int = 1
-    retain: bool = False
 
 
 Event = (
@@ -630,86 +457,6 @@ class Answer(Struct, frozen=True):
     error: str = ""
     message: str = ""
     data: bytes = b""  # JSON, for what is more than words
-
-
-class CloudAck(Struct, frozen=True):
-    """What came with `seq` is durable here."""
-
-    session: int
-    seq: int
-
-
-class CloudRefuse(Struct, frozen=True):
-    """What came with `seq` can't be kept; `reason` is one CamelCase word that shows up in Kubernetes."""
-
-    session: int
-    seq: int
-    reason: str
-    message: str
-
-
-class Report(Struct, frozen=True):
-    """The newest of something that this node reports; sent once there is a link, and only the newest. An empty body
-    says that it is no more."""
-
-    kind: str
-    key: str
-    revision: bytes
-    body: bytes
-
-
-class RequestToken(Struct, frozen=True):
-    """A service account's token for a pod. Answered by `TokenGiven`."""
-
-    op: int
-    uid: str
-    namespace: str
-    pod: str
-    service_account: str
-    audience: str
-    expiration_s: int
-
-
-class MapperWelcome(Struct, frozen=True):
-    """To a `MapperRegistered`. `error` empty: it is durably known, and what it is to serve is here."""
-
-    request: int
-    error: str = ""
-    models: tuple[DeviceModel, ...] = ()
-    devices: tuple[Device, ...] = ()
-
-
-class ReportAnswer(Struct, frozen=True):
-    """To a `Reported`, `StateReported`, `Published`, `Called` or `Publish`. `error` empty: it is durable. Else `code`
-    says why: `NotFound`, `Invalid`, `TooMany` (wait, then again), `Full` or `ReadOnly` (the store takes nothing)."""
-
-    request: int
-    code: str = ""
-    error: str = ""
-
-
-class CallMapper(Struct, frozen=True):
-    """Call a mapper. `what` is a method of DeviceMapperService (`RegisterDevice`, `UpdateDevice`, `RemoveDevice`,
-    `CreateDeviceModel`, `UpdateDeviceModel`, `RemoveDeviceModel`, `GetDevice`), or for `own` mappers also `Write` and
-    `CallMethod`; `CallMethod` of another goes to `http`. `key` is the device's or the model's. Answered by
-    `MapperCalled`. Devices are as the mapper is to see them: defaults of the model filled in, desired values as they
-    are now."""
-
-    op: int
-    mapper: MapperInfo
-    what: str
-    key: str
-    device: Device | None = None
-    model: DeviceModel | None = None
-    method: str = ""
-    arguments: tuple[tuple[str, str], ...] = ()  # property, value
-    http: str = ""
-
-
-class Subscriptions(Struct, frozen=True):
-    """All topic filters that the node's broker is to be asked for, from now on."""
-
-    filters: tuple[str, ...]
 
 
 class Note(Struct, frozen=True):
