@@ -35,10 +35,14 @@ BANNED_IMPORTS = {
 }
 ALLOWED_IMPORTS = {
     ("tinyedge/mapper/coroutines.py", "asyncio"),  # for drivers whose functions are asyncio's, in a thread of its own
+    ("tinyedge/cli/demo/pump.py", "asyncio"),  # of pymodbus, in a process of its own
     ("tinyedge/cli/demo/processes.py", "subprocess"),  # no daemon, no nursery: it starts one and kills it
 }
 SYNC_CALLS = {"fsync", "fdatasync", "sync"}
-SYNC_ROOMS = ("tinyedge/store/", "cloud_gateway/adapters/sink_files.py")  # the edge's store; the gateway's only files
+SYNC_ROOMS = (  # the edge's store, its versions; the gateway's only files
+    *("tinyedge/store/", "tinyedge/upgrade/"),
+    "cloud_gateway/adapters/sink_files.py",
+)
 
 
 def _name(path: Path) -> str:
