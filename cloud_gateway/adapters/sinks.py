@@ -172,6 +172,7 @@ def lost_line(node: str, epoch: int, first: int, dropped: int) -> Line:
 class Counts(Struct):
     """Since the start. `reports` and `values` are those that every sink has; `lost` were dropped at the edge."""
 
+    sinks: int = 0
     reports: int = 0
     values: int = 0
     lost: int = 0
@@ -196,7 +197,7 @@ class Readings:
         self._chance = chance
         self._nodes: dict[str, _Node] = {}
         self._down: set[str] = set()
-        self.counts = Counts()
+        self.counts = Counts(len(self._sinks))
 
     @property
     def takes(self) -> bool:
@@ -355,6 +356,7 @@ def numbers(counts: Counts) -> dict[str, tuple[str, float]]:
     failures = "Times that a sink did not take readings, which were then tried again, by sink."
     refused = "Reports that a sink will never take, by sink."
     return {
+        "tinyedge_gateway_sinks": ("Sinks of readings; 0: they stay at their nodes.", counts.sinks),
         "tinyedge_gateway_readings_total": ("Values that every sink has.", counts.values),
         "tinyedge_gateway_reports_total": ("Reports that every sink has, each of one value or more.", counts.reports),
         "tinyedge_gateway_reports_lost_total": ("Reports that nodes had no room to keep.", counts.lost),
