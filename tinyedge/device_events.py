@@ -153,9 +153,9 @@ class ReportAnswer(Struct, frozen=True):
 class CallMapper(Struct, frozen=True):
     """Call a mapper. `what` is a method of DeviceMapperService (`RegisterDevice`, `UpdateDevice`, `RemoveDevice`,
     `CreateDeviceModel`, `UpdateDeviceModel`, `RemoveDeviceModel`, `GetDevice`), or for `own` mappers also `Write` and
-    `CallMethod`; `CallMethod` of another goes to `http`. `key` is the device's or the model's. Answered by
-    `MapperCalled`. Devices are as the mapper is to see them: defaults of the model filled in, desired values as they
-    are now."""
+    `CallMethod`; `CallMethod` and `GetDevice` of another go to `http`, the latter for the properties in `arguments`.
+    `key` is the device's or the model's. Answered by `MapperCalled`. Devices are as the mapper is to see them: defaults
+    of the model filled in, desired values as they are now."""
 
     op: int
     mapper: MapperInfo

@@ -422,6 +422,38 @@ async def test_a_method_of_a_mapper_with_http_only_is_a_get(tmp_path: Path) -> N
         ]
 
 
+SAID = (
+    b'{"apiVersion":"v1","statusCode":200,"timeStamp":"2026-11-26T15:41:25Z","Data":{"DeviceName":"pump-1",'
+    b'"PropertyName":"level","Namespace":"plant","Value":"71","Type":"double","TimeStamp":1795707685556}}'
+)
+
+
+def said(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+async def test_a_mapper_with_http_only_is_read_by_a_get_for_each_property(tmp_path: Path) -> None:
+    async with calling(tmp_path, serve=False) as rig, web(said(SAID)) as (address, heads):
+        outcome = await rig.call("GetDevice", arguments=(("level", ""), ("a b", "")), http=address)
+        value = Value("level", "71", 1795707685556, "double")
+        assert outcome == MapperCalled(1, values=(value, Value("a b", "71", 1795707685556, "double")))
+        assert [head.split(b"\r\n")[0] for head in heads] == [
+            b"GET /api/v1/device/plant/pump-1/level HTTP/1.1",
+            b"GET /api/v1/device/plant/pump-1/a%20b HTTP/1.1",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"), [(b'{"Data":{"Value":""}}', ""), (b"[]", "gave no value"), (b"<", "gave no")]
+)
+async def test_what_a_mapper_does_not_have_has_no_value(tmp_path: Path, body: bytes, error: str) -> None:
+    async with calling(tmp_path, serve=False) as rig, web(said(body)) as (address, _):
+        outcome = await rig.call("GetDevice", arguments=(("level", ""),), http=address)
+        assert error in outcome.error
+        assert bool(error) == bool(outcome.error)
+        assert outcome.values == ()
+
+
 async def test_a_method_that_can_not_be_called_is_refused_by_name(tmp_path: Path) -> None:
     async with calling(tmp_path, serve=False) as rig:
         outcome = await rig.call("CallMethod", method="spin", arguments=(("speed", "7"),))

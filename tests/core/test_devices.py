@@ -489,10 +489,32 @@ def test_what_is_set_on_site_stands_in_the_black_box() -> None:
 # --- asking -----------------------------------------------------------------------------------------
 
 
+def owned() -> Site:
+    """A pump whose mapper is made with our SDK."""
+    site = Site(model(), device())
+    site.register(OWN)
+    return site
+
+
+def test_a_mapper_of_kubeedges_is_read_by_http_and_never_over_dmi() -> None:
+    site = served()  # GetDevice ends its library with a panic
+    refused = site.answer(site.ask(ev.ReadDevice("default", "pump-1")))
+    assert refused is not None
+    assert "tinyedge.io/mapper-http" in refused.error
+    assert not site.rig.calls
+    site.rig.apply(device(annotations={"tinyedge.io/mapper-http": "http://127.0.0.1:7777"}))
+    site.take()
+    site.ask(ev.ReadDevice("default", "pump-1", "speed"))
+    assert (site.call().http, site.call().arguments) == ("http://127.0.0.1:7777", (("speed", ""),))
+    site.take()
+    site.ask(ev.ReadDevice("default", "pump-1"))
+    assert [name for name, _ in site.call().arguments] == ["temperature", "speed", "label"]
+
+
 def test_a_device_is_read_by_asking_its_mapper() -> None:
-    site = served()
+    site = owned()
     request = site.ask(ev.ReadDevice("default", "pump-1", "temperature"))
-    assert site.call().what == "GetDevice"
+    assert (site.call().what, site.call().http) == ("GetDevice", "")
     site.take(values=(ev.Value("temperature", "22.5"), ev.Value("speed", "3")))
     answer = site.answer(request)
     assert answer is not None
@@ -500,7 +522,7 @@ def test_a_device_is_read_by_asking_its_mapper() -> None:
 
 
 def test_a_failed_read_says_why() -> None:
-    site = served()
+    site = owned()
     request = site.ask(ev.ReadDevice("default", "pump-1"))
     site.take("timed out")
     answer = site.answer(request)

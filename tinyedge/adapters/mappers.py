@@ -6,7 +6,7 @@ A mapper says itself where it listens, so nothing of that is believed: the socke
 configuration names, without a symlink on the way, and belong to the user that registered it (or root). What was looked
 at is what is dialled, whatever the path means by then. A mapper that hangs costs its own calls and nothing else.
 
-A method of a mapper that has only HTTP (KubeEdge's) is a GET on the address that the device names.
+What a mapper has only over HTTP (KubeEdge's: methods, and reading now) is a GET on the address that the device names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import quote, urlsplit
 
 import h11
+import msgspec
 import trio
+from msgspec import Struct, field
 
 from tinyedge.adapters.beneath import LOOK, through
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError, WorldError
@@ -120,6 +122,8 @@ class Mappers:
     async def _outcome(self, channel: Channel, call: CallMapper) -> _Outcome:
         if call.what == "CallMethod" and not call.mapper.own:
             return await self._call_by_http(call)
+        if call.what == "GetDevice" and call.http:
+            return await self._read_by_http(call)
         path, request, response = _asked(call)
         answer = await channel.unary(path, request, response, timeout_s=CALL_S)
         if isinstance(answer, pb.GetDeviceResponse):
@@ -144,6 +148,33 @@ class Mappers:
                 call.http, "/api/v1/devicemethod/" + "/".join(quote(part, safe="") for part in parts), self._refusal
             )
         return ()
+
+    async def _read_by_http(self, call: CallMapper) -> _Outcome:
+        """Values of the properties that are named. One that the mapper does not have comes without a value."""
+        values = []
+        for name, _ in call.arguments:
+            parts = (*call.key.split("/", 1), name)
+            path = "/api/v1/device/" + "/".join(quote(part, safe="") for part in parts)
+            body = await get(call.http, path, self._refusal)
+            try:
+                said = msgspec.json.decode(body, type=_Read).data
+            except msgspec.MsgspecError:
+                raise PeerError(f"{call.http} gave no value of {name}", "", _IS_IT) from None
+            if said.value:
+                values.append(Value(name, said.value, said.at_ms, said.type))
+        return tuple(values)
+
+
+class _Said(Struct):
+    value: str = field(default="", name="Value")
+    type: str = field(default="", name="Type")
+    at_ms: int = field(default=0, name="TimeStamp")
+
+
+class _Read(Struct):
+    """What KubeEdge's mappers answer to GET /api/v1/device/NAMESPACE/NAME/PROPERTY."""
+
+    data: _Said = field(name="Data")
 
 
 def _asked(call: CallMapper) -> tuple[str, Message, type[Message]]:

@@ -22,7 +22,7 @@ from msgspec import Struct, structs
 from tinyedge.core import twins
 from tinyedge.core.desk import Desk
 from tinyedge.core.digest import digest
-from tinyedge.core.mappers import Mappers
+from tinyedge.core.mappers import Line, Mappers
 from tinyedge.core.pushes import Pushes
 from tinyedge.core.run import NEVER
 from tinyedge.core.twins import Property, Shape, Twin
@@ -360,12 +360,14 @@ class Devices:
             return
         op = self._desk.number()
         self._questions[op] = Asked(request, key, what.property if isinstance(what, ReadDevice) else "")
+        http = "" if line.info.own else twin.device.metadata.annotations.get(MAPPER_HTTP, "")
         if isinstance(what, ReadDevice):
-            self._desk.say(CallMapper(op, line.info, "GetDevice", key))
+            names = (what.property,) if what.property else tuple(twin.shape.properties if twin.shape else ())
+            wanted = tuple((name, "") for name in names)
+            self._desk.say(CallMapper(op, line.info, "GetDevice", key, arguments=wanted, http=http))
             return
         self._desk.record("device.call", device=key, method=what.method, by=f"uid {uid}")
         self._desk.note("info", "device.call", device=key, method=what.method, by=f"uid {uid}")
-        http = "" if line.info.own else twin.device.metadata.annotations.get(MAPPER_HTTP, "")
         arguments = tuple(what.arguments.items())
         self._desk.say(CallMapper(op, line.info, "CallMethod", key, method=what.method, arguments=arguments, http=http))
 
@@ -379,16 +381,28 @@ class Devices:
         line = self.mappers.line_of(twin)
         if isinstance(what, ReadDevice):
             known = not what.property or (twin.shape and what.property in twin.shape.properties)
-            return "" if known else f"Device {key} has no property {what.property}"
+            if not known:
+                return f"Device {key} has no property {what.property}"
+            if self._only_http(twin, line):
+                return (  # their library ends with a panic in its GetDevice, and takes all its devices along
+                    f"mapper {line.info.name if line else ''} is not to be asked over DMI: name its HTTP address in "
+                    f"the device's annotation {MAPPER_HTTP}; what it told last is in tinyedge describe device {key}"
+                )
+            return ""
         methods = twin.shape.methods if twin.shape else ()
         if what.method not in methods:
             return f"Device {key} has no method {what.method}; it has: {', '.join(methods) or 'none'}"
-        if line and not line.info.own and twin.device and MAPPER_HTTP not in twin.device.metadata.annotations:
+        if line and self._only_http(twin, line):
             return (
                 f"mapper {line.info.name} takes no calls over DMI: name its HTTP address in the device's annotation "
                 f"{MAPPER_HTTP}, or set a property instead"
             )
         return ""
+
+    def _only_http(self, twin: Twin, line: Line | None) -> bool:
+        """Whether its mapper can be asked by HTTP only, and nobody has said where."""
+        own = line is None or line.info.own
+        return not own and twin.device is not None and MAPPER_HTTP not in twin.device.metadata.annotations
 
     def _settled(self, twin: Twin) -> None:
         """A device's mapper has learnt all, or could not be told: who waits for it hears of it."""
