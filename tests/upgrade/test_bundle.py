@@ -99,6 +99,30 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
         assert caught.value.reason in ("Truncated", "Damaged"), end
 
 
+@pytest.mark.parametrize("payload", [b"", b"no gzip at all", gzip.compress(b"no tar"), gzip.compress(bytes(10240))])
+def test_a_payload_that_is_no_archive_is_refused(tmp_path: Path, payload: bytes) -> None:
+    path = tmp_path / "odd.run"
+    path.write_bytes(b"#!/bin/sh\n" + MARK + payload)
+    with pytest.raises(Refused) as caught:
+        open_bundle(str(path), TRUSTED)
+    assert caught.value.reason in ("Truncated", "Damaged")
+
+
+def test_a_file_is_verified_without_a_byte_being_written(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    found = open_bundle(str(bundle(tmp_path, "0.2.0")), TRUSTED)
+    before = sorted(tmp_path.rglob("*"))
+    found.verify(lambda done, total: told.append((done, total)))
+    found.close()
+    assert told[-1][0] == told[-1][1] == found.manifest.bytes
+    assert sorted(tmp_path.rglob("*")) == before
+    damaged = repacked(bundle(tmp_path / "again", "0.2.0"), lambda m: m.__setitem__(2, (m[2][0], bytes(len(m[2][1])))))
+    found = open_bundle(str(damaged), TRUSTED)
+    with pytest.raises(Refused, match="another SHA-256"):
+        found.verify()
+    found.close()
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_anywhere_in_the_payload_is_refused_or_changes_nothing(

@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from tests.test_daemon import until
 from tests.upgrade.rig import LAUNCHER, Device, bundle
 from tinyedge.errors import BadInput, WorldError
 from tinyedge.store.disk import Disk
 from tinyedge.upgrade.bundle import Refused, open_bundle, this_architecture
+from tinyedge.upgrade.marks import CONFIRMED, ROLLED_BACK, SWITCHED, Asked, Result, Trial
 from tinyedge.upgrade.versions import Versions
 
 ARCH = this_architecture()
@@ -54,7 +59,7 @@ class Starter:
 
     def __init__(self, device: Device, shell: list[str]) -> None:
         self.argv = [*shell, str(LAUNCHER), "run"]
-        self.environ = {**os.environ, "TINYEDGE_ROOT": str(device.root), "TINYEDGE_UPGRADE_STATE": str(device.state)}
+        self.environ = {**os.environ, **device.environ}
 
     def __call__(self) -> tuple[str, str]:
         """What was started, as it says itself, and what the launcher said."""
@@ -84,7 +89,7 @@ def test_a_version_on_trial_is_started_instead_and_each_start_is_counted(device:
         assert (trial.attempts, trial.linked, trial.pods) == (attempt, True, 3)
     assert start() == ("0.1.0 run trial=", f"tinyedge: {NEW} is given up: 3 starts did not bring it up")
     assert device.versions.trial() is None
-    assert device.versions.result() == f"rolled-back {NEW} 3 starts did not bring it up"
+    assert device.versions.result() == Result(ROLLED_BACK, NEW, "3 starts did not bring it up")
     assert start() == ("0.1.0 run trial=", "")
 
 
@@ -94,7 +99,7 @@ def test_a_version_that_passed_its_trial_stays_and_the_one_before_is_kept(device
     assert device.versions.confirm() == NEW
     assert start() == ("0.2.0 run trial=", "")
     assert device.versions.installed() == [OLD, NEW]
-    assert device.versions.result() == f"confirmed {NEW}"
+    assert device.versions.result() == Result(CONFIRMED, NEW)
 
 
 def test_a_version_that_gives_up_itself_is_followed_by_the_one_before(device: Device, start: Starter) -> None:
@@ -102,7 +107,7 @@ def test_a_version_that_gives_up_itself_is_followed_by_the_one_before(device: De
     start()
     device.versions.give_up("the container runtime\ndoes not answer")
     assert start() == ("0.1.0 run trial=", "")
-    assert device.versions.result() == f"rolled-back {NEW} the container runtime does not answer"
+    assert device.versions.result() == Result(ROLLED_BACK, NEW, "the container runtime does not answer")
 
 
 def test_a_version_on_trial_that_is_not_there_is_given_up_at_once(device: Device, start: Starter) -> None:
@@ -121,6 +126,72 @@ def test_a_version_on_trial_that_cannot_be_executed_uses_up_its_starts(device: D
     assert start()[0] == "0.1.0 run trial="
 
 
+def test_a_trial_that_was_passed_ends_though_the_power_went_before_its_mark_did(device: Device, start: Starter) -> None:
+    device.versions.begin(NEW, linked=False, pods=0, attempts_max=1)
+    start()
+    mark = (device.state / "trial").read_bytes()
+    device.versions.confirm()
+    (device.state / "trial").write_bytes(mark)
+    assert device.versions.trial() is None
+    assert start() == ("0.2.0 run trial=", "")
+    assert not (device.state / "trial").exists()
+    assert device.versions.result() == Result(CONFIRMED, NEW)
+
+
+def test_a_start_that_cannot_be_counted_is_one_of_the_proved_version(device: Device, start: Starter) -> None:
+    device.versions.begin(NEW, linked=False, pods=0)
+    blocked = device.state / "trial.new"
+    blocked.mkdir()
+    assert start()[0] == "0.1.0 run trial="
+    blocked.rmdir()
+    assert start()[0] == f"0.2.0 run trial={NEW} 1 3 0 0"
+
+
+def test_a_start_on_trial_that_hangs_is_killed_and_counted(tmp_path: Path, shell: list[str]) -> None:
+    device = Device(tmp_path)
+    for version, body in (("0.1.0", ""), ("0.2.0", "#!/bin/sh\nexec sleep 1000\n")):
+        (tmp_path / version).mkdir()
+        staged(device, tmp_path, version, body=body)
+    device.versions.switch(OLD)
+    device.versions.begin(NEW, linked=False, pods=0, attempts_max=2)
+    start = Starter(device, shell)
+    start.environ["TINYEDGE_TRIAL_S"] = "1"
+    for _ in range(2):
+        with subprocess.Popen(start.argv, env=start.environ) as process:
+            assert process.wait(60) == -signal.SIGKILL
+    assert start()[0] == "0.1.0 run trial="
+
+
+def of_device(device: Device, word: str) -> list[int]:
+    """Processes of the launcher's on this device whose command line holds `word`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = str(device.root).encode() in (process / "environ").read_bytes()
+            if ours and word.encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def test_a_start_that_was_decided_in_time_is_not_killed(tmp_path: Path, shell: list[str]) -> None:
+    device = Device(tmp_path)
+    for version, body in (("0.1.0", ""), ("0.2.0", "#!/bin/sh\nread -r line\n")):
+        (tmp_path / version).mkdir()
+        staged(device, tmp_path, version, body=body)
+    device.versions.switch(OLD)
+    device.versions.begin(NEW, linked=False, pods=0)
+    start = Starter(device, shell)
+    start.environ["TINYEDGE_TRIAL_S"] = "1000"
+    with subprocess.Popen(start.argv, env=start.environ, stdin=subprocess.PIPE) as process:
+        until(lambda: device.versions.trial() == Trial(NEW, 1, 3, linked=False, pods=0))
+        device.versions.confirm()
+        os.kill(until(lambda: of_device(device, "sleep"))[0], signal.SIGTERM)  # the time is up
+        until(lambda: not of_device(device, str(LAUNCHER)))
+        assert process.poll() is None
+        process.communicate(b"\n")
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("text", ["", "garbage", "a b c d e f", f"{NEW} one 3 0 0", f"{NEW} 0"])
 def test_a_mark_that_cannot_be_read_starts_the_proved_version(device: Device, start: Starter, text: str) -> None:
     device.state.mkdir(parents=True, exist_ok=True)
@@ -136,6 +207,21 @@ def test_without_a_readable_current_some_whole_version_is_started(device: Device
     shutil.rmtree(device.root / "versions")
     out, err = start()
     assert (out, "install one again" in err) == ("", True)
+
+
+def test_without_the_current_version_the_one_before_it_is_started(device: Device, start: Starter) -> None:
+    device.versions.switch(NEW)
+    assert (device.versions.current(), device.versions.before()) == (NEW, OLD)
+    shutil.copytree(device.root / "versions" / NEW, device.root / "versions" / "0.0.1-first")
+    shutil.rmtree(device.root / "versions" / NEW)
+    assert start()[0] == "0.1.0 run trial="
+
+
+def test_the_proved_version_is_named(device: Device, shell: list[str]) -> None:
+    device.versions.begin(NEW, linked=False, pods=0)
+    starter = Starter(device, shell)
+    starter.argv[-1:] = ["--which"]
+    assert starter() == (OLD, "")
 
 
 def test_what_is_half_unpacked_is_never_started(device: Device, start: Starter) -> None:
@@ -186,6 +272,49 @@ def test_a_version_that_is_there_already_and_whole_is_not_unpacked_again(device:
     assert (device.root / "versions" / NEW).stat().st_mtime_ns == before
 
 
+def test_another_build_of_the_same_number_takes_its_place_unless_it_runs(device: Device, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    other = bundle(tmp_path / "again", "0.2.0", body="#!/bin/sh\necho other\n")
+    found = open_bundle(str(other), device.keys)
+    assert device.versions.stage(found) == NEW
+    found.close()
+    assert "other" in (device.root / "versions" / NEW / "tinyedge").read_text()
+    device.versions.switch(NEW)
+    (tmp_path / "more").mkdir()
+    found = open_bundle(str(bundle(tmp_path / "more", "0.2.0")), device.keys)
+    with pytest.raises(WorldError, match="runs, and can't be replaced"):
+        device.versions.stage(found)
+    found.close()
+
+
+def test_a_version_that_is_damaged_is_unpacked_again(device: Device, tmp_path: Path) -> None:
+    damaged = device.root / "versions" / NEW / "_internal/lib/data.bin"
+    damaged.write_bytes(b"\0" + damaged.read_bytes()[1:])
+    with pytest.raises(Refused) as caught:
+        device.versions.verify(NEW)
+    assert caught.value.reason == "Damaged"
+    (tmp_path / "again").mkdir()
+    found = open_bundle(str(bundle(tmp_path / "again", "0.2.0")), device.keys)
+    device.versions.stage(found)
+    found.close()
+    assert device.versions.verify(NEW).version == "0.2.0"
+
+
+def test_anybody_may_run_what_root_has_unpacked(device: Device, tmp_path: Path) -> None:
+    (tmp_path / "0.3.0").mkdir()
+    before = os.umask(0o077)
+    try:
+        name = staged(device, tmp_path, "0.3.0")
+        device.versions.switch(name)
+    finally:
+        os.umask(before)
+    folder = device.root / "versions" / name
+    modes = {one.relative_to(folder).as_posix(): one.stat().st_mode & 0o777 for one in [folder, *folder.rglob("*")]}
+    assert {modes["."], modes["_internal"], modes["_internal/lib"], modes["tinyedge"]} == {0o755}
+    assert {modes["manifest.json"], modes["_internal/lib/data.bin"]} == {0o644}
+    assert (device.root / "current").stat().st_mode & 0o777 == 0o644
+
+
 def test_an_older_version_is_refused_unless_it_is_allowed(device: Device, tmp_path: Path) -> None:
     device.versions.switch(NEW)
     (tmp_path / "older").mkdir()
@@ -195,6 +324,19 @@ def test_an_older_version_is_refused_unless_it_is_allowed(device: Device, tmp_pa
         device.versions.check(found.manifest)
     assert caught.value.reason == "Older"
     device.versions.check(found.manifest, allow_downgrade=True)
+
+
+@pytest.mark.parametrize(("store", "reason"), [(0, ""), (3, "StoreOlder"), (4, ""), (5, ""), (6, "StoreNewer")])
+def test_a_version_that_cannot_read_the_store_is_refused_whatever_is_allowed(
+    device: Device, tmp_path: Path, store: int, reason: str
+) -> None:
+    manifest = msgspec.structs.replace(device.versions.manifest(NEW), store_format=5)
+    try:
+        device.versions.check(manifest, allow_downgrade=True, store_format=store)
+        refused = ""
+    except Refused as error:
+        refused = error.reason
+    assert refused == reason
 
 
 class FullDisk(Disk):
@@ -227,6 +369,19 @@ def test_a_disk_that_fills_up_leaves_all_as_it_was(device: Device, tmp_path: Pat
     assert [one.name for one in (device.root / "versions").iterdir() if one.name.startswith(".new")] == []
 
 
+def test_versions_that_do_not_run_make_room_for_a_new_one(device: Device, tmp_path: Path) -> None:
+    (tmp_path / "0.3.0").mkdir()
+
+    class Tight(FullDisk):
+        def free_bytes(self, path: str) -> int:
+            return 1000 if Path(path, NEW).exists() else 1 << 40
+
+    found = open_bundle(str(bundle(tmp_path / "0.3.0", "0.3.0")), device.keys)
+    Versions(str(device.root), str(device.state), Tight(1000)).stage(found)
+    found.close()
+    assert device.versions.installed() == [OLD, f"0.3.0-{ARCH}"]
+
+
 def test_too_little_room_is_told_before_anything_is_written(device: Device, tmp_path: Path) -> None:
     (tmp_path / "0.3.0").mkdir()
     tight = Versions(str(device.root), str(device.state), FullDisk(1000, free=1000))
@@ -243,6 +398,101 @@ def test_what_an_earlier_attempt_left_half_unpacked_is_in_nobodys_way(device: De
     (tmp_path / "0.3.0").mkdir()
     assert staged(device, tmp_path, "0.3.0") == f"0.3.0-{ARCH}"
     assert not half.exists()
+
+
+def test_a_version_that_goes_is_out_of_sight_before_the_first_of_its_files_goes(device: Device) -> None:
+    class Stuck(Disk):
+        def unlink(self, path: str) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    stuck = Versions(str(device.root), str(device.state), Stuck())
+    with pytest.raises(WorldError, match="Input/output"):
+        stuck.remove(NEW)
+    assert device.versions.installed() == [OLD]
+    device.versions.tidy(keep=())
+    assert [one.name for one in (device.root / "versions").iterdir()] == [OLD]
+
+
+def test_what_runs_or_is_on_trial_is_not_tidied_away(device: Device, tmp_path: Path) -> None:
+    (tmp_path / "0.3.0").mkdir()
+    staged(device, tmp_path, "0.3.0")
+    device.versions.begin(NEW, linked=False, pods=0)
+    device.versions.tidy(keep=())
+    assert device.versions.installed() == [OLD, NEW]
+
+
+# --- marks ---------------------------------------------------------------------------------------------
+
+
+def test_one_trial_at_a_time_and_none_of_what_runs(device: Device, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="another one than the one that runs"):
+        device.versions.begin(OLD, linked=False, pods=0)
+    (tmp_path / "0.3.0").mkdir()
+    third = staged(device, tmp_path, "0.3.0")
+    device.versions.begin(NEW, linked=False, pods=0)
+    with pytest.raises(WorldError, match=f"{NEW} is on trial"):
+        device.versions.begin(third, linked=False, pods=0)
+
+
+def test_one_upgrade_at_a_time(device: Device) -> None:
+    other = Versions(str(device.root), str(device.state))
+    with device.versions.alone(), pytest.raises(WorldError, match="one upgrade at a time"), other.alone():
+        pass
+    with other.alone():
+        pass
+
+
+def test_a_switch_keeps_what_ran_as_the_one_before_and_ends_a_trial(device: Device) -> None:
+    device.versions.begin(NEW, linked=False, pods=0)
+    device.versions.switch(OLD)
+    assert (device.versions.trial(), device.versions.current()) == (None, OLD)
+    device.versions.switch(NEW)
+    assert (device.versions.current(), device.versions.before()) == (NEW, OLD)
+    assert device.versions.result() == Result(SWITCHED, NEW)
+    assert NEW in Result(SWITCHED, NEW).words
+
+
+def test_a_result_is_told_once_and_still_known(device: Device) -> None:
+    device.versions.tell()  # there is none
+    device.versions.begin(NEW, linked=False, pods=0)
+    device.versions.give_up("no luck")
+    assert device.versions.untold() == Result(ROLLED_BACK, NEW, "no luck")
+    device.versions.tell()
+    assert device.versions.untold() is None
+    assert device.versions.result() == Result(ROLLED_BACK, NEW, "no luck")
+    device.versions.tell()
+    assert device.versions.result() is not None
+
+
+def test_the_end_of_no_trial_changes_nothing(device: Device) -> None:
+    assert (device.versions.confirm(), device.versions.give_up("why not")) == ("", "")
+    assert (device.versions.current(), device.versions.result()) == (OLD, Result(SWITCHED, OLD))
+
+
+def test_what_waits_for_somebody_on_site_goes_on_once_they_agree(device: Device) -> None:
+    assert device.versions.agree_on_site() is None
+    device.versions.ask_on_site(Asked(NEW, "jobs/autumn"))
+    assert device.versions.asked_on_site() == Asked(NEW, "jobs/autumn")
+    assert device.versions.agreed_on_site() is None
+    assert device.versions.agree_on_site() == Asked(NEW, "jobs/autumn")
+    assert device.versions.agreed_on_site() == Asked(NEW, "jobs/autumn")
+    assert device.versions.asked_on_site() is None
+    device.versions.ask_on_site(Asked(NEW))  # another one: what was agreed to before says nothing of it
+    assert device.versions.agreed_on_site() is None
+    device.versions.forget_on_site()
+    assert (device.versions.asked_on_site(), device.versions.agreed_on_site()) == (None, None)
+
+
+def test_a_version_that_brings_another_launcher_offers_it_to_be_tried(device: Device) -> None:
+    assert device.versions.other_launcher() == ""
+    theirs = device.root / "versions" / OLD / "launcher"
+    theirs.write_text("#!/bin/sh\necho new\n")
+    aside = device.versions.other_launcher()
+    assert Path(aside).stat().st_mode & 0o777 == 0o755
+    assert not (device.root / "launcher").exists()
+    device.versions.take_launcher(aside)
+    assert (device.root / "launcher").read_text() == theirs.read_text()
+    assert device.versions.other_launcher() == ""
 
 
 def test_a_trial_of_what_is_not_installed_is_refused(device: Device) -> None:

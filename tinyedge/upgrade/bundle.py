@@ -18,7 +18,7 @@ import platform
 import re
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Annotated
 
 import msgspec
@@ -33,10 +33,27 @@ from tinyedge.limits import (
     BUNDLE_UNPACKED_BYTES_MAX,
 )
 from tinyedge.store.disk import Disk
+from tinyedge.upgrade.marks import version_key
+
+__all__ = [
+    "MANIFEST",
+    "MARK",
+    "SIGNATURE",
+    "Bundle",
+    "Manifest",
+    "Progress",
+    "Refused",
+    "believed",
+    "open_bundle",
+    "this_architecture",
+    "trusted_keys",
+    "version_key",
+]
 
 MARK = b"__TINYEDGE_PAYLOAD__\n"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "armv8l": "armhf"}
+BROKEN = (tarfile.TarError, EOFError, OSError, ValueError)  # what reading an archive ends with
 _PIECE_BYTES = 256 * 1024
 _VERSION = r"^[0-9]+\.[0-9]+\.[0-9]+([-+.][0-9A-Za-z.-]+)?$"
 _PATH = re.compile(r"[A-Za-z0-9_.+@-]+(/[A-Za-z0-9_.+@-]+)*")
@@ -88,79 +105,83 @@ def this_architecture() -> str:
     return ARCHITECTURES.get(machine, machine)
 
 
-def version_key(version: str) -> tuple[tuple[int, ...], int, str]:
-    """For comparing: 0.10.0 is newer than 0.9.9, and 1.0.0 newer than 1.0.0-rc1."""
-    numbers, dash, rest = version.partition("-")
-    head = tuple(int(part) if part.isdigit() else 0 for part in numbers.split("+")[0].split(".")[:3])
-    return head, 0 if dash else 1, rest
-
-
 # --- reading -----------------------------------------------------------------------------------------
 
 
 class Bundle:
-    """An open file whose manifest has been believed: signature, product and architecture are right."""
+    """An open file whose manifest has been believed: signature, product and architecture are right. `signed` is the
+    manifest and its signature, as bytes. It can be read through once."""
 
-    def __init__(self, path: str, file: IO[bytes], archive: tarfile.TarFile, manifest: Manifest, raw: bytes) -> None:
+    def __init__(
+        self, path: str, file: IO[bytes], archive: tarfile.TarFile, manifest: Manifest, signed: tuple[bytes, bytes]
+    ) -> None:
         self.path = path
         self.manifest = manifest
+        self.signed = signed
         self._file = file
         self._archive = archive
-        self._raw = raw
 
     def close(self) -> None:
         self._archive.close()
         self._file.close()
 
+    def verify(self, progress: Progress = lambda done, total: None) -> None:
+        """Read all of it, and write nothing. Raises Refused when a file is not what the manifest says."""
+        done = 0
+        for entry, source in self._files(self._wanted()):
+            for _ in self._checked(entry, source):
+                pass
+            done += entry.size
+            progress(done, self.manifest.bytes)
+
     def unpack(self, folder: str, disk: Disk, progress: Progress = lambda done, total: None) -> None:
         """Write every file below `folder`, which must not be there, each flushed; then the directories. Raises Refused
         when a file is not what the manifest says, WorldError when the disk fails."""
-        wanted = {one.path: one for one in self.manifest.files}
+        wanted = self._wanted()
         done, total = 0, self.manifest.bytes
         folders = sorted({os.path.dirname(path) for path in wanted} | {""} | _parents(wanted))
         try:
             for name in folders:
-                disk.mkdir(os.path.join(folder, name) if name else folder)
+                _make_folder(disk, os.path.join(folder, name) if name else folder)
             for entry, source in self._files(wanted):
-                self._write(os.path.join(folder, entry.path), entry, source, disk)
+                _put(disk, os.path.join(folder, entry.path), self._checked(entry, source), entry.mode)
                 done += entry.size
                 progress(done, total)
-            for name, data in ((MANIFEST, self._raw), (SIGNATURE, self._signature)):
+            for name, data in zip((MANIFEST, SIGNATURE), self.signed, strict=True):
                 _put(disk, os.path.join(folder, name), [data], 0o644)
             for name in reversed(folders):
                 disk.fsync_dir(os.path.join(folder, name) if name else folder)
         except OSError as error:
             raise _disk_failed(folder, error) from error
 
+    def _wanted(self) -> dict[str, FileEntry]:
+        return {one.path: one for one in self.manifest.files}
+
     def _files(self, wanted: dict[str, FileEntry]) -> Iterator[tuple[FileEntry, IO[bytes]]]:
         left = dict(wanted)
-        try:
-            while (member := self._archive.next()) is not None:
-                entry = left.pop(member.name, None)
-                source = self._archive.extractfile(member) if member.isreg() else None
-                if entry is None or source is None or member.size != entry.size:
-                    raise _damaged(self.path, f"{member.name[:80]!r} is not as its manifest says")
-                yield entry, source
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise _truncated(self.path, str(error)) from error
+        while (member := self._next()) is not None:
+            entry = left.pop(member.name, None)
+            source = self._archive.extractfile(member) if member.isreg() else None
+            if entry is None or source is None or member.size != entry.size:
+                raise _damaged(self.path, f"{member.name[:80]!r} is not as its manifest says")
+            yield entry, source
         if left:
             raise _truncated(self.path, f"{len(left)} files are missing")
 
-    def _write(self, path: str, entry: FileEntry, source: IO[bytes], disk: Disk) -> None:
+    def _next(self) -> tarfile.TarInfo | None:
+        try:
+            return self._archive.next()
+        except BROKEN as error:
+            raise _broken(self.path, error) from error
+
+    def _checked(self, entry: FileEntry, source: IO[bytes]) -> Iterator[bytes]:
+        """A file's pieces; Refused behind the last one when they are not what the manifest says."""
         hashed = hashlib.sha256()
-
-        def pieces() -> Iterator[bytes]:
-            while piece := source.read(_PIECE_BYTES):
-                hashed.update(piece)
-                yield piece
-
-        _put(disk, path, pieces(), entry.mode)
+        while piece := _read(source, self.path):
+            hashed.update(piece)
+            yield piece
         if hashed.hexdigest() != entry.sha256:
             raise _damaged(self.path, f"{entry.path} has another SHA-256 than its manifest says")
-
-    _signature: bytes = b""
 
 
 def open_bundle(path: str, trusted: list[bytes], *, product: str = "tinyedge", architecture: str = "") -> Bundle:
@@ -175,15 +196,13 @@ def open_bundle(path: str, trusted: list[bytes], *, product: str = "tinyedge", a
         raw, signature = _head_member(path, archive, MANIFEST), _head_member(path, archive, SIGNATURE)
         manifest = believed(path, raw, signature, trusted)
         _fits(path, manifest, product, architecture or this_architecture())
-    except (tarfile.TarError, EOFError) as error:
+    except BROKEN as error:
         file.close()
-        raise _truncated(path, str(error)) from error
+        raise _broken(path, error) from error
     except BaseException:
         file.close()
         raise
-    found = Bundle(path, file, archive, manifest, raw)
-    found._signature = signature
-    return found
+    return Bundle(path, file, archive, manifest, (raw, signature))
 
 
 def believed(path: str, raw: bytes, signature: bytes, trusted: list[bytes]) -> Manifest:
@@ -262,18 +281,42 @@ def _parents(paths: dict[str, FileEntry]) -> set[str]:
     return found
 
 
-def _put(disk: Disk, path: str, pieces: object, mode: int) -> None:
+def _read(source: IO[bytes], path: str) -> bytes:
+    try:
+        return source.read(_PIECE_BYTES)
+    except BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def _make_folder(disk: Disk, path: str) -> None:
+    """Who is not root uses the command line in it, whatever the umask of who unpacks it."""
+    disk.mkdir(path)
+    handle = disk.open(path, write=False)
+    try:
+        disk.chmod(handle, 0o755)
+    finally:
+        disk.close(handle)
+
+
+def _put(disk: Disk, path: str, pieces: Iterable[bytes], mode: int) -> None:
     """A new file, flushed, with its mode."""
     handle = disk.open(path, create=True)
     try:
         at = 0
-        for piece in pieces:  # type: ignore[attr-defined]
+        for piece in pieces:
             disk.pwrite(handle, piece, at)
             at += len(piece)
         disk.chmod(handle, 0o755 if mode & 0o100 else 0o644)
         disk.fsync(handle)
     finally:
         disk.close(handle)
+
+
+def _broken(path: str, error: Exception) -> TinyEdgeError:
+    """Of a file that can't be read on: by its own fault, or by that of the disk that it is on."""
+    if isinstance(error, OSError) and error.errno:
+        return WorldError(f"can't read {path}", error.strerror or str(error), "check the disk that it is on")
+    return _truncated(path, str(error))
 
 
 def _truncated(path: str, why: str) -> Refused:

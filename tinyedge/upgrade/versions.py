@@ -1,99 +1,79 @@
-"""Which version runs, and how a new one gets its trial: folders, two small files, and the order in which they change.
+"""Versions that are unpacked, verified and removed. Which of them runs is marks.py's.
 
     ROOT/versions/0.2.0-amd64/…   unpacked aside as `.new-…`, flushed, renamed: it is there whole or not at all
-    ROOT/current                  name of the version that has proved itself
-    STATE/trial                   NAME ATTEMPTS ATTEMPTS_MAX LINKED PODS: started instead, so many times at most
-    STATE/result                  what became of the last trial: `confirmed NAME` or `rolled-back NAME REASON…`
 
-    stage ─▶ begin: trial ─▶ the launcher counts each start ─▶ confirm: current, then the trial goes
-                                     │ too many starts, or the daemon gives up: the trial goes, `current` runs
-
-Every step is one rename that is flushed before the next begins, so whatever moment the power fails at, the launcher
-finds a version that is whole: the trial's or the one before. Only the trial's end removes the version before the last.
+The version that runs and the one before are kept; the one before goes when its room is needed for a new one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
+from contextlib import suppress
 
-from msgspec import Struct
+from tinyedge.errors import TinyEdgeError, WorldError
+from tinyedge.limits import BUNDLE_MANIFEST_BYTES_MAX
+from tinyedge.store.identity import read_file
+from tinyedge.upgrade.bundle import MANIFEST, SIGNATURE, Bundle, Manifest, Progress, Refused, believed, trusted_keys
+from tinyedge.upgrade.marks import ROOT, STATE, Marks, failed, version_key
 
-from tinyedge.errors import BadInput, TinyEdgeError, WorldError
-from tinyedge.store.disk import Disk
-from tinyedge.store.identity import read_file, remove_file, write_file
-from tinyedge.upgrade.bundle import Bundle, Manifest, Progress, Refused, believed, trusted_keys, version_key
+__all__ = ["ROOT", "STATE", "Versions"]
 
-ROOT = "/usr/lib/tinyedge"
-STATE = "/var/lib/tinyedge/upgrade"
-ATTEMPTS_MAX = 3
-_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,100}")
-_LINE_BYTES_MAX = 4096
-_MANIFEST_BYTES_MAX = 1 << 20
+_SIGNATURE_BYTES_MAX = 4096
+_PIECE_BYTES = 256 * 1024
 
 
-class Trial(Struct, frozen=True):
-    """`linked`: the version before had a link to its gateway when this began; `pods`: so many of its pods ran."""
-
-    name: str
-    attempts: int
-    attempts_max: int
-    linked: bool
-    pods: int
-
-
-class Versions:
+class Versions(Marks):
     """What is installed. All calls block on the disk; WorldError when it fails."""
-
-    def __init__(self, root: str = ROOT, state: str = STATE, disk: Disk | None = None) -> None:
-        self.root = root
-        self.state = state
-        self._disk = disk or Disk()
 
     # --- looking -------------------------------------------------------------------------------------
 
-    def installed(self) -> list[str]:
-        """Names of whole versions, oldest first."""
-        folder = os.path.join(self.root, "versions")
-        names = self._disk.listdir(folder) if self._disk.is_dir(folder) else []
-        return sorted((one for one in names if _NAME.fullmatch(one)), key=version_key)
-
-    def current(self) -> str:
-        """Empty when nothing is installed this way."""
-        return self._line(os.path.join(self.root, "current"))
-
-    def trial(self) -> Trial | None:
-        words = self._line(os.path.join(self.state, "trial")).split()
-        if len(words) != 5 or not _NAME.fullmatch(words[0]) or not all(one.isdigit() for one in words[1:]):
-            return None
-        return Trial(words[0], int(words[1]), int(words[2]), words[3] == "1", int(words[4]))
-
-    def result(self) -> str:
-        return self._line(os.path.join(self.state, "result"))
-
-    def _line(self, path: str) -> str:
-        try:
-            data = read_file(self._disk, path, _LINE_BYTES_MAX) or b""
-        except OSError as error:
-            raise _failed(f"can't read {path}", error) from error
-        return data.decode("utf-8", "replace").partition("\n")[0].strip()
-
     def manifest(self, name: str) -> Manifest:
         """Of an installed version, whose signature still holds."""
-        folder = self.folder(name)
-        raw = read_file(self._disk, os.path.join(folder, "manifest.json"), _MANIFEST_BYTES_MAX) or b""
-        signature = read_file(self._disk, os.path.join(folder, "manifest.sig"), _LINE_BYTES_MAX) or b""
-        return believed(folder, raw, signature, trusted_keys(os.path.join(self.root, "trust")))
+        raw, signature = self._signed(name)
+        return believed(self.folder(name), raw, signature, trusted_keys(os.path.join(self.root, "trust")))
 
-    def folder(self, name: str) -> str:
-        if not _NAME.fullmatch(name):
-            raise BadInput("version", name, "the name of an installed one")
-        return os.path.join(self.root, "versions", name)
+    def _signed(self, name: str) -> tuple[bytes, bytes]:
+        folder = self.folder(name)
+        try:
+            raw = read_file(self._disk, os.path.join(folder, MANIFEST), BUNDLE_MANIFEST_BYTES_MAX) or b""
+            return raw, read_file(self._disk, os.path.join(folder, SIGNATURE), _SIGNATURE_BYTES_MAX) or b""
+        except OSError as error:
+            raise failed(f"can't read {folder}", error) from error
+
+    def verify(self, name: str) -> Manifest:
+        """Every file of an installed version is what its manifest says. Raises Refused when one is not."""
+        manifest = self.manifest(name)
+        folder = self.folder(name)
+        for entry in manifest.files:
+            path = os.path.join(folder, entry.path)
+            if self._sha256(path) != entry.sha256:
+                what, why = f"{folder} is damaged", f"{entry.path} is not what its manifest says"
+                raise Refused("Damaged", what, why, "install that version again from its file")
+        return manifest
+
+    def _sha256(self, path: str) -> str:
+        """Empty for a file that can't be read."""
+        hashed = hashlib.sha256()
+        try:
+            handle = self._disk.open(path, write=False)
+        except OSError:
+            return ""
+        try:
+            at = 0
+            while piece := self._disk.pread(handle, _PIECE_BYTES, at):
+                hashed.update(piece)
+                at += len(piece)
+        except OSError:
+            return ""
+        finally:
+            self._disk.close(handle)
+        return hashed.hexdigest()
 
     # --- a new version -------------------------------------------------------------------------------
 
-    def check(self, manifest: Manifest, *, allow_downgrade: bool = False) -> None:
-        """Raises Refused when it is older than what runs."""
+    def check(self, manifest: Manifest, *, allow_downgrade: bool = False, store_format: int = 0) -> None:
+        """Raises Refused when it is older than what runs, or can't read a store of this format (0: there is none)."""
         now = self.current()
         if now and not allow_downgrade and version_key(manifest.version) < version_key(now.rpartition("-")[0]):
             raise Refused(
@@ -102,117 +82,82 @@ class Versions:
                 "an older version may not read what a newer one has written",
                 "if you mean it: --allow-downgrade",
             )
+        check_store(manifest, store_format)
 
     def stage(self, bundle: Bundle, progress: Progress = lambda done, total: None) -> str:
         """Unpack it, durably, beside those that are there. Returns its name."""
         name = bundle.manifest.name
-        aside, target = self.folder(name).replace(name, f".new-{name}"), self.folder(name)
-        if self._disk.is_dir(target):
-            if self._is_whole(name):
-                return name
-            raise WorldError(f"{target} is damaged", "its signature does not hold", f"remove {target}, then try again")
-        self._free_enough(bundle.manifest)
+        aside = os.path.join(self.root, "versions", f".new-{name}")
+        if self._is_there(name, bundle):
+            return name
         try:
-            self._remove(aside)
+            self._make_room(bundle.manifest)
             bundle.unpack(aside, self._disk, progress)
-            self._disk.rename(aside, target)
-            self._disk.fsync_dir(os.path.dirname(target))
+            self._disk.rename(aside, self.folder(name))
+            self._disk.fsync_dir(os.path.dirname(aside))
         except OSError as error:
-            raise _failed(f"can't unpack to {target}", error) from error
+            raise failed(f"can't unpack to {self.folder(name)}", error) from error
         except TinyEdgeError:
-            self._remove(aside)
+            with suppress(OSError):
+                self._remove_tree(aside)
             raise
         return name
 
-    def _is_whole(self, name: str) -> bool:
-        try:
-            self.manifest(name)
-        except TinyEdgeError:
+    def _is_there(self, name: str, bundle: Bundle) -> bool:
+        """Whether the same version is there, whole. Another one of its name, or one that is damaged, is removed."""
+        if not self._disk.is_dir(self.folder(name)):
             return False
-        return True
+        try:
+            whole = self._signed(name) == bundle.signed
+            self.verify(name)
+        except TinyEdgeError:
+            whole = False
+        if not whole:
+            if name in (self.current(), self._on_trial()):
+                raise WorldError(
+                    f"{self.folder(name)} runs, and can't be replaced by another {name}",
+                    "its files are not those of this one",
+                    "go to another version first, or give this one a number of its own",
+                )
+            self.remove(name)
+        return whole
 
-    def _free_enough(self, manifest: Manifest) -> None:
-        free = self._disk.free_bytes(os.path.join(self.root, "versions"))
+    def _on_trial(self) -> str:
+        trial = self.trial()
+        return trial.name if trial else ""
+
+    def _make_room(self, manifest: Manifest) -> None:
+        """What was left half done goes first, and then versions that do not run, should their room be needed."""
+        folder = os.path.join(self.root, "versions")
         needed = manifest.bytes * 5 // 4
+        for name in self._disk.listdir(folder):
+            if name.startswith("."):
+                self.remove(name)
+        if self._disk.free_bytes(folder) < needed:
+            self.tidy(keep=())
+        free = self._disk.free_bytes(folder)
         if free < needed:
             raise WorldError(
                 "there is no room for another version",
                 f"{needed} bytes are needed below {self.root}, and {free} are free",
-                "free space there; `tinyedge upgrade status` names versions that can go",
+                "free space on that disk",
             )
 
-    def begin(self, name: str, *, linked: bool, pods: int, attempts_max: int = ATTEMPTS_MAX) -> None:
-        """From its next start on, the launcher starts this version on trial."""
-        if not self._disk.is_dir(self.folder(name)):
-            raise BadInput("version", name, f"an installed one: {', '.join(self.installed()) or 'none is'}")
-        self._make_state()
-        self._write(os.path.join(self.state, "trial"), f"{name} 0 {attempts_max} {int(linked)} {pods}")
 
-    def confirm(self) -> str:
-        """The trial is passed: what runs stays. Returns its name."""
-        trial = self.trial()
-        if trial is None:
-            return ""
-        before = self.current()
-        self._write(os.path.join(self.root, "current"), trial.name)
-        self._end_trial(f"confirmed {trial.name}")
-        self.tidy(keep=(trial.name, before))
-        return trial.name
-
-    def give_up(self, reason: str) -> str:
-        """The trial has failed: from the next start on, the version before runs. Returns the name of the one that
-        failed."""
-        trial = self.trial()
-        if trial is None:
-            return ""
-        words = " ".join(reason.split())[:500]
-        self._end_trial(f"rolled-back {trial.name} {words}")
-        return trial.name
-
-    def switch(self, name: str) -> None:
-        """Make an installed version the one that runs, without a trial: for a rollback that a person asks for."""
-        if not self._disk.is_dir(self.folder(name)):
-            raise BadInput("version", name, f"an installed one: {', '.join(self.installed()) or 'none is'}")
-        self._write(os.path.join(self.root, "current"), name)
-        self._end_trial(f"switched {name}")
-
-    def tidy(self, keep: tuple[str, ...]) -> None:
-        """Remove versions that nobody comes back to, and what was left half unpacked."""
-        folder = os.path.join(self.root, "versions")
-        for name in self._disk.listdir(folder):
-            if name not in keep and name != self.current():
-                self._remove(os.path.join(folder, name))
-
-    def _end_trial(self, result: str) -> None:
-        self._make_state()
-        self._write(os.path.join(self.state, "result"), result)
-        try:
-            remove_file(self._disk, os.path.join(self.state, "trial"))
-        except OSError as error:
-            raise _failed("can't end the trial", error) from error
-
-    def _make_state(self) -> None:
-        try:
-            if not self._disk.is_dir(self.state):
-                self._disk.mkdir(self.state)
-                self._disk.fsync_dir(os.path.dirname(self.state))
-        except OSError as error:
-            raise _failed(f"can't make {self.state}", error) from error
-
-    def _write(self, path: str, line: str) -> None:
-        try:
-            write_file(self._disk, path, line.encode() + b"\n")
-        except OSError as error:
-            raise _failed(f"can't write {path}", error) from error
-
-    def _remove(self, path: str) -> None:
-        if self._disk.is_dir(path):
-            for name in self._disk.listdir(path):
-                self._remove(os.path.join(path, name))
-            self._disk.rmdir(path)
-        elif self._disk.exists(path):
-            self._disk.unlink(path)
-
-
-def _failed(what: str, error: OSError) -> WorldError:
-    return WorldError(what, error.strerror or str(error), "check that disk; the version that runs goes on")
+def check_store(manifest: Manifest, store_format: int) -> None:
+    """Raises Refused for a version that can't read a store of this format (0: there is none): each reads its own and
+    the one before."""
+    if store_format > manifest.store_format:
+        raise Refused(
+            "StoreNewer",
+            f"{manifest.version} can't read this node's store",
+            f"the store has format {store_format}, and it knows up to {manifest.store_format}",
+            "take a newer version, or begin with an empty store (another store.path)",
+        )
+    if 0 < store_format < manifest.store_format - 1:
+        raise Refused(
+            "StoreOlder",
+            f"{manifest.version} can't read this node's store",
+            f"the store has format {store_format}, and it knows {manifest.store_format - 1} on",
+            "upgrade to a version in between first",
+        )
