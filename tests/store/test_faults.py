@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
+import msgspec
 import pytest
 
 from tests.fakes.disk import PowerCut
@@ -15,6 +16,7 @@ from tests.store.rig import PATH, SMALL, Rig, everything
 from tinyedge.errors import StoreError, StoreFull, StoreLocked, StoreReadOnly
 from tinyedge.events import Append, Delete, Put, Trim, Write
 from tinyedge.limits import BLOCK_BYTES
+from tinyedge.store import record
 from tinyedge.store.store import Store
 
 CHANGING = ("create", "pwrite", "fdatasync", "fsync", "ftruncate", "allocate", "rename", "unlink", "mkdir", "fsync_dir")
@@ -540,9 +542,9 @@ def test_a_store_of_another_version_is_refused_by_name_and_not_touched() -> None
     rig = Rig()
     filled(rig, put("a")).close()
     handle = rig.disk.open(PATH + "/format")
-    rig.disk.pwrite(handle, b"2 9.1.0\n", 0)
+    rig.disk.pwrite(handle, b"3 9.1.0\n", 0)
     before = {call: rig.disk.calls[call] for call in CHANGING}
-    with pytest.raises(StoreError, match=r"written by tinyedge 9\.1\.0.*format 2.*run tinyedge 9\.1\.0"):
+    with pytest.raises(StoreError, match=r"written by tinyedge 9\.1\.0.*format 3.*run tinyedge 9\.1\.0"):
         rig.open()
     before["pwrite"] += 1  # the pid in the lock file
     before["ftruncate"] += 1
@@ -556,7 +558,50 @@ def test_a_damaged_format_file_does_not_lock_anyone_out() -> None:
     store, loaded = rig.load()
     assert loaded.tables["pod"] == {"a": b"v"}
     assert kinds(store) == {"format-unreadable"}
+    assert rig.disk.content(PATH + "/format").startswith(b"2 ")
+
+
+class FormatBefore:
+    """A store as the version before wrote it: each item a row of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(record, "FORMAT", 1)
+        monkeypatch.setattr(record, "encode_body", self._encode)
+
+    def _encode(self, body: record.Body) -> bytes:
+        rows: list[object] = []
+        for row in body.rows:
+            if isinstance(row, record.AppendRow):
+                rows += [record.OneAppendRow(row.series, n, item) for n, item in enumerate(row.items, row.first)]
+            else:
+                rows.append(row)
+        return msgspec.msgpack.encode([body.wall_ms, rows])
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_store_of_the_format_before_is_read_and_goes_on_in_ours(monkeypatch: pytest.MonkeyPatch, clean: bool) -> None:
+    rig = Rig()
+    with monkeypatch.context() as before:
+        FormatBefore(before)
+        store = filled(rig, put("a"))
+        store.commit([Append("s", b"1"), Append("s", b"2"), *put("b")], 0)
+        if clean:
+            store.close()
+        else:
+            rig.power_cut()
     assert rig.disk.content(PATH + "/format").startswith(b"1 ")
+    reader = rig.open(read_only=True)
+    assert [item for _, item in reader.read("s", 0, 9, 99)] == [b"1", b"2"]
+    reader.close()
+    assert rig.disk.content(PATH + "/format").startswith(b"1 "), "who only reads marks nothing"
+    store, loaded = rig.load()
+    assert rig.disk.content(PATH + "/format").startswith(b"2 ")
+    assert set(loaded.tables["pod"]) == {"a", "b"}
+    store.commit([Append("s", b"3")], 0)
+    rig.power_cut()
+    store, _ = rig.load()
+    assert store.read("s", 0, 9, 99) == [(1, b"1"), (2, b"2"), (3, b"3")]
+    assert kinds(store) == set()
 
 
 @pytest.mark.parametrize("read_only", [False, True])

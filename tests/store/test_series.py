@@ -9,6 +9,7 @@ import pytest
 from tests.store.rig import Rig, everything
 from tinyedge.events import Append, Put, Trim, Write
 from tinyedge.limits import BLOCK_BYTES, MIB
+from tinyedge.store import record
 from tinyedge.store.store import StoreOptions
 
 DAY_MS = 24 * 3600 * 1000
@@ -74,6 +75,29 @@ def test_several_items_of_one_commit_are_read_in_several_pieces() -> None:
     store = rig().open()
     store.commit(appends(100), 0)
     assert [n for n, _ in everything(store, "s", piece=7)] == list(range(1, 101))
+
+
+def test_what_one_commit_appends_to_a_series_is_one_row_wherever_it_stands() -> None:
+    made = rig()
+    store = made.open()
+    store.commit([Append("a", b"1"), Put("pod", "x", b""), Append("b", b"1"), Append("a", b"2"), Trim("a", 1)], 0)
+    store.commit([Trim("a", 99), Append("a", b"3"), Append("a", b"4")], 0)
+    assert store.read("a", 0, 9, 99) == [(3, b"3"), (4, b"4")]
+    made.power_cut()
+    store, loaded = made.load()
+    assert store.read("a", 0, 9, 99) == [(3, b"3"), (4, b"4")]
+    assert store.read("b", 0, 9, 99) == [(1, b"1")]
+    assert loaded.tables["pod"] == {"x": b""}
+    rows = record.rows_of([Append("a", b"1"), Append("b", b"1"), Append("a", b"2")], last := {"a": 7})
+    assert rows == [record.AppendRow("a", 8, [b"1", b"2"]), record.AppendRow("b", 1, [b"1"])]
+    assert last == {"a": 9, "b": 1}
+
+
+def test_an_item_takes_little_more_than_its_bytes() -> None:
+    items: list[Write] = [Append("readings", bytes(45)) for _ in range(250)]
+    body = record.encode_body(record.Body(0, record.rows_of(items, {})))
+    assert len(body) <= 250 * (45 + 2) + 40
+    assert len(body) <= sum(map(record.size_of, items))
 
 
 def test_what_was_trimmed_is_not_read_again_and_its_segments_are_released() -> None:

@@ -127,7 +127,7 @@ def records(path: str, number: int) -> Iterator[RecordLook]:
                 body.wall_ms,
                 puts=_count(body.rows, PutRow),
                 deletes=_count(body.rows, DeleteRow),
-                appends=_count(body.rows, AppendRow),
+                appends=sum(len(row.items) for row in body.rows if isinstance(row, AppendRow)),
                 trims=_count(body.rows, TrimRow),
             )
     finally:
@@ -181,7 +181,7 @@ def _opener(disk: Disk, directory: str) -> Callable[[int], SegmentReader]:
 
 def _check_format(path: str, disk: Disk) -> None:
     words = (read_file(disk, path + "/format", _SMALL_FILE_BYTES_MAX) or b"").decode(errors="replace").split()
-    if len(words) == 2 and words[0].isdigit() and int(words[0]) != record.FORMAT:
+    if len(words) == 2 and words[0].isdigit() and int(words[0]) not in record.READ_FORMATS:
         raise StoreError(
             f"the store {path} was written by tinyedge {words[1]}", f"format {words[0]}", f"use tinyedge {words[1]}"
         )

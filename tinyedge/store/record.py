@@ -23,7 +23,8 @@ from tinyedge.errors import StoreError, require
 from tinyedge.events import Append, Delete, Put, Trim, Write
 from tinyedge.limits import BLOCK_BYTES
 
-FORMAT = 1  # of the whole store: records, rows and file names
+FORMAT = 2  # of the whole store: records, rows and file names
+READ_FORMATS = (1, FORMAT)
 _MAGIC = b"tejr"
 _HEADER = struct.Struct("<4sHxxIIQQQ")
 _SEED = struct.Struct("<QQ")
@@ -41,12 +42,21 @@ class DeleteRow(Struct, frozen=True, array_like=True, tag=2):
     key: str
 
 
-class AppendRow(Struct, frozen=True, array_like=True, tag=3):
-    """The number stands in the record, so that a lost record shows as a gap and moves nothing."""
+class OneAppendRow(Struct, frozen=True, array_like=True, tag=3):
+    """As format 1 wrote each item."""
 
     series: str
     number: int
     item: bytes
+
+
+class AppendRow(Struct, frozen=True, array_like=True, tag=6):
+    """All that one record appends to a series: `first` is the number of the first item, the others follow. Numbers
+    stand in the record, so that a lost record shows as a gap and moves nothing."""
+
+    series: str
+    first: int
+    items: list[bytes]
 
 
 class TrimRow(Struct, frozen=True, array_like=True, tag=4):
@@ -70,6 +80,11 @@ class Body(Struct, frozen=True, array_like=True):
     rows: list[Row]
 
 
+class _AnyBody(Struct, frozen=True, array_like=True):
+    wall_ms: int
+    rows: list[Row | OneAppendRow]
+
+
 class Record(Struct, frozen=True):
     """A record as found in a segment: `offset` and `span` in bytes, whole blocks."""
 
@@ -82,7 +97,7 @@ class Record(Struct, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Body)
+_decoder = msgspec.msgpack.Decoder(_AnyBody)
 
 
 ROW_OVERHEAD_BYTES = 32  # what msgpack adds to a row at most
@@ -104,9 +119,11 @@ def size_of(write: Write) -> int:
 def rows_of(writes: Sequence[Write], last: dict[str, int]) -> list[Row]:
     """The rows for `writes`; `last` holds each series' last number and is counted on.
 
+    What is appended to a series is one row, wherever in `writes` it stands: a record takes effect whole or not at all.
     A trim is cut to what there is, here and not when it is applied: applying a record twice must change nothing.
     """
     rows: list[Row] = []
+    appended: dict[str, list[bytes]] = {}
     for write in writes:
         match write:
             case Put(table, key, value):
@@ -115,7 +132,10 @@ def rows_of(writes: Sequence[Write], last: dict[str, int]) -> list[Row]:
                 rows.append(DeleteRow(table, key))
             case Append(series, item):
                 number = last[series] = last.get(series, 0) + 1
-                rows.append(AppendRow(series, number, item))
+                if series not in appended:
+                    appended[series] = []
+                    rows.append(AppendRow(series, number, appended[series]))
+                appended[series].append(item)
             case Trim(series, through):
                 rows.append(TrimRow(series, min(through, last.get(series, 0))))
     return rows
@@ -128,9 +148,11 @@ def encode_body(body: Body) -> bytes:
 def decode_body(body: bytes) -> Body:
     """Raises StoreError: a body whose check is right decodes, unless another version wrote it."""
     try:
-        return _decoder.decode(body)
+        found = _decoder.decode(body)
     except msgspec.DecodeError as error:
         raise StoreError("a journal record does not decode", str(error), "run the version that wrote it") from error
+    rows = [AppendRow(r.series, r.number, [r.item]) if isinstance(r, OneAppendRow) else r for r in found.rows]
+    return Body(found.wall_ms, rows)
 
 
 def span_of(body_length: int) -> int:
@@ -153,6 +175,7 @@ def _check(life: int, segment: int, bare_header: bytes, body: bytes) -> int:
 
 
 class Header(Struct, frozen=True):
+    form: int
     length: int
     check: int
     life: int
@@ -161,16 +184,16 @@ class Header(Struct, frozen=True):
 
 
 def decode_header(block: bytes) -> Header | None:
-    """The header at the start of `block`, None when there is none of this format."""
+    """The header at the start of `block`, None when there is none of a format that we read."""
     if len(block) < HEADER_BYTES or not block.startswith(_MAGIC):
         return None
     _, form, length, check, life, segment, sequence = _HEADER.unpack_from(block)
-    if form != FORMAT:
+    if form not in READ_FORMATS:
         return None
-    return Header(length, check, life, segment, sequence)
+    return Header(form, length, check, life, segment, sequence)
 
 
 def is_whole(header: Header, body: bytes) -> bool:
     """Whether header and body are what was written."""
-    bare = _HEADER.pack(_MAGIC, FORMAT, header.length, 0, header.life, header.segment, header.sequence)
+    bare = _HEADER.pack(_MAGIC, header.form, header.length, 0, header.life, header.segment, header.sequence)
     return _check(header.life, header.segment, bare, body) == header.check

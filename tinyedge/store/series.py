@@ -70,21 +70,22 @@ class Index:
         segment.last, segment.used = sequence, used
         for row in body.rows:
             if isinstance(row, AppendRow):
-                self._note_item(segment, row)
+                self._note_items(segment, row)
                 segment.newest_ms = body.wall_ms
             elif isinstance(row, TrimRow):
                 self.trim(row.series, row.through)
             elif isinstance(row, record.EpochRow):
                 self.epoch = row.epoch
 
-    def _note_item(self, segment: Segment, row: AppendRow) -> None:
+    def _note_items(self, segment: Segment, row: AppendRow) -> None:
         old = segment.ranges.get(row.series)
-        size = len(row.item)
+        last = row.first + len(row.items) - 1
+        size = sum(map(len, row.items))
         segment.ranges[row.series] = (
-            Range(row.number, row.number, size) if old is None else Range(old.first, row.number, old.bytes + size)
+            Range(row.first, last, size) if old is None else Range(old.first, last, old.bytes + size)
         )
         cursor = self.cursors.setdefault(row.series, Cursor(0, 0))
-        cursor.last = max(cursor.last, row.number)
+        cursor.last = max(cursor.last, last)
 
     def trim(self, series: str, through: int) -> None:
         """The cursor only grows. Items that were taken once had numbers, whatever has become of their records."""
@@ -153,14 +154,15 @@ class _Batch:
     def take(self, rows: list[Row]) -> bool:
         """Take what is new of one record; False when not all of it has room."""
         for row in rows:
-            if not isinstance(row, AppendRow) or row.series != self.series or row.number <= self.seen:
-                continue
-            if self.items and (len(self.items) >= self._max_items or self._room < len(row.item)):
-                self.full = True
-                return False
-            self.items.append((row.number, row.item))
-            self.seen = row.number
-            self._room -= len(row.item)
+            if isinstance(row, AppendRow) and row.series == self.series:
+                start = max(0, self.seen + 1 - row.first)
+                for number, item in enumerate(row.items[start:], row.first + start):
+                    if self.items and (len(self.items) >= self._max_items or self._room < len(item)):
+                        self.full = True
+                        return False
+                    self.items.append((number, item))
+                    self.seen = number
+                    self._room -= len(item)
         return True
 
 

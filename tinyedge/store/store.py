@@ -122,6 +122,7 @@ class Store:
         self._faults = FaultLog(wall_ms)
         self._directory = path + "/journal"
         self._lock_handle = -1
+        self._older = False  # than our format
         self._index_lock = threading.Lock()
         self._files_lock = threading.Lock()
         self._loaded: Loaded | None = None
@@ -169,11 +170,13 @@ class Store:
             self._disk.pwrite(self._lock_handle, str(os.getpid()).encode(), 0)
 
     def _check_format(self, *, write: bool) -> None:
-        """A store of a newer version is refused before anything in it is touched."""
+        """A store of a newer version is refused before anything in it is touched; one of the format before ours is
+        read as it is, and marked as ours before this life writes to it."""
         path = self.path + "/format"
         words = (read_file(self._disk, path, _SMALL_FILE_BYTES_MAX) or b"").decode(errors="replace").split()
         if len(words) == 2 and words[0].isdigit():
-            if int(words[0]) != record.FORMAT:
+            self._older = int(words[0]) < record.FORMAT
+            if int(words[0]) not in record.READ_FORMATS:
                 raise StoreError(
                     f"the store {self.path} was written by tinyedge {words[1]}",
                     f"it has format {words[0]}, and this is tinyedge {__version__}, which knows format {record.FORMAT}",
@@ -183,7 +186,10 @@ class Store:
         if words:
             self._faults.note("format-unreadable", f"{path} is damaged", "it is written anew")
         if write:
-            write_file(self._disk, path, f"{record.FORMAT} {__version__}\n".encode())
+            self._mark_format()
+
+    def _mark_format(self) -> None:
+        write_file(self._disk, self.path + "/format", f"{record.FORMAT} {__version__}\n".encode())
 
     def _tidy(self, checkpoint: Checkpoint) -> None:
         """Remove what was being made when the power went (S6)."""
@@ -229,6 +235,8 @@ class Store:
             index_lock=self._index_lock,
             files_lock=self._files_lock,
         )
+        if self._older:
+            life.with_reserve(self._mark_format)
         life.with_reserve(lambda: write_file(self._disk, self._running(), b""))
         life.begin(found, self._draw)
         return life
