@@ -192,7 +192,16 @@ class RestartPod(Struct, frozen=True):
     container: str = ""
 
 
-Request = Apply | DeleteObject | RestartPod | SetDesired | ReadDevice | CallMethod
+class UpgradeEnded(Struct, frozen=True):
+    """What has become of an upgrade, told once. `verdict`: `confirmed`, `rolled-back` or `switched` (by a person);
+    `message` says it in words."""
+
+    version: str
+    verdict: str
+    message: str
+
+
+Request = Apply | DeleteObject | RestartPod | SetDesired | ReadDevice | CallMethod | UpgradeEnded
 
 
 class Requested(Struct, frozen=True):

@@ -31,6 +31,7 @@ from tinyedge.core.sources import Sources
 from tinyedge.core.status import phase
 from tinyedge.core.tables import Stored, Tables
 from tinyedge.core.tokens import Tokens
+from tinyedge.core.upgrades import upgrade_ended
 from tinyedge.core.view import View
 from tinyedge.events import (
     Answer,
@@ -79,6 +80,7 @@ from tinyedge.events import (
     Tick,
     TokenGiven,
     Unlinked,
+    UpgradeEnded,
     Write,
 )
 from tinyedge.model.image import find_image
@@ -380,6 +382,8 @@ class Edge:
             error, message = self._sources.delete(what.kind, f"{what.namespace}/{what.name}", what.grace_s)
         elif isinstance(what, RestartPod):
             error, message = self._restart(what)
+        elif isinstance(what, UpgradeEnded):
+            upgrade_ended(what, self._desk)
         self._desk.note("debug", "request", uid=event.uid, what=type(what).__name__, error=error, message=message)
         self._desk.say(Answer(event.request, error, message))
 

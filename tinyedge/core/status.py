@@ -11,7 +11,7 @@ from typing import Any
 from tinyedge.core import probes, specs
 from tinyedge.core.desk import Desk
 from tinyedge.core.refs import Unready
-from tinyedge.core.run import Look, PodRun, Role, Stand, look
+from tinyedge.core.run import CRASH_RESET_MS, Look, PodRun, Role, Stand, look
 from tinyedge.core.track import host_ip, pod_ip
 from tinyedge.model.pod import Container, Pod
 from tinyedge.model.runtime import ContainerSeen, ContainerState
@@ -243,6 +243,18 @@ def phase(run: PodRun) -> str:
         run.newest.get(one.name) is None and look(run, one.name).stand is not Stand.LOST for one in pod.spec.containers
     )
     return "Pending" if waiting else "Running"
+
+
+def is_up(run: PodRun) -> bool:
+    """Whether all its containers run, as they are wanted."""
+    containers = run.pod.spec.containers if run.pod else ()
+    return phase(run) == "Running" and all(look(run, one.name).stand is Stand.RUNNING for one in containers)
+
+
+def is_steady(run: PodRun, now_ms: int) -> bool:
+    """Whether none of its containers has fallen over lately; the next fall of one that has waits longer."""
+    ones = run.containers.values()
+    return all(not one.crash.delay_ms or now_ms - one.running_since_ms >= CRASH_RESET_MS for one in ones)
 
 
 def pod_status(run: PodRun, desk: Desk) -> Json:

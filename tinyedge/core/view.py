@@ -101,6 +101,14 @@ class View:
         runtime = "" if self._desk.runtime else f"; the runtime does not answer: {self._desk.runtime_why}"
         return f"{ready} of {len(runs)} pods ready{runtime}"
 
+    def pods_up(self) -> tuple[int, int, int]:
+        """How many pods should run; how many of these do, with all their containers; and how many of those have not
+        fallen over lately. One that has ended well need not run, nor one that is being deleted."""
+        wanted = [run for run in self._runs.values() if run.row and not run.row.deletion]
+        wanted = [run for run in wanted if status.phase(run) != "Succeeded"]
+        up = [run for run in wanted if status.is_up(run)]
+        return len(wanted), len(up), sum(status.is_steady(run, self._desk.now) for run in up)
+
     def why(self, namespace: str, name: str) -> Json | None:
         """In plain words: `{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}]}`.
         None when nothing is known of such a pod."""
