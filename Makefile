@@ -2,6 +2,7 @@
 # make test   all tests that this machine can run; what it can't is skipped with its reason
 # make e2e    real containerd and kubectl, as root: pods, kills, power cuts, outages; five minutes. The cluster is the
 #             gateway's sandbox, or the one that is named: make e2e KUBECONFIG=…
+# make mapper-framework MAPPER=…    a mapper made with KubeEdge's mapper-framework on a node of ours; says what it needs
 PYTHON ?= python3
 SEEDS ?= 500
 SEED ?=
@@ -9,12 +10,13 @@ STATES ?=
 GIVE_UP_S ?=
 JOBS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n))) # tests beside each other, file by file
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
+MAPPER ?=
 BENCH ?= store pods link fleet series
 OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
 
-.PHONY: demo test lint fmt bench outage sim crash e2e proto binary docs clean
+.PHONY: demo test lint fmt bench outage sim crash e2e mapper-framework proto binary docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml
@@ -59,6 +61,9 @@ crash: .venv/.dev
 
 e2e: .venv/.dev
 	TINYEDGE_E2E_KUBECONFIG="$(KUBECONFIG)" .venv/bin/python -m pytest -q -rs tests/e2e -n $(JOBS) --dist loadgroup
+
+mapper-framework: .venv/.dev
+	@.venv/bin/python -m tests.e2e.mapper_framework "$(MAPPER)"
 
 proto: .venv/.dev
 	.venv/bin/python build/protobuf.py

@@ -167,7 +167,7 @@ class Process:
                 async with self._registering:
                     await self._register()
             except GrpcError as error:
-                self._note("warning", "mapper.not_registered", {"why": str(error)})
+                self._note("warning", "mapper.not_registered", {"why": error.detail})
                 await trio.sleep(min(2.0**failures, PAUSE_S_MAX))
                 failures += 1
                 continue
