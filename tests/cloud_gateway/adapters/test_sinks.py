@@ -4,6 +4,7 @@ room for."""
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -346,3 +347,77 @@ def test_a_password_stands_in_no_name() -> None:
     with pytest.raises(BadInput) as caught:
         sinks.sink("https://user:secret@host/p", lambda *_: None)
     assert "secret" not in str(caught.value)
+
+
+# --- whatever happens ------------------------------------------------------------------------------------
+
+
+class Story:
+    """A node with a backlog that bounds drop from now and then, sessions that end at any moment, gateways that die,
+    acknowledgements that are lost, sinks that fail: by one seed."""
+
+    def __init__(self, seed: int, nursery: trio.Nursery) -> None:
+        self.chance = random.Random(seed)
+        self.nursery = nursery
+        self.sinks = (FakeSink("one"), FakeSink("other"))
+        self.last = 200
+        self.cursor = 0  # what the node knows to be taken
+        self.first = 1  # what it still has
+        self.dropped: set[int] = set()
+
+    async def life_of_a_gateway(self) -> None:
+        world = World(self.nursery, *self.sinks)
+        for _ in range(self.chance.randrange(1, 4)):
+            await self.session(world)
+
+    async def session(self, world: World) -> None:
+        deaf = self.chance.random() < 0.3  # nothing that the gateway says arrives
+        inlet = world.readings.inlet("gate-7", lambda _, through: None if deaf else self.taken(through))
+        scope = trio.CancelScope()
+        self.nursery.start_soon(self._run, inlet, scope)
+        sent = self.cursor
+        while sent < self.last and self.chance.random() < 0.9:
+            self.drop(sent)
+            first = max(sent + 1, self.first)
+            count = min(self.chance.randrange(1, 20), self.last - first + 1)
+            inlet.put(series(first, count, dropped=first - sent - 1))
+            sent = first + count - 1
+            for sink in self.sinks:
+                sink.fails = [SinkFailed("no")] * (self.chance.random() < 0.2)
+            if self.chance.random() < 0.5:
+                await trio.testing.wait_all_tasks_blocked()
+        if self.chance.random() < 0.5:
+            await trio.sleep(100)
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def _run(self, inlet: Inlet, scope: trio.CancelScope) -> None:
+        with scope:
+            await inlet.run()
+
+    def taken(self, through: int) -> None:
+        self.cursor = max(self.cursor, through)
+        self.first = max(self.first, self.cursor + 1)
+
+    def drop(self, sent: int) -> None:
+        """The oldest go when there is no room."""
+        if self.chance.random() < 0.05:
+            through = min(self.last - 1, max(self.first, sent) + self.chance.randrange(5))
+            self.dropped |= set(range(self.first, through + 1))
+            self.first = through + 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_no_reading_is_lost_none_is_out_of_order_and_what_is_missing_is_told(
+    seed: int, nursery: trio.Nursery, autojump_clock: object
+) -> None:
+    story = Story(seed, nursery)
+    while story.cursor < story.last:
+        await story.life_of_a_gateway()
+    for sink in story.sinks:
+        numbers = [int(one["id"].split("-")[3]) for one in sink.lines if "lost" not in one]
+        fresh = list(dict.fromkeys(numbers))
+        assert fresh == sorted(fresh)
+        told = {n for one in sink.lines if "lost" in one for n in range(one["from"], one["through"] + 1)}
+        assert set(range(1, story.last + 1)) - set(fresh) <= told
+        assert told <= story.dropped
