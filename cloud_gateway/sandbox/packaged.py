@@ -1,4 +1,5 @@
-"""The CustomResourceDefinitions that tinyedge brings along: devices, their models and statuses, and rules.
+"""The CustomResourceDefinitions that tinyedge brings along: devices and what belongs to them, rules, and jobs
+for fleets of nodes.
 
 Their files are those of `packaging/kubernetes/crds`, which a cluster gets by kubectl; `cloud_gateway/crds` leads there
 in a checkout and holds them in an installed package.

@@ -18,6 +18,7 @@ from tests.cloud_gateway.sandbox.test_kubectl import Kubectl
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / "packaging" / "kubernetes" / "crds"
 MANIFESTS = Path(__file__).resolve().parent / "manifests"
+JOBS = ("NodeUpgradeJob", "ImagePrePullJob", "ConfigUpdateJob")
 DEVICES = "/apis/devices.kubeedge.io/v1beta1/namespaces/default"
 Json = dict[str, Any]
 
@@ -27,8 +28,7 @@ def crds() -> dict[str, Json]:
 
 
 def schema_of(kind: str) -> Json:
-    (version,) = crds()[kind]["spec"]["versions"]
-    return dict(version["schema"]["openAPIV3Schema"])
+    return dict(crds()[kind]["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
 
 
 def manifests() -> list[Json]:
@@ -70,8 +70,19 @@ def test_names_versions_and_scopes_are_those_of_kubeedge() -> None:
         "Rule": ("rules.kubeedge.io", "v1", "rules"),
         "RuleEndpoint": ("rules.kubeedge.io", "v1", "ruleendpoints"),
         "LocalRule": ("rules.tinyedge.io", "v1alpha1", "localrules"),
+        "NodeUpgradeJob": ("operations.kubeedge.io", "v1alpha2", "nodeupgradejobs"),
+        "ImagePrePullJob": ("operations.kubeedge.io", "v1alpha2", "imageprepulljobs"),
+        "ConfigUpdateJob": ("operations.kubeedge.io", "v1alpha2", "configupdatejobs"),
     }
-    assert {one["spec"]["scope"] for one in crds().values()} == {"Namespaced"}
+    cluster = {kind for kind, one in crds().items() if one["spec"]["scope"] == "Cluster"}
+    assert cluster == set(JOBS)
+
+
+@pytest.mark.parametrize("kind", JOBS[:2])
+def test_the_older_version_of_a_job_has_the_same_fields(kind: str) -> None:
+    newer, older = crds()[kind]["spec"]["versions"]
+    assert (older["name"], older["served"], older["storage"]) == ("v1alpha1", True, False)
+    assert older["schema"] == newer["schema"]
 
 
 @pytest.mark.parametrize("obj", manifests(), ids=lambda one: f"{one['kind']} {one['metadata']['name']}")
@@ -103,7 +114,7 @@ def rules(found: Json) -> list[Json]:
     return own + [rule for one in below if isinstance(one, dict) for rule in rules(one)]
 
 
-@pytest.mark.parametrize("kind", ["Rule", "RuleEndpoint", "LocalRule"])
+@pytest.mark.parametrize("kind", ["Rule", "RuleEndpoint", "LocalRule", *JOBS])
 def test_every_rule_says_in_words_what_would_be_right(kind: str) -> None:
     found = rules(schema_of(kind))
     assert found
@@ -140,9 +151,9 @@ async def test_a_sandbox_has_them_from_its_first_moment(tmp_path: Path, nursery:
     async with client_of(sandbox) as client:
         world = World(sandbox, client)
         for obj in manifests():
-            group, _, version = obj["apiVersion"].partition("/")
-            plural = crds()[obj["kind"]]["spec"]["names"]["plural"]
-            await world.create(f"/apis/{group}/{version}/namespaces/default/{plural}", obj)
+            spec = crds()[obj["kind"]]["spec"]
+            space = "/namespaces/default" if spec["scope"] == "Namespaced" else ""
+            await world.create(f"/apis/{obj['apiVersion']}{space}/{spec['names']['plural']}", obj)
         device = await world.get(f"{DEVICES}/devices/pump-1")
         assert device["spec"]["properties"][2] == {"name": "running", "visitors": {}}
         assert "status" not in device, "a status is its own subresource"
@@ -201,6 +212,9 @@ async def test_kubectl_applies_the_definitions_and_what_people_have(tmp_path: Pa
     assert pump.split()[:4] == ["pump-1", "gate-7", "pump", "modbus"]
     assert "pump-1" in await kubectl("get", "tinyedge")
     assert "temperature > 80" in await kubectl("get", "localrule")
+    head, _, upgrade = (await kubectl("get", "nodeupgradejob")).splitlines()
+    assert head.split() == ["NAME", "VERSION", "PHASE", "NODES", "AGE"]
+    assert upgrade.split()[:2] == ["upgrade-example", "v1.16.0"]
     refused = await kubectl.run("patch", "devicemodel", "pump", "--type=merge", "-p", '{"spec":{"properties":[{}]}}')
     assert refused.returncode
     assert b"spec.properties[0].name: Required value" in refused.stderr
