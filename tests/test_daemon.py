@@ -120,9 +120,11 @@ class Node:
         (self.folder / "bad-disk").unlink(missing_ok=True)
         for manifest in self.manifests.iterdir():
             manifest.unlink()
-        self.start()
-        until(lambda: self.status()["runtime"]["state"] == "up" and not self.left())
-        self.stop()
+        self.start("--stop-pods")
+        try:
+            until(lambda: self.status()["runtime"]["state"] == "up" and not self.left())
+        finally:
+            self.stop()
 
     def left(self) -> list[str]:
         """What the runtime still has of pods."""

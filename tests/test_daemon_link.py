@@ -90,7 +90,9 @@ async def test_a_pod_from_the_gateway_runs_is_told_of_and_outlives_the_link_and_
         running = await rig.status_of(peer, lambda body: body.get("phase") == "Running")
         container = running["containerStatuses"][0]["containerID"]
         params = {"namespace": "default", "pod": "web", "container": "main"}
-        assert await rig.stream(peer, "logs", params) == (b"hello\n", "")
+        while (log := await rig.stream(peer, "logs", params)) == (b"", ""):
+            await trio.sleep(0.01)  # it runs, and has not said it yet
+        assert log == (b"hello\n", "")
         said, error = await rig.stream(peer, "logs", {**params, "pod": "none"})
         assert (said, 'pods "none" not found' in error) == (b"", True)
         figures, _ = await rig.stream(peer, "pods", {})

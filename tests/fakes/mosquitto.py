@@ -69,21 +69,27 @@ class Mosquitto:
                     task_status.started(process)
         finally:
             with trio.CancelScope(shield=True):
-                process.terminate()
-                await process.wait()
+                await _end(process)
         assert any(line.endswith(" running") for line in self.log), self.log
 
     async def stop(self) -> None:
         """As by its init system: it keeps what it persists."""
         assert self._process is not None
-        self._process.terminate()
-        await self._process.wait()
+        await _end(self._process)
 
     async def kill(self) -> None:
         """As by a power cut of the broker's machine."""
         assert self._process is not None
         self._process.kill()
         await self._process.wait()
+
+
+async def _end(process: trio.Process) -> None:
+    """It says that it runs before it does, and what it is told in between it forgets: it is told again."""
+    while process.returncode is None:
+        process.terminate()
+        with trio.move_on_after(1):
+            await process.wait()
 
 
 @asynccontextmanager
