@@ -65,6 +65,7 @@ class Made:
             mono_ms=lambda: 0,
             wall_ms=lambda: 0,
             uplink=nothing,
+            upgrades=nothing,
         )
 
     def read(

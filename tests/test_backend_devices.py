@@ -36,7 +36,13 @@ def made(site: Site, store: Store | None = None) -> DaemonBackend:
         mono_ms=lambda: 0,
         wall_ms=lambda: 0,
         uplink=cast("Any", NoLink()),
+        upgrades=cast("Any", NoUpgrades()),
     )
+
+
+class NoUpgrades:
+    def status(self) -> dict[str, Any]:
+        return {}
 
 
 class NoLink:

@@ -53,6 +53,14 @@ class Uplinked(Protocol):
     async def leave(self, *, local: bool) -> str: ...
 
 
+class Upgrading(Protocol):
+    """`trial.Upgrades`."""
+
+    def status(self) -> Json: ...
+
+    async def begin(self, name: str) -> str: ...
+
+
 NODE = ("", "")  # stands for the node itself among containers
 KINDS = (
     *("pods", "nodes", "events", "configmaps", "secrets", "images"),
@@ -104,6 +112,7 @@ class DaemonBackend:
         mono_ms: Callable[[], int],
         wall_ms: Callable[[], int],
         uplink: Uplinked,
+        upgrades: Upgrading,
     ) -> None:
         self._config = config
         self._life = life
@@ -118,6 +127,7 @@ class DaemonBackend:
         self._mono_ms = mono_ms
         self._wall_ms = wall_ms
         self._uplink = uplink
+        self._upgrades = upgrades
         self._changes = Changes()
         self._waiting: dict[int, tuple[trio.Event, list[Answer]]] = {}
         self._request = 0
@@ -215,6 +225,7 @@ class DaemonBackend:
             "store": self._store_status(),
             "series": self._series(),
             "machine": self._machine(),
+            "upgrade": self._upgrades.status(),
         }
 
     def _store_status(self) -> Json:
@@ -356,6 +367,11 @@ class DaemonBackend:
         if self._refusing or self._life.read_only:
             raise StoreReadOnly("the store can't be written", self._refusing or self._life.read_only)
         return await self._uplink.leave(local=local)
+
+    # --- upgrades ------------------------------------------------------------------------------------
+
+    async def upgrade(self, name: str) -> str:
+        return await self._upgrades.begin(name)
 
     # --- the runtime's streams ---------------------------------------------------------------------
 

@@ -250,6 +250,15 @@ class DmiConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ("/run/tinyedge", "/var/lib/tinyedge/mappers", "/etc/kubeedge")
 
 
+class UpgradeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    hold_s: Annotated[
+        Seconds, Meta(description="A new version stays once it has been well for so long, without a break.")
+    ] = 60
+    window_s: Annotated[
+        Seconds, Meta(description="A new version that is not well after so long goes, and the one before runs again.")
+    ] = 600
+
+
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: Annotated[Literal["human", "json"], Meta(description="Form of the daemon's own log on stderr.")] = "human"
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is shown.")] = (
@@ -271,6 +280,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     mqtt: MqttConfig = MqttConfig()
     outbound: OutboundConfig = OutboundConfig()
     dmi: DmiConfig = DmiConfig()
+    upgrade: UpgradeConfig = UpgradeConfig()
     log: LogConfig = LogConfig()
 
 

@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 import trio
 from msgspec import Struct
 
-from tinyedge import __version__, wire
+from tinyedge import __version__, trial, wire
 from tinyedge import events as ev
 from tinyedge.adapters import host, kubelets, linux, logs, manifests, probes
 from tinyedge.adapters.executor import Executor
@@ -57,6 +57,9 @@ STOP_PODS_S_MAX = 60
 REFUSE_S = 0.2  # for refusals to reach those who wait
 
 
+_LAUNCH = "launch"  # what comes next, the launcher says
+
+
 class _WritableAgain(Exception):
     """The disk of a read-only life takes writes again."""
 
@@ -67,12 +70,16 @@ def serve(config: Config, *, stop_pods: bool = False) -> int:
         kubelets.refuse_beside(config.runtime.endpoint)
     log = _log(config)
     environ = dict(os.environ)  # with the init system's address, which no child but our next life may have
+    launch = trial.launched(environ)
     try:
-        again = trio.run(_live, config, log, stop_pods)
+        again = trio.run(_live, config, log, launch, stop_pods)
     except BaseExceptionGroup as group:
         raise _find(group, TinyEdgeError) or group from None
+    if again is _LAUNCH:
+        log.note("warning", "daemon.again", {"launcher": launch.launcher})
+        trial.become_launched(launch.launcher, environ)
     if again is not None:
-        _start_again(log, again, environ)
+        _start_again(log, again, trial.next_environ(environ))
     return 0
 
 
@@ -113,27 +120,26 @@ def _log(config: Config) -> Log:
 # --- one life ------------------------------------------------------------------------------------
 
 
-async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
-    """None: told to stop. Else this program is to start again, and the text says why it then is read-only, if it is."""
+async def _live(config: Config, log: Log, launch: trial.Launch, stop_pods: bool) -> str | None:
+    """None: told to stop. Else this program is to start again, and the text says why it then is read-only, if it is;
+    or, for _LAUNCH, whatever the launcher starts."""
     again: str | None = None
     notifier = host.Notifier()
     found, facts = await trio.to_thread.run_sync(_facts, config)
-    clock = _Clock()
-    back = os.environ.pop(READ_ONLY, None)
+    clock, back = _Clock(), os.environ.pop(READ_ONLY, None)
     store, reason = await trio.to_thread.run_sync(_open_store, config, clock, back or "")
     loaded = store.take_loaded()
     ended = _boot_reason(loaded, facts) if back is None else "store"
     life = Life(ended, clock.wall_ms(), clock.mono_ms(), reason, clock.trusted())
     box = await trio.to_thread.run_sync(BlackBox.open, os.path.join(config.store.path, "blackbox"))
-    log.note("info", "daemon.start", {"version": __version__, "node": facts.name, "last_end": life.boot_reason})
-    _report(log, store, loaded, reason)
+    _report(log, store, loaded, life, facts.name)
     about, suspects = About(), Suspects(config.store.path)
     gate = Gate(suspects)
     try:
         await trio.to_thread.run_sync(set_aside, suspects, loaded.tables, None if reason else store, log, box)
         edge = Edge(loaded.tables, _policy(config), about)
         async with _open_runtime(config, facts) as runtime:
-            parts = _Parts(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, None)
+            parts = _Parts(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, launch)
             if reason:
                 await _run(parts, stop_pods)
             else:
@@ -141,16 +147,15 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
                 async with open_committer(store, wall_ms=clock.trusted_wall_ms, window_s=window_s) as parts.committer:
                     await _run(parts, stop_pods)
             if stop_pods:
-                with trio.move_on_after(STOP_PODS_S_MAX):
-                    await _stop_pods(parts)
+                await _stop_pods(parts)
     except* StoreError as errors:
         fault = _find(errors, StoreError)
         box.record("store", {"fault": str(fault)}, clock.trusted_wall_ms(), facts.boot_id)
-        lived_ms = clock.mono_ms() - life.booted_mono_ms
-        # A full store still takes deletes, from its reserve; if even that does not help, it comes back read-only.
-        again = "" if isinstance(fault, StoreFull) and lived_ms > FULL_MS_MIN else str(fault)
+        again = _after(fault, clock.mono_ms() - life.booted_mono_ms)
     except* _WritableAgain:
         again = again or ""
+    except* trial.Restart:
+        again = _LAUNCH if again is None else again
     except* (Exception, InvariantBroken) as errors:
         if _find(errors, TinyEdgeError) is not None:
             store.close()  # it could not start, and nothing has broken
@@ -160,13 +165,19 @@ async def _live(config: Config, log: Log, stop_pods: bool) -> str | None:
             box.record("broken", dict(fields), clock.trusted_wall_ms(), facts.boot_id)
             gate.broke(about.pod, clock.mono_ms() - life.booted_mono_ms)
         raise
-    if again is not None:
-        return again
-    with trio.move_on_after(CLOSE_S_MAX, shield=True):
-        await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
-    box.record("stop", {"reason": "clean"}, clock.trusted_wall_ms(), facts.boot_id)
-    log.note("info", "daemon.stop", {"containers": "stopped" if stop_pods else "go on"})
-    return None
+    if again in (None, _LAUNCH):
+        with trio.move_on_after(CLOSE_S_MAX, shield=True):
+            await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
+        reason, containers = ("upgrade", "go on") if again else ("clean", "stopped" if stop_pods else "go on")
+        box.record("stop", {"reason": reason}, clock.trusted_wall_ms(), facts.boot_id)
+        log.note("info", "daemon.stop", {"containers": containers})
+    return again
+
+
+def _after(fault: BaseException | None, lived_ms: int) -> str:
+    """Why the next life is read-only, if it is. A full store still takes deletes, from its reserve; if even that does
+    not help, it comes back read-only."""
+    return "" if isinstance(fault, StoreFull) and lived_ms > FULL_MS_MIN else str(fault)
 
 
 async def _run(parts: _Parts, stop_pods: bool) -> None:
@@ -249,8 +260,9 @@ def _boot_reason(loaded: Loaded, facts: ev.NodeFacts) -> str:
     return "crash"
 
 
-def _report(log: Log, store: Store, loaded: Loaded, reason: str) -> None:
-    report = loaded.report
+def _report(log: Log, store: Store, loaded: Loaded, life: Life, node: str) -> None:
+    report, reason = loaded.report, life.read_only
+    log.note("info", "daemon.start", {"version": __version__, "node": node, "last_end": life.boot_reason})
     log.note("info", "store.open", {"sequence": report.sequence, "replayed": report.replayed, "clean": report.clean})
     for fault in store.status().faults:
         log.note("warning", f"store.{fault.kind}", {"what": fault.what, "why": fault.why, "remedy": fault.remedy})
@@ -297,7 +309,8 @@ class _Parts(Struct):
     runtime: Runtime
     notifier: host.Notifier
     gate: Gate
-    committer: Committer | None
+    launch: trial.Launch
+    committer: Committer | None = None
 
 
 def _executor(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Awaitable[None]]) -> Executor:
@@ -355,6 +368,15 @@ class _Daemon:
         self._loop = Loop(edge, parts.committer, self._carry_out, self._tick, self._decided, durable=self._durable)
         self._executor = _executor(parts, nursery, self._hear)
         self._uplink = _uplink(parts, nursery, self._loop.post)
+        self._upgrades = trial.Upgrades(
+            parts.launch,
+            config,
+            view=edge.view,
+            link=self._uplink,
+            writable=lambda: not parts.store.status().read_only,
+            note=parts.log.note,
+            record=self._record,
+        )
         self._site = _site(parts, nursery, self._loop.post)
         self._backend = DaemonBackend(
             config=config,
@@ -370,6 +392,7 @@ class _Daemon:
             mono_ms=clock.mono_ms,
             wall_ms=clock.wall_ms,
             uplink=self._uplink,
+            upgrades=self._upgrades,
         )
         self._listed = trio.Event()
         self._volume_usage = VolumeUsage()
@@ -395,6 +418,7 @@ class _Daemon:
         nursery.start_soon(self._sample)
         nursery.start_soon(self._feed_watchdog)
         nursery.start_soon(self._outlast_boot)
+        nursery.start_soon(self._upgrades.run, self._backend.request)
         self._notifier.ready(f"node {self._facts.name}")
 
     def _watch(self, folder: str) -> trio.Event:
@@ -560,12 +584,13 @@ class _Daemon:
 async def _stop_pods(parts: _Parts) -> None:
     """Every container gets its preStop hook, its SIGTERM and its grace time, all at once; then the sandboxes go."""
     runtime = parts.runtime
-    async with trio.open_nursery() as nursery:
-        executor = _executor(parts, nursery, _unheard)
-        await executor.stop_all(parts.edge.view.stops())
-        for pod in await runtime.pods():
-            for sandbox in pod.sandboxes:
-                nursery.start_soon(runtime.stop_sandbox, sandbox.id)
+    with trio.move_on_after(STOP_PODS_S_MAX):
+        async with trio.open_nursery() as nursery:
+            executor = _executor(parts, nursery, _unheard)
+            await executor.stop_all(parts.edge.view.stops())
+            for pod in await runtime.pods():
+                for sandbox in pod.sandboxes:
+                    nursery.start_soon(runtime.stop_sandbox, sandbox.id)
 
 
 async def _unheard(event: ev.Event) -> None:

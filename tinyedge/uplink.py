@@ -336,6 +336,10 @@ class Uplink:
             "certificateExpiry": found.not_after_s,
         }
 
+    def reached(self) -> bool:
+        """Whether somebody has answered at the gateway's address since the start."""
+        return self._cloud is not None and self._cloud.status.traffic.connects > 0
+
 
 @contextmanager
 def _as_world() -> Iterator[None]:

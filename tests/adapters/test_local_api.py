@@ -475,3 +475,19 @@ async def test_a_leave_is_passed_on(rig: Rig) -> None:
     for query, local in (("", False), ("?local=1", True)):
         status, answer, _ = await rig.ask("DELETE", f"/v1/join{query}")
         assert (status, answer, rig.backend.joined[-1]) == (200, {"message": "gate-7 has left"}, local)
+
+
+async def test_another_version_is_asked_for_by_its_name_and_that_is_logged(rig: Rig) -> None:
+    status, answer, _ = await rig.ask("POST", "/v1/upgrade", b'{"name": "0.2.0-amd64"}')
+    assert (status, answer, rig.backend.upgrades) == (
+        200,
+        {"message": "0.2.0-amd64 is started on trial"},
+        ["0.2.0-amd64"],
+    )
+    assert [(key, fields["target"]) for _, key, fields in rig.notes] == [("api.upgrade", "0.2.0-amd64")]
+    for body in (b"", b"{}", b'{"name": 3}', b'{"name": "x", "more": 1}'):
+        status, answer, _ = await rig.ask("POST", "/v1/upgrade", body)
+        assert (status, answer["reason"]) == (400, "BadRequest")
+    rig.backend.image_error = WorldError("can't try it", "another one is on trial", "wait")
+    status, answer, _ = await rig.ask("POST", "/v1/upgrade", b'{"name": "0.2.0-amd64"}')
+    assert (status, answer["why"]) == (500, "another one is on trial")

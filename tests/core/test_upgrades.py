@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.core.rig import Rig, pod
@@ -67,6 +69,6 @@ def test_the_end_of_an_upgrade_is_an_event_of_the_node_a_line_of_log_and_an_entr
     assert (event["type"], event["message"]) == (kind, "what has become of it")
     assert event["involvedObject"]["kind"] == "Node"
     assert [told["reason"] for told in rig.told_events()] == [reason]  # and durable before the answer
-    fields = {"version": "0.2.0-amd64", "verdict": verdict, "what": "what has become of it"}
+    fields: dict[str, Any] = {"version": "0.2.0-amd64", "verdict": verdict, "what": "what has become of it"}
     assert ev.Record("upgrade", fields) in step.effects
     assert ev.Note(level, "upgrade.ended", fields) in step.effects

@@ -359,6 +359,7 @@ class FakeBackend:
         self.store_error: Exception | None = None
         self.is_ready = True
         self.joined: list[JoinBody | bool] = []
+        self.upgrades: list[str] = []
         self.closed_streams = 0
 
     def say(self, container: str, line: bytes) -> None:
@@ -452,6 +453,13 @@ class FakeBackend:
         if not self.device_answers:
             await trio.sleep_forever()
         return self.answer
+
+    async def upgrade(self, name: str) -> str:
+        await trio.lowlevel.checkpoint()
+        if self.image_error:
+            raise self.image_error
+        self.upgrades.append(name)
+        return f"{name} is started on trial"
 
     def watch(self, kind: str) -> AsyncGenerator[Json, None]:
         if kind == "devices":

@@ -101,6 +101,9 @@ class View:
         runtime = "" if self._desk.runtime else f"; the runtime does not answer: {self._desk.runtime_why}"
         return f"{ready} of {len(runs)} pods ready{runtime}"
 
+    def runtime_answers(self) -> bool:
+        return self._desk.runtime is not None
+
     def pods_up(self) -> tuple[int, int, int]:
         """How many pods should run; how many of these do, with all their containers; and how many of those have not
         fallen over lately. One that has ended well need not run, nor one that is being deleted."""

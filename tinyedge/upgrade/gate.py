@@ -1,8 +1,8 @@
 """Whether a version on trial is fit to stay: pure, fed with what is seen every few seconds.
 
 All of these must hold for a minute, within ten minutes of the start: the store can be written, the runtime answers,
-the pods that ran before run, and the link is up if it was up before. A gateway that can't be reached at all is the
-cloud's absence and blocks nothing; one that answers and is not understood does.
+as many pods run as did before, and there has been a link if there was one before. A gateway that can't be reached at
+all is the cloud's absence and blocks nothing; one that answers and is not understood does.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ WINDOW_S = 600
 
 
 class Seen(Struct, frozen=True):
-    """`pods_wanted` are those that should run, `pods_running` how many of them do; `gateway_reachable` that somebody
-    has answered at its address since the start."""
+    """`pods_wanted` are those that should run, `pods_running` how many of them do; `linked` that there has been a link,
+    and `gateway_reachable` that somebody has answered at its address, both since the start."""
 
     at_s: float
     store_writable: bool
@@ -36,8 +36,18 @@ class Verdict(Struct, frozen=True):
 class Gate:
     """`linked_before`: the version before had a link; `pods_before`: so many pods ran under it."""
 
-    def __init__(self, started_s: float, *, linked_before: bool, pods_before: int) -> None:
+    def __init__(
+        self,
+        started_s: float,
+        *,
+        linked_before: bool,
+        pods_before: int,
+        hold_s: float = HOLD_S,
+        window_s: float = WINDOW_S,
+    ) -> None:
         self._started_s = started_s
+        self._hold_s = hold_s
+        self._window_s = window_s
         self._linked_before = linked_before
         self._pods_before = pods_before
         self._good_since_s: float | None = None
@@ -46,11 +56,11 @@ class Gate:
         missing = tuple(self._missing(seen))
         if missing:
             self._good_since_s = None
-            late = seen.at_s - self._started_s >= WINDOW_S
+            late = seen.at_s - self._started_s >= self._window_s
             return Verdict(False if late else None, missing)
         if self._good_since_s is None:
             self._good_since_s = seen.at_s
-        return Verdict(True if seen.at_s - self._good_since_s >= HOLD_S else None, ())
+        return Verdict(True if seen.at_s - self._good_since_s >= self._hold_s else None, ())
 
     def _missing(self, seen: Seen) -> list[str]:
         found = []

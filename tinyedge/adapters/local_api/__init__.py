@@ -24,6 +24,7 @@
     DELETE /v1/images ?image=
     POST   /v1/join                              {"url", "token", "name", "labels", "taints"}
     DELETE /v1/join                              ?local=1: without a word to the gateway
+    POST   /v1/upgrade                           {"name"}: try an installed version; empty: start again
 
 Lists are Kubernetes lists; a watch is JSON lines of {"type", "object"}. An error is {"what", "why", "remedy",
 "reason"}, in the body or, once a stream has begun, in the trailer `tinyedge-error`. `?redact=1` on any GET takes every

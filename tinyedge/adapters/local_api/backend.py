@@ -108,6 +108,9 @@ class Backend(Protocol):
     async def leave(self, *, local: bool) -> str:
         """`local`: without a word to the gateway."""
 
+    async def upgrade(self, name: str) -> str:
+        """Begin the trial of an installed version (empty: start again what is to run); the daemon ends just after."""
+
     def watch(self, kind: str) -> AsyncGenerator[Json, None]:
         """`{"type": "ADDED" | "MODIFIED" | "DELETED", "object"}`, what there is first. Bounded by itself."""
 

@@ -464,6 +464,13 @@ class Routes:
         with self._logged(call, "leave", "gateway"):
             return _json({"message": await _of_gateway(self.backend.leave(local=call.flag("local")))})
 
+    async def upgrade(self, call: Call) -> Reply:
+        name = _body(call, {"name": "of an installed version, or empty"})["name"]
+        if not isinstance(name, str):
+            raise BadInput("name", name, "the name of an installed version")
+        with self._logged(call, "upgrade", name):
+            return _json({"message": await self.backend.upgrade(name)})
+
     def _named(self, call: Call, name: str, expected: str) -> str:
         if not call.text(name):
             raise BadInput(f"?{name}", "", expected)
@@ -525,6 +532,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", "v1/images", Routes.remove_image),
     ("POST", "v1/join", Routes.join),
     ("DELETE", "v1/join", Routes.leave),
+    ("POST", "v1/upgrade", Routes.upgrade),
     ("GET", "v1/*", Routes.list_all),
     ("GET", "v1/namespaces/*/*", Routes.list_in),
     ("GET", "v1/namespaces/*/*/*", Routes.one),
