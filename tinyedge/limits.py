@@ -116,6 +116,13 @@ BUNDLE_MANIFEST_BYTES_MAX = 1 * MIB
 BUNDLE_FILES_MAX = 5000
 BUNDLE_UNPACKED_BYTES_MAX = 512 * MIB
 
+# Jobs of a fleet.
+JOB_WORDS_CHARS_MAX = 1000  # of one thing that a node says of a job
+JOB_ACTIONS_MAX = 8
+JOB_IMAGES_MAX = 100
+JOB_FIELDS_MAX = 256  # keys of the configuration that one job changes
+JOB_PIECE_BYTES_MAX = 64 * KIB  # of a file, in one answer
+
 # The link.
 LINK_OBJECT_BYTES_MAX = 4 * MIB  # body of one object; what the store takes of it is the core's to say
 LINK_MESSAGE_BYTES_MAX = LINK_OBJECT_BYTES_MAX + 64 * KIB  # inflated

@@ -189,7 +189,7 @@ async def connect(
     client = Client(settings, reach=reach, note=note, chance=chance)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(client._run)
+        nursery.start_soon(client._run_until_bye)
         try:
             yield client
         except Exception as error:  # noqa: BLE001 - raised again below, without the nursery's group around it
@@ -197,7 +197,7 @@ async def connect(
         finally:
             with trio.move_on_after(BYE_S, shield=True):
                 await client._say_bye()
-        nursery.cancel_scope.cancel()
+            client._scope.cancel()
     if failure is not None:
         raise failure
 
@@ -226,6 +226,8 @@ class Client:
         self._filters: dict[str, int] = {}
         self._up = trio.Event()
         self._idle = trio.Event()
+        self._ended = trio.Event()
+        self._scope = trio.CancelScope(shield=True)
         self._is_leaving = False
         self._why = ""  # this connection has ended
         self._inbox: deque[Message] = deque()
@@ -295,9 +297,12 @@ class Client:
         `by_hand` with its `ack`."""
         return _Messages(self._take, by_hand=by_hand)
 
-    def fetch_again(self) -> None:
-        """Connect anew: a broker that keeps our session then sends again, in order, all that was not acknowledged."""
+    async def fetch_again(self) -> None:
+        """Connect anew: a broker that keeps our session then sends again, in order, all that was not acknowledged.
+        Returns once this connection has ended."""
+        ended = self._ended
         self._again.set()
+        await ended.wait()
 
     async def _take(self) -> Message:
         while not self._inbox:
@@ -320,6 +325,11 @@ class Client:
             raise PeerError(ticket.refused)
 
     # --- the connection --------------------------------------------------------------------------------
+
+    async def _run_until_bye(self) -> None:
+        """Who cancels us has us say goodbye first, with the last acknowledgements."""
+        with self._scope:
+            await self._run()
 
     async def _run(self) -> None:
         while True:
@@ -448,6 +458,8 @@ class Client:
             ticket.lost = True
             ticket.done.set()
         self._idle.set()
+        self._ended.set()
+        self._ended = trio.Event()
 
     async def _say_bye(self) -> None:
         self._is_leaving = True
