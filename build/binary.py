@@ -111,7 +111,8 @@ def _add_packaging(product: str, folder: Path) -> None:
     if product != "edge":
         return
     target = folder / "_internal" / "packaging"
-    for name in ("launcher", "install.sh", "tinyedge.toml", "systemd", "openrc", "sysv", "trust"):
+    names = ("launcher", "install.sh", "tinyedge", "container-stack.sh", "tinyedge.toml")
+    for name in (*names, "systemd", "openrc", "sysv", "trust"):
         source = ROOT / "packaging" / name
         if source.is_dir():
             shutil.copytree(source, target / name)

@@ -3,7 +3,8 @@
     python build/bundle.py dist/tinyedge-0.1.0-amd64 --key KEYFILE [--out dist]
 
 Beside the `.run` file: `SHA256SUMS`, and `SHA256SUMS.sig` by the same key. KEYFILE holds a raw Ed25519 key in base64;
-`--new-key KEYFILE` makes one (0600) and `KEYFILE.pub`, which goes to the devices. What a bundle is, and how it is
+`--new-key KEYFILE` makes one (0600) and `KEYFILE.pub`. The public half goes into the bundle, beside those in
+packaging/trust: an installed version trusts them all. What a bundle is, and how it is
 verified, stands in tinyedge/upgrade/bundle.py.
 """
 
@@ -75,6 +76,7 @@ def bundle(folder: Path, key: bytes, out: Path, script: bytes | None = None) -> 
     """`folder` is named PRODUCT-VERSION-ARCHITECTURE."""
     rest, _, architecture = folder.name.rpartition("-")
     product, _, version = rest.rpartition("-")
+    trust(folder, libcrypto.public_key(key))
     described = manifest(folder, product, version, architecture)
     target = out / f"{folder.name}.run"
     out.mkdir(parents=True, exist_ok=True)
@@ -82,6 +84,16 @@ def bundle(folder: Path, key: bytes, out: Path, script: bytes | None = None) -> 
     target.write_bytes(head.rstrip(b"\n") + b"\n" + MARK + payload(folder, described, libcrypto.sign(key, described)))
     target.chmod(0o755)
     return target
+
+
+def trust(folder: Path, public: bytes) -> None:
+    """A device on which this is installed takes later versions by the same key, and by those in packaging/trust."""
+    packaging = folder / "_internal" / "packaging"
+    text = base64.b64encode(public) + b"\n"
+    keys = packaging / "trust"
+    if packaging.is_dir() and not any(one.read_bytes().strip() == text.strip() for one in keys.glob("*.pub")):
+        keys.mkdir(exist_ok=True)
+        (keys / f"release-{hashlib.sha256(public).hexdigest()[:8]}.pub").write_bytes(text)
 
 
 def installer() -> bytes:

@@ -1,17 +1,21 @@
 #!/bin/sh
 # tinyedge in one file. Needs a POSIX shell (busybox will do), tar with gzip, and root.
 #
-#   sh tinyedge-….run install [--root DIR] [--no-start]     install, enable and start it
+#   sh tinyedge-….run install [--root DIR] [--init NAME] [--no-start]   install, enable and start it
 #   sh tinyedge-….run extract DIR                            only unpack this version to DIR
 #   sh tinyedge-….run info                                   what it is
 #   sh /usr/lib/tinyedge/install.sh uninstall [--purge] [--stop-pods]
+#   sh /usr/lib/tinyedge/install.sh users                    make its groups and its user where they lack
 #
 # Before the first install compare the file with the published SHA256SUMS (and that with its signature). From then on
-# the installed version verifies the next one: `tinyedge upgrade FILE`; this script then does just that.
+# the installed version verifies the next one: `tinyedge upgrade FILE`; this script then does just that. An install that
+# was cut off is finished by another; of the version that is installed already, it puts right what is missing.
 set -eu
 umask 022
 MARK=__TINYEDGE_PAYLOAD__
+LIB=/usr/lib/tinyedge
 DEST=
+INIT=
 START=yes
 PURGE=
 STOP_PODS=
@@ -25,8 +29,10 @@ fail() {
 }
 
 need_root() {
-  [ "$(id -u)" = 0 ] || fail "this needs root" "run it again with sudo, or as root"
+  [ -n "$DEST" ] || [ "$(id -u)" = 0 ] || fail "this needs root" "run it again with sudo, or as root"
 }
+
+# --- what is in the file -------------------------------------------------------------------------
 
 payload() {
   line=$(awk -v mark="$MARK" '$0 == mark { print NR; exit }' "$0")
@@ -34,166 +40,324 @@ payload() {
   tail -n "+$((line + 1))" "$0"
 }
 
+# Every file of an unpacked version is what its manifest says.
+is_whole() {
+  [ -f "$1/manifest.json" ] || return 1
+  (cd "$1" && awk -F '"' '
+    $2 == "path" { path = $4 }
+    $2 == "sha256" { print $4 "  " path }
+  ' manifest.json | sha256sum -c >/dev/null 2>&1)
+}
+
 # To a folder that is not there yet.
 unpack() {
+  payload | gzip -t 2>/dev/null || fail "$0 is damaged or cut off" "fetch it again, and compare it with SHA256SUMS"
   mkdir -p "$1"
   payload | gzip -dc | (cd "$1" && tar -xf -) || fail "$0 is damaged" "fetch it again, and compare it with SHA256SUMS"
-  [ -x "$1/tinyedge" ] || fail "$0 is not whole" "fetch it again"
+  is_whole "$1" || fail "$0 is damaged: its files are not what its manifest says" "fetch it again"
 }
 
 field() {
   sed -n "s/^ *\"$2\": \"\\(.*\\)\",*\$/\\1/p" "$1" | head -n 1
 }
 
+# --- the machine ---------------------------------------------------------------------------------
+
+# Of its programs, which may be another one than the kernel's, and of an image another one than this machine's.
 machine() {
-  case $(uname -m) in
-  x86_64) echo amd64 ;;
-  aarch64) [ "$(getconf LONG_BIT 2>/dev/null || echo 64)" = 32 ] && echo armhf || echo arm64 ;;
-  armv7l | armv8l) echo armhf ;;
-  *) uname -m ;;
+  case $(od -An -tx1 -j18 -N2 "$DEST/bin/sh" 2>/dev/null | tr -d ' \n') in
+  3e00) echo amd64 ;;
+  b700) echo arm64 ;;
+  2800) echo armhf ;;
+  *) [ -n "$DEST" ] || uname -m ;; # an image that has no programs yet takes any
   esac
 }
 
+# What runs, or, in an image, what its /sbin/init is.
 init_system() {
-  if [ -d "$DEST/run/systemd/system" ] || [ -x "$DEST/lib/systemd/systemd" ] || [ -x "$DEST/usr/lib/systemd/systemd" ]; then
+  if [ -n "$INIT" ]; then
+    echo "$INIT"
+  elif [ -z "$DEST" ] && [ -d /run/systemd/system ]; then
     echo systemd
-  elif [ -x "$DEST/sbin/openrc-run" ] || [ -x "$DEST/usr/sbin/openrc-run" ]; then
+  elif [ -z "$DEST" ] && [ -d /run/openrc ]; then
     echo openrc
-  elif [ -d "$DEST/etc/init.d" ]; then
-    echo sysv
   else
-    echo none
+    case $(readlink "$DEST/sbin/init" || :) in
+    *systemd*) echo systemd ;;
+    *openrc*) echo openrc ;;
+    *)
+      if [ -x "$DEST/sbin/openrc-run" ] || [ -x "$DEST/usr/sbin/openrc-run" ]; then
+        echo openrc
+      elif [ -d "$DEST/etc/init.d" ]; then
+        echo sysv
+      else
+        echo none
+      fi
+      ;;
+    esac
   fi
 }
 
-# copy MODE FROM TO, whole or not at all
+# copy MODE FROM TO: whole or not at all, also over a power cut; a file that is the same already is left alone
 copy() {
-  cp "$2" "$3.new"
-  chmod "$1" "$3.new"
-  mv -f "$3.new" "$3"
+  if ! cmp -s "$2" "$3"; then
+    mkdir -p "${3%/*}"
+    cp "$2" "$3.new"
+    chmod "$1" "$3.new"
+    sync
+    mv -f "$3.new" "$3"
+  fi
+  chmod "$1" "$3"
 }
 
-user() {
-  grep -q '^tinyedge:' "$DEST/etc/group" 2>/dev/null && return 0
-  if [ -z "$DEST" ]; then
-    groupadd --system tinyedge 2>/dev/null || addgroup -S tinyedge 2>/dev/null || :
-  elif [ -f "$DEST/etc/group" ]; then
-    echo "tinyedge:x:990:" >>"$DEST/etc/group"
+# --- groups and the user -------------------------------------------------------------------------
+
+# tinyedge      may use the API's socket, which is as good as being root
+# tinyedge-dmi  mappers of devices: may connect to the DMI socket
+# _tinyedge     owns nothing: what parses manifests of others runs as it
+users() {
+  [ -f "$DEST/etc/group" ] || [ -z "$DEST" ] || return 0 # an image that has no users yet
+  for group in tinyedge tinyedge-dmi _tinyedge; do
+    grep -q "^$group:" "$DEST/etc/group" || add_group "$group" || say "group $group can't be made: make it yourself"
+  done
+  grep -q '^_tinyedge:' "$DEST/etc/passwd" || add_user || say "user _tinyedge can't be made: manifests are parsed as root"
+}
+
+add_group() {
+  if [ -n "$DEST" ]; then
+    append group "$1:x:$(free_id):"
+    [ ! -f "$DEST/etc/gshadow" ] || append gshadow "$1:!::"
+  elif command -v groupadd >/dev/null; then
+    groupadd --system "$1"
+  else
+    addgroup -S "$1"
   fi
 }
+
+add_user() {
+  id=$(awk -F : '$1 == "_tinyedge" { print $3 }' "$DEST/etc/group")
+  if [ -n "$DEST" ]; then
+    append passwd "_tinyedge:x:$(free_id):$id:tinyedge:/nonexistent:/usr/sbin/nologin"
+    [ ! -f "$DEST/etc/shadow" ] || append shadow "_tinyedge:!:::::::"
+  elif command -v useradd >/dev/null; then
+    useradd --system --gid _tinyedge --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin _tinyedge
+  else
+    adduser -S -D -H -h /nonexistent -s /sbin/nologin -G _tinyedge -g tinyedge _tinyedge
+  fi
+}
+
+free_id() {
+  awk -F : '{ taken[$3] = 1 } END { for (id = 990; id > 100; id--) if (!(id in taken)) { print id; exit } }' \
+    "$DEST/etc/passwd" "$DEST/etc/group"
+}
+
+append() {
+  file=$DEST/etc/$1
+  cp -p "$file" "$file.tinyedge"
+  echo "$2" >>"$file.tinyedge"
+  mv -f "$file.tinyedge" "$file"
+}
+
+# --- the service ---------------------------------------------------------------------------------
 
 enable_service() {
   files=$1
   case $(init_system) in
   systemd)
-    mkdir -p "$DEST/etc/systemd/system/multi-user.target.wants"
     copy 644 "$files/systemd/tinyedge.service" "$DEST/etc/systemd/system/tinyedge.service"
-    ln -sf ../tinyedge.service "$DEST/etc/systemd/system/multi-user.target.wants/tinyedge.service"
+    mkdir -p "$DEST/etc/systemd/system/multi-user.target.wants"
+    ln -sfn ../tinyedge.service "$DEST/etc/systemd/system/multi-user.target.wants/tinyedge.service"
     [ -n "$DEST" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
     ;;
   openrc)
     copy 755 "$files/openrc/tinyedge" "$DEST/etc/init.d/tinyedge"
     mkdir -p "$DEST/etc/runlevels/default"
-    ln -sf /etc/init.d/tinyedge "$DEST/etc/runlevels/default/tinyedge"
+    ln -sfn /etc/init.d/tinyedge "$DEST/etc/runlevels/default/tinyedge"
     ;;
   sysv)
     copy 755 "$files/sysv/tinyedge" "$DEST/etc/init.d/tinyedge"
-    if [ -z "$DEST" ] && command -v update-rc.d >/dev/null; then
-      update-rc.d tinyedge defaults >/dev/null
-    else
-      for level in 2 3 4 5; do
-        [ ! -d "$DEST/etc/rc$level.d" ] || ln -sf ../init.d/tinyedge "$DEST/etc/rc$level.d/S20tinyedge"
-      done
-    fi
+    enable_sysv
     ;;
-  *) say "no init system that is known here was found: start '/usr/lib/tinyedge/launcher --supervise run' at boot" ;;
+  *) say "no init system that is known here was found: start '$LIB/launcher --supervise run' at boot" ;;
+  esac
+}
+
+enable_sysv() {
+  if [ -z "$DEST" ] && command -v update-rc.d >/dev/null; then
+    update-rc.d tinyedge defaults >/dev/null
+    return 0
+  fi
+  for level in 2 3 4 5; do
+    [ ! -d "$DEST/etc/rc$level.d" ] || ln -sfn ../init.d/tinyedge "$DEST/etc/rc$level.d/S20tinyedge"
+  done
+  for level in 0 1 6; do
+    [ ! -d "$DEST/etc/rc$level.d" ] || ln -sfn ../init.d/tinyedge "$DEST/etc/rc$level.d/K01tinyedge"
+  done
+}
+
+disable_service() {
+  if [ -z "$DEST" ] && [ -f /etc/init.d/tinyedge ] && command -v update-rc.d >/dev/null; then
+    update-rc.d -f tinyedge remove >/dev/null || :
+  fi
+  rm -f "$DEST/etc/systemd/system/multi-user.target.wants/tinyedge.service" "$DEST/etc/runlevels/default/tinyedge"
+  rm -f "$DEST/etc/rc"[0-6].d/[SK][0-9][0-9]tinyedge
+  rm -f "$DEST/etc/systemd/system/tinyedge.service" "$DEST/etc/init.d/tinyedge"
+  [ -n "$DEST" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+}
+
+# An image that is being made has no init that runs.
+is_booted() {
+  [ -z "$DEST" ] || return 1
+  case $(init_system) in
+  systemd) [ -d /run/systemd/system ] ;;
+  openrc) [ -d /run/openrc ] ;;
+  sysv) [ "$(readlink /proc/1/root)" = / ] && [ -e /proc/1/exe ] && [ -n "$(runlevel 2>/dev/null || :)" ] ;;
+  *) false ;;
   esac
 }
 
 service() {
-  [ -z "$DEST" ] || return 0
+  is_booted || return 0
   case $(init_system) in
-  systemd) [ ! -d /run/systemd/system ] || systemctl "$1" tinyedge.service ;;
+  systemd) systemctl "$1" tinyedge.service ;;
   openrc) rc-service tinyedge "$1" ;;
-  sysv) "/etc/init.d/tinyedge" "$1" ;;
+  sysv) if command -v invoke-rc.d >/dev/null; then invoke-rc.d tinyedge "$1"; else /etc/init.d/tinyedge "$1"; fi ;;
   esac
 }
 
+# --- install -------------------------------------------------------------------------------------
+
 install() {
   need_root
-  lib=$DEST/usr/lib/tinyedge
-  if [ -z "$DEST" ] && [ -s "$lib/current" ] && [ -x /usr/bin/tinyedge ]; then
-    say "a version is installed: it verifies this one and upgrades itself"
-    exec /usr/bin/tinyedge upgrade "$0"
-  fi
-  mkdir -p "$lib/versions" "$lib/trust" "$DEST/usr/bin" "$DEST/etc/tinyedge/manifests" "$DEST/var/lib/tinyedge"
-  chmod 700 "$DEST/var/lib/tinyedge"
-  rm -rf "$lib/versions/.new-install"
-  say "unpacking"
-  unpack "$lib/versions/.new-install"
+  lib=$DEST$LIB
   new=$lib/versions/.new-install
+  mkdir -p "$lib/versions"
+  rm -rf "$new"
+  current=
+  [ ! -f "$lib/current" ] || read -r current _ <"$lib/current" || :
+  say "unpacking"
+  unpack "$new"
   arch=$(field "$new/manifest.json" architecture)
   version=$(field "$new/manifest.json" version)
-  if [ -z "$DEST" ] && [ "$arch" != "$(machine)" ]; then
-    rm -rf "$new"
-    fail "this file is for $arch, and this machine is $(machine)" "take the file for $(machine)"
-  fi
   name=$version-$arch
-  rm -rf "$lib/versions/$name"
-  mv "$new" "$lib/versions/$name"
-  files=$lib/versions/$name/_internal/packaging
-  copy 755 "$files/launcher" "$lib/launcher"
-  copy 644 "$files/install.sh" "$lib/install.sh"
-  for key in "$files"/trust/*.pub; do
-    [ ! -f "$key" ] || copy 644 "$key" "$lib/trust/${key##*/}"
-  done
-  printf '#!/bin/sh\nexec /usr/lib/tinyedge/launcher "$@"\n' >"$DEST/usr/bin/tinyedge.new"
-  chmod 755 "$DEST/usr/bin/tinyedge.new"
-  mv -f "$DEST/usr/bin/tinyedge.new" "$DEST/usr/bin/tinyedge"
-  [ -e "$DEST/etc/tinyedge/tinyedge.toml" ] || copy 600 "$files/tinyedge.toml" "$DEST/etc/tinyedge/tinyedge.toml"
-  user
-  sync
-  echo "$name" >"$lib/current.new" # from here on it is installed
-  mv -f "$lib/current.new" "$lib/current"
-  enable_service "$files"
+  here=$(machine)
+  if [ -n "$here" ] && [ "$arch" != "$here" ]; then
+    rm -rf "$new"
+    fail "this file is for $arch, and ${DEST:-this machine} is $here" "take the file for $here"
+  fi
+  if [ -z "$DEST" ] && [ -n "$current" ] && [ "$current" != "$name" ] && [ -x /usr/bin/tinyedge ]; then
+    rm -rf "$new"
+    say "$current is installed: it verifies this one and upgrades itself"
+    exec /usr/bin/tinyedge upgrade "$0"
+  fi
+  settle_version
+  settle_rest "$lib/versions/$name/_internal/packaging"
+  if [ "$current" != "$name" ]; then
+    rm -f "$DEST/var/lib/tinyedge/upgrade/trial" # of an installation that is no more
+    echo "$name" >"$lib/current.new"
+    sync # all that it stands for is there before it is
+    mv -f "$lib/current.new" "$lib/current"
+  fi
   sync
   say "version $version ($arch) is installed"
-  if [ -n "$DEST" ] || [ -z "$START" ]; then
-    return 0
-  fi
+  [ -n "$START" ] && is_booted || return 0
   service start
   say "it runs. Next: 'tinyedge check', 'tinyedge status', and 'tinyedge join' to belong to a cluster"
 }
 
+# The version's folder, whole: one that is there and is the same stays, for it may run.
+settle_version() {
+  if cmp -s "$new/manifest.json" "$lib/versions/$name/manifest.json" && is_whole "$lib/versions/$name"; then
+    rm -rf "$new"
+  else
+    sync
+    rm -rf "$lib/versions/.old-install"
+    [ ! -e "$lib/versions/$name" ] || mv "$lib/versions/$name" "$lib/versions/.old-install"
+    mv "$new" "$lib/versions/$name"
+    rm -rf "$lib/versions/.old-install"
+  fi
+}
+
+settle_rest() {
+  files=$1
+  mkdir -p "$lib/trust" "$DEST/usr/bin" "$DEST/etc/tinyedge/manifests" "$DEST/var/lib/tinyedge"
+  chmod 700 "$DEST/var/lib/tinyedge"
+  copy 755 "$files/launcher" "$lib/launcher"
+  copy 755 "$files/install.sh" "$lib/install.sh"
+  copy 755 "$files/container-stack.sh" "$lib/container-stack.sh"
+  for key in "$files"/trust/*.pub; do
+    [ ! -f "$key" ] || copy 644 "$key" "$lib/trust/${key##*/}"
+  done
+  copy 755 "$files/tinyedge" "$DEST/usr/bin/tinyedge"
+  [ -e "$DEST/etc/tinyedge/tinyedge.toml" ] || copy 600 "$files/tinyedge.toml" "$DEST/etc/tinyedge/tinyedge.toml"
+  users
+  enable_service "$files"
+}
+
+# --- uninstall -----------------------------------------------------------------------------------
+
 uninstall() {
   need_root
-  if [ -n "$STOP_PODS" ] && [ -x "$DEST/usr/bin/tinyedge" ]; then
-    say "stopping pods"
-    pids=$(pidof tinyedge 2>/dev/null || :)
-    [ -z "$pids" ] || say "the daemon is stopped first"
-  fi
   service stop || :
-  if [ -n "$STOP_PODS" ]; then
-    timeout 120 /usr/lib/tinyedge/launcher run --stop-pods --once || say "some pods may still run: see 'crictl pods'"
-  fi
-  rm -f "$DEST/etc/systemd/system/tinyedge.service" "$DEST/etc/systemd/system/multi-user.target.wants/tinyedge.service"
-  rm -f "$DEST/etc/init.d/tinyedge" "$DEST/etc/runlevels/default/tinyedge"
-  for level in 0 1 2 3 4 5 6; do
-    rm -f "$DEST/etc/rc$level.d/"[SK][0-9][0-9]tinyedge
-  done
-  [ -n "$DEST" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
-  rm -rf "$DEST/usr/lib/tinyedge" "$DEST/usr/bin/tinyedge"
+  [ -z "$STOP_PODS" ] || [ -n "$DEST" ] || stop_pods
+  [ -z "$PURGE" ] || let_go_of_volumes
+  disable_service
+  rm -rf "$DEST$LIB/versions" # this script goes last, so that what was cut off can be repeated
+  rm -f "$DEST/usr/bin/tinyedge" "$DEST/run/tinyedge.pid"
   if [ -n "$PURGE" ]; then
     rm -rf "$DEST/etc/tinyedge" "$DEST/var/lib/tinyedge" "$DEST/run/tinyedge" "$DEST/var/log/tinyedge.log"
+    remove_users
+  fi
+  rm -rf "$DEST$LIB"
+  if [ -n "$PURGE" ]; then
     say "uninstalled, with its configuration and state"
   else
     say "uninstalled; /etc/tinyedge and /var/lib/tinyedge are left, and pods go on (--purge, --stop-pods)"
   fi
 }
 
+# A daemon of our own is told to end, and to end its pods with it.
+stop_pods() {
+  say "stopping pods"
+  "$LIB/launcher" run --stop-pods >/dev/null 2>&1 &
+  daemon=$!
+  left=60
+  while [ "$left" -gt 0 ] && ! /usr/bin/tinyedge status >/dev/null 2>&1 && kill -0 "$daemon" 2>/dev/null; do
+    sleep 1
+    left=$((left - 1))
+  done
+  kill -TERM "$daemon" 2>/dev/null || :
+  wait "$daemon" || say "some pods may still run: see 'crictl pods'"
+}
+
+# What is mounted below may be a folder of the host's, whose files are none of ours.
+let_go_of_volumes() {
+  state=$DEST/var/lib/tinyedge
+  awk -v below="$state/" 'index($2, below) == 1 { print $2 }' /proc/mounts | sort -r | while read -r point; do
+    umount "$point" || :
+  done
+  if awk -v below="$state/" 'index($2, below) == 1 { found = 1 } END { exit !found }' /proc/mounts; then
+    fail "volumes of pods are still mounted below $state: it is not removed" "repeat it with --stop-pods"
+  fi
+}
+
+remove_users() {
+  [ -z "$DEST" ] || return 0
+  if command -v userdel >/dev/null; then
+    userdel _tinyedge 2>/dev/null || :
+    for group in tinyedge tinyedge-dmi _tinyedge; do groupdel "$group" 2>/dev/null || :; done
+  else
+    deluser _tinyedge 2>/dev/null || :
+    for group in tinyedge tinyedge-dmi _tinyedge; do delgroup "$group" 2>/dev/null || :; done
+  fi
+}
+
+# --- words ---------------------------------------------------------------------------------------
+
 info() {
   folder=$(mktemp -d)
   payload | gzip -dc 2>/dev/null | (cd "$folder" && tar -xf - manifest.json 2>/dev/null) || :
+  [ -f "$folder/manifest.json" ] || fail "$0 is damaged" "fetch it again"
   for what in product version architecture; do
     echo "$what: $(field "$folder/manifest.json" $what)"
   done
@@ -215,6 +379,10 @@ while [ $# -gt 0 ]; do
     [ "$DEST" != / ] || DEST=
     shift
     ;;
+  --init)
+    INIT=${2:?--init needs a name: systemd, openrc or sysv}
+    shift
+    ;;
   --no-start) START= ;;
   --purge) PURGE=yes ;;
   --stop-pods) STOP_PODS=yes ;;
@@ -226,6 +394,10 @@ done
 case $command in
 install) install ;;
 uninstall) uninstall ;;
+users)
+  need_root
+  users
+  ;;
 extract)
   [ -n "$target" ] && [ ! -e "$target" ] || fail "extract needs the name of a folder that is not there yet"
   unpack "$target"

@@ -1,0 +1,1 @@
+"""What installs, and what is installed, on folders that stand in for a machine."""
