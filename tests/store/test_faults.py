@@ -561,28 +561,38 @@ def test_a_damaged_format_file_does_not_lock_anyone_out() -> None:
     assert rig.disk.content(PATH + "/format").startswith(b"2 ")
 
 
-class FormatBefore:
-    """A store as the version before wrote it: each item a row of its own."""
+class VersionBefore:
+    """Knows format 1 alone, as the version before did: what it reads has only rows that it knows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(record, "FORMAT", 1)
-        monkeypatch.setattr(record, "encode_body", self._encode)
+        monkeypatch.setattr(record, "READ_FORMATS", (1,))
+        monkeypatch.setattr(record, "encode_body", lambda body, form=0: encode_body(body, 1))
+        monkeypatch.setattr(record, "decode_body", self._decode)
 
-    def _encode(self, body: record.Body) -> bytes:
-        rows: list[object] = []
-        for row in body.rows:
-            if isinstance(row, record.AppendRow):
-                rows += [record.OneAppendRow(row.series, n, item) for n, item in enumerate(row.items, row.first)]
-            else:
-                rows.append(row)
-        return msgspec.msgpack.encode([body.wall_ms, rows])
+    def _decode(self, body: bytes) -> record.Body:
+        old = msgspec.msgpack.decode(body, type=_BodyBefore)
+        rows = [
+            record.AppendRow(r.series, r.number, [r.item]) if isinstance(r, record.OneAppendRow) else r
+            for r in old.rows
+        ]
+        return record.Body(old.wall_ms, rows)
+
+
+encode_body = record.encode_body
+_RowBefore = record.PutRow | record.DeleteRow | record.OneAppendRow | record.TrimRow | record.EpochRow
+
+
+class _BodyBefore(msgspec.Struct, frozen=True, array_like=True):
+    wall_ms: int
+    rows: list[_RowBefore]
 
 
 @pytest.mark.parametrize("clean", [True, False])
 def test_a_store_of_the_format_before_is_read_and_goes_on_in_ours(monkeypatch: pytest.MonkeyPatch, clean: bool) -> None:
     rig = Rig()
     with monkeypatch.context() as before:
-        FormatBefore(before)
+        VersionBefore(before)
         store = filled(rig, put("a"))
         store.commit([Append("s", b"1"), Append("s", b"2"), *put("b")], 0)
         if clean:
@@ -602,6 +612,66 @@ def test_a_store_of_the_format_before_is_read_and_goes_on_in_ours(monkeypatch: p
     store, _ = rig.load()
     assert store.read("s", 0, 9, 99) == [(1, b"1"), (2, b"2"), (3, b"3")]
     assert kinds(store) == set()
+
+
+def keeping(rig: Rig) -> Store:
+    """As a version on trial opens it."""
+    usual, rig.options = rig.options, msgspec.structs.replace(rig.options, keep_format=True)
+    store = rig.open()
+    rig.options = usual
+    return store
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_version_on_trial_writes_what_the_one_before_reads(monkeypatch: pytest.MonkeyPatch, clean: bool) -> None:
+    rig = Rig()
+    with monkeypatch.context() as before:
+        VersionBefore(before)
+        filled(rig, put("a")).close()
+    store = keeping(rig)
+    store.commit([Append("s", b"1"), Append("s", b"2"), *put("b")], 0)
+    store.checkpoint()
+    store.commit([Append("s", b"3"), *put("c")], 0)
+    if clean:
+        store.close()
+    else:
+        rig.power_cut()
+    assert rig.disk.content(PATH + "/format").startswith(b"1 ")
+    with monkeypatch.context() as before:
+        VersionBefore(before)
+        store, loaded = rig.load()
+        assert kinds(store) == set()
+        assert set(loaded.tables["pod"]) == {"a", "b", "c"}
+        assert store.read("s", 0, 9, 99) == [(1, b"1"), (2, b"2"), (3, b"3")]
+        store.commit(put("d"), 0)
+        rig.power_cut()
+    store, loaded = rig.load()  # the trial was passed after all
+    assert rig.disk.content(PATH + "/format").startswith(b"2 ")
+    assert set(loaded.tables["pod"]) == {"a", "b", "c", "d"}
+
+
+def test_a_new_store_of_a_version_on_trial_is_one_for_the_version_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    store = keeping(rig)
+    store.commit([Append("s", b"1"), *put("a")], 0)
+    rig.power_cut()
+    with monkeypatch.context() as before:
+        VersionBefore(before)
+        _, loaded = rig.load()
+        assert set(loaded.tables["pod"]) == {"a"}
+
+
+def test_a_version_on_trial_keeps_its_own_format_where_the_one_before_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    filled(rig, put("a")).close()
+    store = keeping(rig)
+    store.commit([Append("s", b"1"), Append("s", b"2")], 0)
+    store.close()
+    assert rig.disk.content(PATH + "/format").startswith(b"2 ")
+    with monkeypatch.context() as before:
+        VersionBefore(before)
+        with pytest.raises(StoreError, match="format 2"):
+            rig.open()
 
 
 @pytest.mark.parametrize("read_only", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import msgspec
 import pytest
 
 from tests.store.rig import Rig, everything
@@ -16,7 +17,8 @@ DAY_MS = 24 * 3600 * 1000
 
 
 def rig(**sizes: int) -> Rig:
-    return Rig(options=StoreOptions(**{"segment_bytes": 4 * BLOCK_BYTES, "reserve_bytes": 0, **sizes}))
+    small = StoreOptions(segment_bytes=4 * BLOCK_BYTES, reserve_bytes=0)
+    return Rig(options=msgspec.structs.replace(small, **sizes))
 
 
 def appends(count: int, size: int = 10, series: str = "s") -> list[Write]:

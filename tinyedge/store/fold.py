@@ -86,7 +86,7 @@ class Folder:
             current = self._index.segments.get(floor)
             sealed = [s for s in self._index.segments.values() if s.number < floor and s.number not in drop]
             return Ledger(
-                format=record.FORMAT,
+                format=self._journal.form,
                 written_by=__version__,
                 sequence=sequence,
                 epoch=self._index.epoch,

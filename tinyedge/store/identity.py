@@ -7,6 +7,8 @@ import os
 from tinyedge.limits import BLOCK_BYTES, RESERVE_BYTES
 from tinyedge.store.disk import Disk
 
+_FORMAT_BYTES_MAX = 256
+
 
 def write_file(disk: Disk, path: str, data: bytes) -> None:
     """Replace `path` (0600): after a power cut it holds the old bytes or the new, never a mixture or nothing."""
@@ -33,6 +35,15 @@ def read_file(disk: Disk, path: str, max_bytes: int) -> bytes | None:
         return disk.pread(handle, max_bytes, 0)
     finally:
         disk.close(handle)
+
+
+def written_format(disk: Disk, store: str) -> tuple[int, str]:
+    """(format of the store in that folder, version that gave it); 0 for none, -1 for what can't be read."""
+    data = read_file(disk, store + "/format", _FORMAT_BYTES_MAX)
+    words = (data or b"").decode(errors="replace").split()
+    if not words:
+        return 0, ""
+    return (int(words[0]), words[1]) if len(words) == 2 and words[0].isdigit() else (-1, "")
 
 
 def remove_file(disk: Disk, path: str) -> None:

@@ -18,7 +18,7 @@ from tinyedge.store import record
 from tinyedge.store.checkpoint import Checkpoint, LmdbCheckpoint
 from tinyedge.store.disk import Disk
 from tinyedge.store.faults import Fault, FaultLog
-from tinyedge.store.identity import read_file
+from tinyedge.store.identity import read_file, written_format
 from tinyedge.store.journal import SegmentReader, segment_numbers
 from tinyedge.store.record import AppendRow, DeleteRow, PutRow, Row, TrimRow
 from tinyedge.store.recovery import Recovered, Recovery
@@ -180,10 +180,10 @@ def _opener(disk: Disk, directory: str) -> Callable[[int], SegmentReader]:
 
 
 def _check_format(path: str, disk: Disk) -> None:
-    words = (read_file(disk, path + "/format", _SMALL_FILE_BYTES_MAX) or b"").decode(errors="replace").split()
-    if len(words) == 2 and words[0].isdigit() and int(words[0]) not in record.READ_FORMATS:
+    found, writer = written_format(disk, path)
+    if found > 0 and found not in record.READ_FORMATS:
         raise StoreError(
-            f"the store {path} was written by tinyedge {words[1]}", f"format {words[0]}", f"use tinyedge {words[1]}"
+            f"the store {path} was written by tinyedge {writer}", f"format {found}", f"use tinyedge {writer}"
         )
 
 

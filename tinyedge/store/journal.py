@@ -123,6 +123,7 @@ class Journal:
         self.directory = directory
         self.life = life
         self.segment_bytes = segment_bytes
+        self.form = record.FORMAT  # of what is written
         self.number = 0  # of the segment that is appended to
         self.offset = 0
         self.size = 0  # of its file
@@ -155,7 +156,7 @@ class Journal:
         segment must not be used again (S10)."""
         require(self.fits(len(body)), "a record is appended where it fits")
         require(self.number not in self._failed, "S10: a segment that has failed is not used again")
-        framed = record.encode(self.life, self.number, sequence, body)
+        framed = record.encode(self.life, self.number, sequence, body, self.form)
         try:
             self._write(framed, self.offset)
             self._flush()

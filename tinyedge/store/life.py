@@ -30,7 +30,8 @@ _FREE_SPACE = "free some space on the store's file system; deletes are still acc
 
 
 class StoreOptions(Struct, frozen=True):
-    """Sizes of the store in bytes; the defaults are the product's, smaller ones are for tests."""
+    """Sizes of the store in bytes; the defaults are the product's, smaller ones are for tests. Each version reads and
+    writes its own format and the one before."""
 
     segment_bytes: int = limits.SEGMENT_BYTES  # whole blocks, at least four
     map_bytes: int = limits.LMDB_MAP_BYTES
@@ -38,6 +39,7 @@ class StoreOptions(Struct, frozen=True):
     series_bytes: int = limits.SERIES_BYTES_MAX
     series_age_s: int = limits.SERIES_AGE_MAX_S
     checkpoint_bytes: int = limits.CHECKPOINT_BYTES
+    keep_format: bool = False  # write as the store was written until now: who does it may yet give way to who did
 
     @property
     def state_bytes(self) -> int:
@@ -122,7 +124,7 @@ class Life:
                 segment.size = self._journal.shorten(segment.number, segment.used)
         if found.report.epoch_renewed:
             body = Body(0, [EpochRow(draw())])
-            self._write(self.sequence + 1, record.encode_body(body), body, growing=False)
+            self._write(self.sequence + 1, record.encode_body(body, self._journal.form), body, growing=False)
         if found.report.compare:
             with suppress(StoreError):  # noted as a fault; it is tried again like any other fold
                 self.fold()
@@ -148,7 +150,7 @@ class Life:
             _require_limits(write)
         last = {w.series: self._last_number(w.series) for w in writes if isinstance(w, Append | Trim)}
         body = Body(wall_ms, record.rows_of(writes, last))
-        encoded = record.encode_body(body)
+        encoded = record.encode_body(body, self._journal.form)
         if record.span_of(len(encoded)) > self._journal.record_bytes_max:
             raise StoreError("a commit is too large for one record", f"{len(encoded)} bytes")
         grows = any(isinstance(write, Put | Append) for write in writes)

@@ -141,8 +141,17 @@ def rows_of(writes: Sequence[Write], last: dict[str, int]) -> list[Row]:
     return rows
 
 
-def encode_body(body: Body) -> bytes:
+def encode_body(body: Body, form: int = 0) -> bytes:
+    """As `form` has it; 0: as ours."""
+    if form == 1:
+        return _encoder.encode([body.wall_ms, [old for row in body.rows for old in _as_format_1(row)]])
     return _encoder.encode(body)
+
+
+def _as_format_1(row: Row) -> Sequence[Row | OneAppendRow]:
+    if isinstance(row, AppendRow):
+        return [OneAppendRow(row.series, number, item) for number, item in enumerate(row.items, row.first)]
+    return [row]
 
 
 def decode_body(body: bytes) -> Body:
@@ -160,11 +169,12 @@ def span_of(body_length: int) -> int:
     return -(-(HEADER_BYTES + body_length) // BLOCK_BYTES) * BLOCK_BYTES
 
 
-def encode(life: int, segment: int, sequence: int, body: bytes) -> bytes:
-    """The record, padded with zeros to whole blocks (S3)."""
-    bare = _HEADER.pack(_MAGIC, FORMAT, len(body), 0, life, segment, sequence)
+def encode(life: int, segment: int, sequence: int, body: bytes, form: int = 0) -> bytes:
+    """The record, padded with zeros to whole blocks (S3). `form`: as for `encode_body`, of the same body."""
+    form = form or FORMAT
+    bare = _HEADER.pack(_MAGIC, form, len(body), 0, life, segment, sequence)
     check = _check(life, segment, bare, body)
-    head = _HEADER.pack(_MAGIC, FORMAT, len(body), check, life, segment, sequence)
+    head = _HEADER.pack(_MAGIC, form, len(body), check, life, segment, sequence)
     framed = b"".join((head, body, bytes(span_of(len(body)) - HEADER_BYTES - len(body))))
     require(len(framed) % BLOCK_BYTES == 0, "S3: a record is whole blocks")
     return framed

@@ -28,7 +28,7 @@ from tinyedge.store import record
 from tinyedge.store.checkpoint import Checkpoint, LmdbCheckpoint
 from tinyedge.store.disk import Disk
 from tinyedge.store.faults import Fault, FaultLog
-from tinyedge.store.identity import read_file, remove_file, write_file
+from tinyedge.store.identity import remove_file, write_file, written_format
 from tinyedge.store.journal import Journal, SegmentReader
 from tinyedge.store.life import DEFAULTS, Life, StoreOptions
 from tinyedge.store.recovery import Recovered, Recovery, RecoveryReport
@@ -36,8 +36,6 @@ from tinyedge.store.series import SeriesInfo, SeriesReader
 from tinyedge.store.verify import Verifier, default_verifier
 
 __all__ = ["Fault", "Loaded", "RecoveryReport", "SeriesInfo", "Store", "StoreOptions", "StoreStatus"]
-
-_SMALL_FILE_BYTES_MAX = 256
 
 
 class Loaded(Struct):
@@ -122,7 +120,8 @@ class Store:
         self._faults = FaultLog(wall_ms)
         self._directory = path + "/journal"
         self._lock_handle = -1
-        self._older = False  # than our format
+        self._form = record.FORMAT  # that this life writes
+        self._older = False  # than that
         self._index_lock = threading.Lock()
         self._files_lock = threading.Lock()
         self._loaded: Loaded | None = None
@@ -171,25 +170,24 @@ class Store:
 
     def _check_format(self, *, write: bool) -> None:
         """A store of a newer version is refused before anything in it is touched; one of the format before ours is
-        read as it is, and marked as ours before this life writes to it."""
-        path = self.path + "/format"
-        words = (read_file(self._disk, path, _SMALL_FILE_BYTES_MAX) or b"").decode(errors="replace").split()
-        if len(words) == 2 and words[0].isdigit():
-            self._older = int(words[0]) < record.FORMAT
-            if int(words[0]) not in record.READ_FORMATS:
-                raise StoreError(
-                    f"the store {self.path} was written by tinyedge {words[1]}",
-                    f"it has format {words[0]}, and this is tinyedge {__version__}, which knows format {record.FORMAT}",
-                    f"run tinyedge {words[1]} or newer, or give this one another store.path",
-                )
-            return
-        if words:
-            self._faults.note("format-unreadable", f"{path} is damaged", "it is written anew")
-        if write:
+        read as it is, and marked as ours before this life writes to it. Who keeps the format writes as was written."""
+        found, writer = written_format(self._disk, self.path)
+        if found > 0 and found not in record.READ_FORMATS:
+            raise StoreError(
+                f"the store {self.path} was written by tinyedge {writer}",
+                f"it has format {found}, and this is tinyedge {__version__}, which knows format {record.FORMAT}",
+                f"run tinyedge {writer} or newer, or give this one another store.path",
+            )
+        kept = found if found > 0 else min(record.READ_FORMATS)
+        self._form = kept if self._options.keep_format else record.FORMAT
+        self._older = 0 < found < self._form
+        if found < 0:
+            self._faults.note("format-unreadable", f"{self.path}/format is damaged", "it is written anew")
+        if write and found <= 0:
             self._mark_format()
 
     def _mark_format(self) -> None:
-        write_file(self._disk, self.path + "/format", f"{record.FORMAT} {__version__}\n".encode())
+        write_file(self._disk, self.path + "/format", f"{self._form} {__version__}\n".encode())
 
     def _tidy(self, checkpoint: Checkpoint) -> None:
         """Remove what was being made when the power went (S6)."""
@@ -223,6 +221,7 @@ class Store:
         journal = self.journal_class(
             self._disk, self._directory, self._draw(), self._options.segment_bytes, found.next_number
         )
+        journal.form = self._form
         life = self.life_class(
             self._disk,
             self.path,
