@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 
 import trio
 from msgspec import Struct
 
-from tinyedge import __version__, trial, wire
+from tinyedge import __version__, trial
 from tinyedge import events as ev
 from tinyedge.adapters import host, kubelets, linux, logs, manifests, probes
 from tinyedge.adapters.executor import Executor
@@ -27,12 +26,11 @@ from tinyedge.adapters.runtime import Runtime
 from tinyedge.adapters.usage import VolumeUsage
 from tinyedge.adapters.volumes import Volumes
 from tinyedge.backend import DaemonBackend, Life
+from tinyedge.boot import Clock, boot_reason, facts_of, open_log, open_runtime, open_store, policy, report_start
 from tinyedge.broken import BOOT_S, Gate, broken_fields, set_aside
 from tinyedge.config import Config
 from tinyedge.core.edge import About, Edge
-from tinyedge.core.pressure import Policy
-from tinyedge.errors import InvariantBroken, StoreError, StoreFull, StoreLocked, TinyEdgeError
-from tinyedge.limits import MIB
+from tinyedge.errors import InvariantBroken, StoreError, StoreFull, TinyEdgeError
 from tinyedge.log import Log
 from tinyedge.loop import Loop
 from tinyedge.model import decode
@@ -42,9 +40,9 @@ from tinyedge.store.blackbox import BlackBox, Value
 from tinyedge.store.committer import Committer, open_committer
 from tinyedge.store.disk import Disk
 from tinyedge.store.identity import takes_writes
-from tinyedge.store.store import Loaded, Store, StoreOptions
+from tinyedge.store.store import Store
 from tinyedge.store.suspects import Suspects
-from tinyedge.uplink import Known, Uplink, known
+from tinyedge.uplink import Known, Uplink
 
 READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that has started itself again: why, empty for good
 IMAGES_DIR = "/var/lib/containerd"  # its default root; on the disk of the images unless it is configured away
@@ -68,7 +66,7 @@ def serve(config: Config, *, stop_pods: bool = False) -> int:
     """Run the daemon until it is told to stop; returns the exit code. Raises TinyEdgeError when it can't start."""
     if config.runtime.kind == "containerd":
         kubelets.refuse_beside(config.runtime.endpoint)
-    log = _log(config)
+    log = open_log(config)
     environ = dict(os.environ)  # with the init system's address, which no child but our next life may have
     launch = trial.launched(environ)
     try:
@@ -99,24 +97,6 @@ def _start_again(log: Log, reason: str, environ: dict[str, str]) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - as we were started
 
 
-def _log(config: Config) -> Log:
-    def stamp(wall_s: float) -> str:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_s))
-
-    def write(line: str) -> None:
-        with suppress(OSError):  # a full or closed log must not end the daemon
-            os.write(2, line.encode(errors="replace"))
-
-    return Log(
-        write,
-        wall_s=time.time,
-        mono_s=time.monotonic,
-        stamp=stamp,
-        form=config.log.format,
-        level=config.log.level,
-    )
-
-
 # --- one life ------------------------------------------------------------------------------------
 
 
@@ -125,20 +105,20 @@ async def _live(config: Config, log: Log, launch: trial.Launch, stop_pods: bool)
     or, for _LAUNCH, whatever the launcher starts."""
     again: str | None = None
     notifier = host.Notifier()
-    found, facts = await trio.to_thread.run_sync(_facts, config)
-    clock, back = _Clock(), os.environ.pop(READ_ONLY, None)
-    store, reason = await trio.to_thread.run_sync(_open_store, config, clock, back or "")
+    found, facts = await trio.to_thread.run_sync(facts_of, config)
+    clock, back = Clock(), os.environ.pop(READ_ONLY, None)
+    store, reason = await trio.to_thread.run_sync(open_store, config, clock, launch, back or "")
     loaded = store.take_loaded()
-    ended = _boot_reason(loaded, facts) if back is None else "store"
+    ended = boot_reason(loaded, facts) if back is None else "store"
     life = Life(ended, clock.wall_ms(), clock.mono_ms(), reason, clock.trusted())
     box = await trio.to_thread.run_sync(BlackBox.open, os.path.join(config.store.path, "blackbox"))
-    _report(log, store, loaded, life, facts.name)
+    report_start(log, store, loaded, life, facts.name)
     about, suspects = About(), Suspects(config.store.path)
     gate = Gate(suspects)
     try:
         await trio.to_thread.run_sync(set_aside, suspects, loaded.tables, None if reason else store, log, box)
-        edge = Edge(loaded.tables, _policy(config), about)
-        async with _open_runtime(config, facts) as runtime:
+        edge = Edge(loaded.tables, policy(config), about)
+        async with open_runtime(config, facts) as runtime:
             parts = _Parts(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, launch)
             if reason:
                 await _run(parts, stop_pods)
@@ -193,107 +173,6 @@ async def _run(parts: _Parts, stop_pods: bool) -> None:
             nursery.cancel_scope.cancel()
 
 
-class _Clock:
-    """Both clocks, and whether the wall clock can be believed."""
-
-    def __init__(self) -> None:
-        self._wall = host.WallClock()
-
-    def mono_ms(self) -> int:
-        return time.monotonic_ns() // 1_000_000
-
-    def wall_ms(self) -> int:
-        return time.time_ns() // 1_000_000
-
-    def trusted(self) -> bool:
-        return self._wall.trusted()
-
-    def trusted_wall_ms(self) -> int:
-        """0 while it is not trusted."""
-        return self.wall_ms() if self.trusted() else 0
-
-
-def _facts(config: Config) -> tuple[Known, ev.NodeFacts]:
-    """Who this node is, and what it runs on. The name that a gateway knows it by goes before the host's."""
-    found = known(config)
-    return found, host.node_facts(
-        name=found.identity.node if found.identity else config.node.name,
-        pods_dir=config.node.pods_dir,
-        logs_dir=config.node.logs_dir,
-        cluster_dns=config.node.cluster_dns,
-        cgroup_driver=config.runtime.cgroup_driver,
-    )
-
-
-def _open_store(config: Config, clock: _Clock, reason: str) -> tuple[Store, str]:
-    """The store, and why it is read-only ("" when it is not)."""
-    options = StoreOptions(series_bytes=config.series.bytes_max, series_age_s=config.series.age_days * 86400)
-    path = config.store.path
-    refused: StoreError | None = None
-    if not reason:
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            return Store.open(path, options=options, wall_ms=clock.trusted_wall_ms), ""
-        except OSError as error:
-            folder = os.path.dirname(path)
-            remedy = "run it as root, or correct store.path"
-            refused = StoreError(f"can't make {folder}", error.strerror or str(error), remedy)
-        except StoreLocked:
-            raise
-        except StoreError as error:
-            refused = error
-    try:
-        return Store.open(path, options=options, wall_ms=clock.trusted_wall_ms, read_only=True), reason or str(refused)
-    except StoreError:
-        if refused is not None:
-            raise refused from None
-        raise
-
-
-def _boot_reason(loaded: Loaded, facts: ev.NodeFacts) -> str:
-    row = loaded.tables.get("node", {}).get("self")
-    with suppress(ValueError):  # the core reports a row that can't be read
-        last = wire.decode("node", row).boot_id if row else ""
-        return host.boot_reason(
-            last_boot_id=last, boot_id=facts.boot_id, clean=loaded.report.clean, watchdog=host.watchdog_reset()
-        )
-    return "crash"
-
-
-def _report(log: Log, store: Store, loaded: Loaded, life: Life, node: str) -> None:
-    report, reason = loaded.report, life.read_only
-    log.note("info", "daemon.start", {"version": __version__, "node": node, "last_end": life.boot_reason})
-    log.note("info", "store.open", {"sequence": report.sequence, "replayed": report.replayed, "clean": report.clean})
-    for fault in store.status().faults:
-        log.note("warning", f"store.{fault.kind}", {"what": fault.what, "why": fault.why, "remedy": fault.remedy})
-    if reason:
-        log.note("error", "store.read_only", {"reason": reason, "remedy": "tinyedge doctor"})
-
-
-def _policy(config: Config) -> Policy:
-    return Policy(
-        memory_available_mb=config.pressure.memory_available_mb,
-        disk_free_percent=config.pressure.disk_free_percent,
-        image_disk_free_percent=config.pressure.image_disk_free_percent,
-        inodes_free_percent=config.pressure.inodes_free_percent,
-        transition_s=config.pressure.transition_s,
-        image_gc_high_percent=config.images.gc_high_percent,
-        image_gc_low_percent=config.images.gc_low_percent,
-        log_max_bytes=config.logs.container_max_mb * MIB,
-        log_files=config.logs.container_files,
-    )
-
-
-def _open_runtime(config: Config, facts: ev.NodeFacts) -> AbstractAsyncContextManager[Runtime]:
-    if config.runtime.kind == "process":
-        from tinyedge.adapters import process  # noqa: PLC0415 - neither runtime pays for the other
-
-        return process.open_runtime(config.runtime.endpoint, facts.name)
-    from tinyedge.adapters import cri  # noqa: PLC0415
-
-    return cri.open_runtime(config.runtime.endpoint, facts.name, relist_s=config.runtime.relist_s)
-
-
 class _Parts(Struct):
     """What one life is made of. `committer` None: read-only."""
 
@@ -301,7 +180,7 @@ class _Parts(Struct):
     log: Log
     facts: ev.NodeFacts
     found: Known
-    clock: _Clock
+    clock: Clock
     life: Life
     store: Store
     box: BlackBox
@@ -346,7 +225,15 @@ def _uplink(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Awa
 
 
 def _site(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Awaitable[None]]) -> Site:
-    return Site(config=parts.config, post=post, wall_ms=parts.clock.wall_ms, note=parts.log.note, tasks=nursery)
+    return Site(
+        config=parts.config,
+        node=parts.facts.name,
+        store=parts.store,
+        post=post,
+        wall_ms=parts.clock.wall_ms,
+        note=parts.log.note,
+        tasks=nursery,
+    )
 
 
 class _Daemon:
@@ -466,6 +353,7 @@ class _Daemon:
 
     def _durable(self) -> None:
         self._uplink.appended()
+        self._site.appended()
 
     def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
@@ -475,7 +363,7 @@ class _Daemon:
                 self._record(effect)
             case ev.Answer():
                 self._backend.answered(effect)
-            case ev.MapperWelcome() | ev.ReportAnswer() | ev.CallMapper():
+            case ev.MapperWelcome() | ev.ReportAnswer() | ev.CallMapper() | ev.Subscriptions():
                 self._site.carry_out(effect)
             case ev.CloudAck() | ev.CloudRefuse() | ev.Report() | ev.RequestToken():
                 self._uplink.carry_out(effect)

@@ -21,10 +21,13 @@ from tinyedge.outbound import allowed
 if TYPE_CHECKING:
     from tinyedge.adapters.drivers import Drivers
     from tinyedge.adapters.mappers import Mappers
+    from tinyedge.adapters.mqtt import Broker
+    from tinyedge.adapters.spool import SeriesStore
+    from tinyedge.mqtt_settings import Settings as BrokerSettings
 
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 Reply = ev.ReportAnswer | ev.MapperWelcome
-Effect = ev.MapperWelcome | ev.ReportAnswer | ev.CallMapper
+Effect = ev.MapperWelcome | ev.ReportAnswer | ev.CallMapper | ev.Subscriptions
 
 
 class Asking:
@@ -61,12 +64,16 @@ class Site:
         self,
         *,
         config: Config,
+        node: str,
+        store: SeriesStore,
         post: Callable[[ev.Event], Awaitable[None]],
         wall_ms: Callable[[], int],
         note: Note,
         tasks: trio.Nursery,
     ) -> None:
         self._config = config
+        self._node = node
+        self._store = store
         self._post = post
         self._wall_ms = wall_ms
         self._note = note
@@ -74,10 +81,16 @@ class Site:
         self._asking = Asking(post)
         self._drivers: Drivers | None = None
         self._mappers: Mappers | None = None
+        self._broker: Broker | None = None
         self._allowed = allowed(config.outbound.allow)
 
     async def start(self) -> None:
-        """Mappers may register from now on. A socket that can't be made is told, and keeps no pod from running."""
+        """Meet mappers and the broker from now on. What can't be had is told, and keeps no pod from running."""
+        await self._serve_mappers()
+        if self._config.mqtt.url:
+            self._meet_broker()
+
+    async def _serve_mappers(self) -> None:
         dmi = self._config.dmi
         sockets = (("dmi.socket", dmi.socket), ("dmi.kubeedge_socket", dmi.kubeedge_socket))
         wanted = [(key, path) for key, path in sockets if path]
@@ -92,10 +105,38 @@ class Site:
             except TinyEdgeError as error:
                 self._note("error", "dmi.not_served", {"path": path, "why": str(error)})
 
+    def _meet_broker(self) -> None:
+        from tinyedge.adapters.mqtt import Broker  # noqa: PLC0415 - a node without a broker does not pay for it
+
+        if (ours := self._broker_settings("")) is not None:
+            self._broker = Broker(ours, store=self._store, post=self._post, note=self._note)
+            self._tasks.start_soon(self._broker.run)
+
+    def _broker_settings(self, role: str) -> BrokerSettings | None:
+        """How the node's broker is reached; None when there is none, or its settings can't be used."""
+        from tinyedge.adapters.mqtt import broker_settings  # noqa: PLC0415
+
+        try:
+            return broker_settings(self._config.mqtt, self._node, role)
+        except TinyEdgeError as error:
+            self._note("error", "mqtt.not_used", {"why": str(error)})
+            return None
+
+    def appended(self) -> None:
+        """Something has become durable: there may be new messages in line."""
+        if self._broker is not None:
+            self._broker.look()
+
     # --- effects -----------------------------------------------------------------------------------
 
     def carry_out(self, effect: Effect) -> None:
-        if not isinstance(effect, ev.CallMapper):
+        if isinstance(effect, ev.Subscriptions):
+            if self._broker is not None:
+                self._broker.carry_out(effect)
+        elif isinstance(effect, ev.ReportAnswer) and effect.request < 0:  # the broker's own numbers
+            if self._broker is not None:
+                self._broker.answered(effect)
+        elif not isinstance(effect, ev.CallMapper):
             self._asking.answered(effect)
         elif effect.mapper.address:
             self._the_mappers().carry_out(effect)
@@ -115,7 +156,13 @@ class Site:
         if self._drivers is None:
             from tinyedge.adapters.drivers import Drivers  # noqa: PLC0415 - a node without devices does not pay for it
 
-            self._drivers = Drivers(post=self._post, ask=self._report, note=self._note, wall_ms=self._wall_ms)
+            self._drivers = Drivers(
+                post=self._post,
+                ask=self._report,
+                note=self._note,
+                wall_ms=self._wall_ms,
+                broker=self._broker_settings("devices") if self._config.mqtt.url else None,
+            )
             self._tasks.start_soon(self._drivers.run)
         return self._drivers
 

@@ -43,16 +43,16 @@ class Status(Struct):
     refused: tuple[str, ...] = ()
 
 
-def broker_settings(config: MqttConfig, node: str, role: str = "") -> Settings | None:
+def broker_settings(mqtt: MqttConfig, node: str, role: str = "") -> Settings | None:
     """How the node's broker is reached, by a client of its own for each `role`; None when there is none."""
-    if not config.url:
+    if not mqtt.url:
         return None
     return settings(
-        config.url,
-        user=config.user,
-        password_file=config.password_file,
-        tls=Tls(config.ca_file, config.cert_file, config.key_file),
-        version=config.version,
+        mqtt.url,
+        user=mqtt.user,
+        password_file=mqtt.password_file,
+        tls=Tls(mqtt.ca_file, mqtt.cert_file, mqtt.key_file),
+        version=mqtt.version,
         client_id=f"tinyedge-{node}" + (f"-{role}" if role else ""),
         clean_session=False,
     )
