@@ -119,6 +119,16 @@ class Called(Struct, frozen=True):
     content_type: str = ""
 
 
+class PushFailed(Struct, frozen=True):
+    """Something could not be pushed to a place: it is tried again, or was `dropped`. `by` is kind and key of the object
+    that wants it, such as `Device default/pump`."""
+
+    by: str
+    place: str
+    why: str
+    dropped: bool
+
+
 class Publish(Struct, frozen=True):
     """A message that the gateway has for the node's broker. Answered by one `ReportAnswer`, once it is in line."""
 

@@ -41,6 +41,7 @@ from tinyedge.device_events import (
     MapperWelcome,
     Publish,
     Published,
+    PushFailed,
     ReadDevice,
     ReportAnswer,
     Reported,
@@ -328,6 +329,7 @@ Event = (
     | Published
     | Called
     | Publish
+    | PushFailed
 )
 
 # --- what the daemon does -------------------------------------------------------------------------

@@ -59,6 +59,7 @@ from tinyedge.events import (
     Publish,
     Published,
     PullProgress,
+    PushFailed,
     Put,
     ReadDevice,
     ReportAnswer,
@@ -149,6 +150,7 @@ class Edge:
             Published: self._reactions.bus.published,
             Called: self._reactions.routes.called,
             Publish: self._reactions.bus.publish,
+            PushFailed: self._reactions.push_failed,
         }
 
     # --- what others see -------------------------------------------------------------------------

@@ -7,10 +7,12 @@ from tinyedge.core.desk import Desk
 from tinyedge.core.devices import Devices
 from tinyedge.core.routes import Routes
 from tinyedge.core.rules import Rules
+from tinyedge.events import PushFailed
 
 
 class Reactions:
     def __init__(self, desk: Desk, devices: Devices) -> None:
+        self._desk = desk
         self._devices = devices
         self.rules = Rules(desk, devices, devices.pushes)
         self.routes = Routes(desk)
@@ -22,6 +24,16 @@ class Reactions:
             self.rules.changed(kind, key)
         self.routes.changed(kind)
         self.bus.changed(kind, key)
+
+    def push_failed(self, event: PushFailed) -> None:
+        """Told of the object that wants it."""
+        kind, _, key = event.by.partition(" ")
+        namespace, _, name = key.partition("/")
+        row = self._desk.tables.rows.get(kind.lower(), {}).get(key)
+        if row is not None:
+            what = "dropped" if event.dropped else "waits"
+            about = (kind, namespace, name, row.object.metadata.uid)
+            self._desk.device_event(about, "Warning", "PushFailed", f"a push to {event.place} {what}: {event.why}")
 
     def note_values(self) -> None:
         """After each event: devices may have told new values, and others wait for them."""
