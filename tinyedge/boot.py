@@ -9,6 +9,8 @@ import os
 import time
 from contextlib import AbstractAsyncContextManager, suppress
 
+from msgspec import structs
+
 from tinyedge import __version__, trial, wire
 from tinyedge import events as ev
 from tinyedge.adapters import host
@@ -64,13 +66,15 @@ class Clock:
 def facts_of(config: Config) -> tuple[Known, ev.NodeFacts]:
     """Who this node is, and what it runs on. The name that a gateway knows it by goes before the host's."""
     found = known(config)
-    return found, host.node_facts(
+    facts = host.node_facts(
         name=found.identity.node if found.identity else config.node.name,
         pods_dir=config.node.pods_dir,
         logs_dir=config.node.logs_dir,
         cluster_dns=config.node.cluster_dns,
         cgroup_driver=config.runtime.cgroup_driver,
     )
+    has_broker = bool(config.mqtt.url)
+    return found, structs.replace(facts, mqtt=has_broker, mqtt_events=has_broker and config.mqtt.twin_events)
 
 
 def open_store(config: Config, clock: Clock, launch: trial.Launch, reason: str) -> tuple[Store, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from tinyedge import events as ev
+from tinyedge.adapters.pushes import Pushes
 from tinyedge.config import Config
 from tinyedge.errors import TinyEdgeError
 from tinyedge.outbound import allowed
@@ -83,12 +84,14 @@ class Site:
         self._mappers: Mappers | None = None
         self._broker: Broker | None = None
         self._allowed = allowed(config.outbound.allow)
+        self._pushes = Pushes(store=store, post=post, note=note, refusal=self._allowed.refusal, node=node)
 
     async def start(self) -> None:
         """Meet mappers and the broker from now on. What can't be had is told, and keeps no pod from running."""
         await self._serve_mappers()
         if self._config.mqtt.url:
             self._meet_broker()
+        self._tasks.start_soon(self._pushes.run)
 
     async def _serve_mappers(self) -> None:
         dmi = self._config.dmi
@@ -126,6 +129,7 @@ class Site:
         """Something has become durable: there may be new messages in line."""
         if self._broker is not None:
             self._broker.look()
+        self._pushes.look()
 
     # --- effects -----------------------------------------------------------------------------------
 
