@@ -99,7 +99,11 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
         assert caught.value.reason in ("Truncated", "Damaged"), end
 
 
-@pytest.mark.parametrize("payload", [b"", b"no gzip at all", gzip.compress(b"no tar"), gzip.compress(bytes(10240))])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"no gzip at all", gzip.compress(b"no tar"), gzip.compress(bytes(10240))],
+    ids=["empty", "no gzip", "no tar", "a tar of nothing"],
+)
 def test_a_payload_that_is_no_archive_is_refused(tmp_path: Path, payload: bytes) -> None:
     path = tmp_path / "odd.run"
     path.write_bytes(b"#!/bin/sh\n" + MARK + payload)
