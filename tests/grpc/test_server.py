@@ -16,7 +16,15 @@ import pytest
 import trio
 import trio.testing
 from h2.connection import H2Connection
-from h2.events import DataReceived, Event, RemoteSettingsChanged, ResponseReceived, StreamReset, TrailersReceived
+from h2.events import (
+    DataReceived,
+    Event,
+    PingAckReceived,
+    RemoteSettingsChanged,
+    ResponseReceived,
+    StreamReset,
+    TrailersReceived,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -547,6 +555,16 @@ async def test_a_connection_on_which_nothing_is_asked_is_closed_and_one_that_wai
         await trio.sleep(10 * limits.GRPC_IDLE_S)
         rig.go.set()
         await waiting.hear(lambda e: isinstance(e, TrailersReceived) and e.stream_id == stream)
+
+
+async def test_a_ping_is_answered_while_a_call_waits(tmp_path: Path) -> None:
+    async with serving(tmp_path) as rig:
+        peer = await rig.connect()
+        await peer.call(message(b"x"), WAIT)
+        await rig.until(lambda: rig.waiting == 1)
+        peer.http.ping(b"12345678")
+        await peer.flush()
+        await peer.hear(lambda e: isinstance(e, PingAckReceived))
 
 
 async def test_who_opens_no_window_for_its_answer_is_hung_up_on(

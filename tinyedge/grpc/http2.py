@@ -133,12 +133,14 @@ class Wire:
             piece, left = left[:room], left[room:]
             self.http.send_data(stream, piece, end_stream=end and not left)
 
-    def close(self) -> None:
-        """Say what can be said at once and end the connection; whoever waits on it gets ClosedResourceError."""
+    def close(self, *, quietly: bool = False) -> None:
+        """Say what can be said at once, unless nobody listens any more, and end the connection; whoever waits on it
+        gets ClosedResourceError."""
         if self._sock.fileno() < 0:
             return
         with suppress(*BROKEN):
-            self.http.close_connection()
-            self.flush_now()
+            if not quietly:
+                self.http.close_connection()
+                self.flush_now()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()

@@ -27,6 +27,7 @@ from h2.events import (
     ConnectionTerminated,
     DataReceived,
     Event,
+    PingReceived,
     RemoteSettingsChanged,
     RequestReceived,
     StreamEnded,
@@ -187,6 +188,7 @@ class _Connection:
         self._moved = trio.lowlevel.ParkingLot()  # who waits for the peer to take what is queued, or to open a window
         self._listening = trio.CancelScope()
         self._fresh = True
+        self._has_gone = False
 
     async def run(self) -> None:
         try:
@@ -199,7 +201,7 @@ class _Connection:
         finally:
             for stream in list(self._arriving):
                 self._forget(stream)
-            self._wire.close()
+            self._wire.close(quietly=self._has_gone)
 
     # --- bytes ------------------------------------------------------------------------------------
 
@@ -210,14 +212,18 @@ class _Connection:
             events = None
             with trio.CancelScope(deadline=self._patience()) as self._listening:
                 events = await self._wire.receive()
+                self._has_gone = events is None
             if events is None:
                 return
             for event in events:
                 if isinstance(event, ConnectionTerminated):
                     return
                 await self._hear(event)
-            self._queued.set()
+            # What HTTP/2 itself has to say goes with the next answer, if there is one soon and nobody needs it before.
+            if self._arriving or not self._answering or any(isinstance(event, PingReceived) for event in events):
+                self._queued.set()
             while self._wire.queued > limits.GRPC_QUEUED_BYTES_MAX:
+                self._queued.set()
                 await self._moved.park()
 
     def _patience(self) -> float:
