@@ -64,10 +64,11 @@ class Clock:
 
 
 def facts_of(config: Config) -> tuple[Known, ev.NodeFacts]:
-    """Who this node is, and what it runs on. The name that a gateway knows it by goes before the host's."""
+    """Who this node is, and what it runs on. The name that a gateway knows it by, or shall, goes before
+    the host's."""
     found = known(config)
     facts = host.node_facts(
-        name=found.identity.node if found.identity else config.node.name,
+        name=config.node.name or found.name,
         pods_dir=config.node.pods_dir,
         logs_dir=config.node.logs_dir,
         cluster_dns=config.node.cluster_dns,
@@ -78,7 +79,7 @@ def facts_of(config: Config) -> tuple[Known, ev.NodeFacts]:
 
 
 def open_store(config: Config, clock: Clock, launch: trial.Launch, reason: str) -> tuple[Store, str]:
-    """The store, and why it is read-only ("" if it is not). A version on trial leaves it readable for who was before."""
+    """The store, and why it is read-only ("" if it is not). A version on trial keeps to the format that it found."""
     series, keep = config.series, launch.trial is not None
     options = StoreOptions(series_bytes=series.bytes_max, series_age_s=series.age_days * 86400, keep_format=keep)
     path = config.store.path
