@@ -20,7 +20,7 @@ MISSING: dict[str, Callable[[], str]] = {
     "root": lambda: "needs root" if os.geteuid() else "",
     "containerd": lambda: _programs("containerd", "runc", "ctr") or ("needs root" if os.geteuid() else ""),
     "strace": lambda: _programs("strace"),
-    "mosquitto": lambda: _programs("mosquitto_passwd") or _mosquitto(),
+    "mosquitto": lambda: _programs("mosquitto_passwd", "mosquitto_pub", "mosquitto_sub") or _mosquitto(),
     "kubectl": lambda: "" if shutil.which("kubectl") else "needs kubectl (https://kubernetes.io/docs/tasks/tools)",
 }
 
