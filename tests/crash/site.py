@@ -1,11 +1,11 @@
-"""A node with devices whose core is the real one: what it decides on reports, desired values and mappers goes to the
-store that is recorded."""
+"""A node with devices and rules whose core is the real one: what it decides on reports, desired values and mappers goes
+to the store that is recorded."""
 
 from __future__ import annotations
 
 from random import Random
 
-from tests.sim.devices import INFO, PUMPS, make_device, make_model
+from tests.sim.devices import INFO, PUMPS, make_device, make_model, make_rule
 from tinyedge import events as ev
 from tinyedge.core.edge import Edge
 from tinyedge.core.tables import Stored
@@ -25,7 +25,8 @@ class Site:
 
     def begin(self) -> tuple[ev.Write, ...]:
         booted = ev.Booted(ev.NodeFacts("gate", "boot-1"), "crash", self.life)
-        objects = (make_model(self.rng), *(make_device(self.rng, name) for name in PUMPS))
+        pumps = [(make_device(self.rng, name), make_rule(self.rng, name)) for name in PUMPS]
+        objects = (make_model(self.rng), *(one for pair in pumps for one in pair))
         return self._step(booted, ev.Requested(1, 0, ev.Apply(objects)), ev.MapperRegistered(2, INFO))
 
     def decide(self) -> tuple[ev.Write, ...]:

@@ -1,4 +1,5 @@
-"""Devices around the simulated node: people who declare, change and remove them, and a mapper that serves them.
+"""Devices around the simulated node: people who declare, change and remove them and the rules over their values, and a
+mapper that serves them.
 
 The mapper behaves as those made with KubeEdge's library do: it registers when it starts and ends if nobody answers it
 in time; it leaves a device that it has already as it is when that is registered again. It dies and comes back knowing
@@ -21,6 +22,7 @@ from tinyedge import wire
 from tinyedge.core import twins
 from tinyedge.model import decode
 from tinyedge.model.device import Device
+from tinyedge.model.rule import LOCAL_API_VERSION
 from tinyedge.protocol import readings
 
 PROTOCOL = "sim"
@@ -52,6 +54,24 @@ def make_device(rng: Random, name: str) -> Any:
         "properties": [{"name": "level", "reportToCloud": True}, speed],
     }
     return decode.decode_object({"apiVersion": API, "kind": "Device", "metadata": {"name": name}, "spec": spec})
+
+
+def make_rule(rng: Random, name: str) -> Any:
+    """Above some level the pump is set to another speed, and that is told."""
+    limit = rng.randrange(400)
+    actions = [
+        {"set": {"device": name, "property": "speed", "value": str(rng.randrange(120))}},
+        {"event": {"reason": "TooHigh", "message": "{level}"}},
+    ]
+    spec = {
+        "inputs": {"level": {"device": name, "property": "level"}},
+        "when": f"level > {limit}",
+        "clear": f"level < {limit - rng.randrange(1, 50)}",
+        "holdSeconds": rng.choice((0, 0, 5)),
+        "actions": actions[: rng.randrange(1, 3)],
+    }
+    raw = {"apiVersion": LOCAL_API_VERSION, "kind": "LocalRule", "metadata": {"name": f"of-{name}"}, "spec": spec}
+    return decode.decode_object(raw)
 
 
 class Mapper:
@@ -88,8 +108,13 @@ class DeviceWorld(World):
         objects = (make_model(self.rng),) if self.rng.random() < 0.5 else ()
         self.request(ev.Apply((*objects, make_device(self.rng, name))))
 
+    def declare_rule(self) -> None:
+        self.request(ev.Apply((make_rule(self.rng, self.rng.choice(PUMPS)),)))
+
     def undeclare(self) -> None:
-        self.request(ev.DeleteObject("Device", "default", self.rng.choice(PUMPS)))
+        name = self.rng.choice(PUMPS)
+        gone = ("LocalRule", f"of-{name}") if self.rng.random() < 0.3 else ("Device", name)
+        self.request(ev.DeleteObject(gone[0], "default", gone[1]))
 
     def set_speed(self) -> None:
         self.request(ev.SetDesired("default", self.rng.choice(PUMPS), "speed", str(self.rng.randrange(120))))

@@ -48,7 +48,11 @@ CLOUD_TROUBLE = (
 )
 
 
-DEVICE_TROUBLE = ("declare",) * 4 + ("undeclare", "speed", "speed", "mapper", "mapper", "reading", "reading", "take")
+DEVICE_TROUBLE = (
+    ("declare",) * 4
+    + ("rule", "rule", "undeclare", "speed", "speed", "mapper", "mapper")
+    + ("reading", "reading", "take")
+)
 
 
 def trouble(world: World) -> None:
@@ -137,6 +141,10 @@ def _take(world: World) -> None:
 
 def _declare(world: DeviceWorld) -> None:
     world.declare()
+
+
+def _rule(world: DeviceWorld) -> None:
+    world.declare_rule()
 
 
 def _undeclare(world: DeviceWorld) -> None:
