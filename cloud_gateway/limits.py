@@ -47,6 +47,12 @@ JOIN_TAINTS_MAX = 32
 CSR_BYTES_MAX = 8 * KIB
 CA_BYTES_MAX = 64 * KIB  # of all PEM text of the CAs
 
+# Jobs.
+JOB_NODES_MAX = 2000  # of one job: its status is one object
+UPGRADE_FILE_BYTES_MAX = 256 * MIB
+UPGRADE_SUMS_BYTES_MAX = 256 * KIB  # of the list of digests beside the files
+UPGRADE_CACHE_BYTES_MAX = 16 * MIB  # of files that come from elsewhere
+
 # The sandbox.
 SANDBOX_MAP_BYTES = 4 * 1024 * MIB  # of address space, taken from the disk as it is used
 SANDBOX_LOG_CHANGES_MAX = 20_000  # kept for watches that begin in the past

@@ -28,6 +28,9 @@ _RESOURCES = {
         types.DEVICE_STATUSES,
         types.RULES,
         types.LOCAL_RULES,
+        types.NODE_UPGRADE_JOBS,
+        types.IMAGE_PREPULL_JOBS,
+        types.CONFIG_UPDATE_JOBS,
         types.VOLUMES,
         types.VOLUME_CLAIMS,
     )

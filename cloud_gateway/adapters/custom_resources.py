@@ -15,16 +15,22 @@ from msgspec import Struct
 
 from cloud_gateway.adapters.kube import Kube
 from cloud_gateway.adapters.kube_types import (
+    CONFIG_UPDATE_JOBS,
     DEVICE_MODELS,
     DEVICES,
+    IMAGE_PREPULL_JOBS,
     LOCAL_RULES,
+    NODE_UPGRADE_JOBS,
     RULE_ENDPOINTS,
     RULES,
     KubeError,
     Resource,
 )
 
-FOLLOWED = (DEVICE_MODELS, DEVICES, RULE_ENDPOINTS, RULES, LOCAL_RULES)
+FOLLOWED = (
+    *(DEVICE_MODELS, DEVICES, RULE_ENDPOINTS, RULES, LOCAL_RULES),
+    *(NODE_UPGRADE_JOBS, IMAGE_PREPULL_JOBS, CONFIG_UPDATE_JOBS),
+)
 LOOK_S = 10.0  # between two looks for what is not there yet; a half more at the most
 
 

@@ -55,6 +55,15 @@ DEVICE_STATUSES = Resource("devices.kubeedge.io", "v1beta1", "devicestatuses", "
 RULES = Resource("rules.kubeedge.io", "v1", "rules", "Rule")
 RULE_ENDPOINTS = Resource("rules.kubeedge.io", "v1", "ruleendpoints", "RuleEndpoint")
 LOCAL_RULES = Resource("rules.tinyedge.io", "v1alpha1", "localrules", "LocalRule")
+NODE_UPGRADE_JOBS = Resource(
+    "operations.kubeedge.io", "v1alpha2", "nodeupgradejobs", "NodeUpgradeJob", namespaced=False
+)
+IMAGE_PREPULL_JOBS = Resource(
+    "operations.kubeedge.io", "v1alpha2", "imageprepulljobs", "ImagePrePullJob", namespaced=False
+)
+CONFIG_UPDATE_JOBS = Resource(
+    "operations.kubeedge.io", "v1alpha2", "configupdatejobs", "ConfigUpdateJob", namespaced=False
+)
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
 ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False)
@@ -79,6 +88,9 @@ BY_PLURAL = {
         RULES,
         RULE_ENDPOINTS,
         LOCAL_RULES,
+        NODE_UPGRADE_JOBS,
+        IMAGE_PREPULL_JOBS,
+        CONFIG_UPDATE_JOBS,
         LEASES,
         TOKEN_REVIEWS,
         ACCESS_REVIEWS,

@@ -6,10 +6,12 @@ A new kind needs an entry here, its name in `revision.DOWN`, its Resource in `ku
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
 
+from cloud_gateway.core import job_spec
 from tinyedge.protocol.revision import encode
 
 Json = dict[str, Any]
@@ -21,24 +23,25 @@ _ANNOTATIONS_DROPPED = ("kubectl.kubernetes.io/",)
 
 class Kind(Struct, frozen=True):
     """`nodes`: those that an object names. `refs`: what of other kinds these nodes need beside it. `conditions`:
-    whether its status has some, so that a refusal can stand there."""
+    whether its status has some, so that a refusal can stand there. `spec`: what of its spec is sent."""
 
-    name: str  # on the link
+    name: str  # on the link; several kinds may share one
     resource: str
     api_version: str
     kind: str
     nodes: Callable[[Json], frozenset[str]]
     refs: Callable[[Json], frozenset[Reference]]
     conditions: bool = False
+    spec: Callable[[Json], Json] = job_spec.spec_of
+
+    def key(self, obj: Json) -> str:
+        """What the link calls an object: of what has no namespace its kind stands in the namespace's place."""
+        meta = obj["metadata"]
+        return f"{meta.get('namespace') or self.kind.lower()}/{meta['name']}"
 
 
 def _none(_: Json) -> frozenset[Any]:
     return frozenset()
-
-
-def _spec(obj: Json) -> Json:
-    spec = obj.get("spec")
-    return spec if isinstance(spec, dict) else {}
 
 
 def _named(value: object) -> frozenset[str]:
@@ -46,11 +49,11 @@ def _named(value: object) -> frozenset[str]:
 
 
 def _node_name(obj: Json) -> frozenset[str]:
-    return _named(_spec(obj).get("nodeName"))
+    return _named(job_spec.spec_of(obj).get("nodeName"))
 
 
 def _source_node(obj: Json) -> frozenset[str]:
-    return _named((_spec(obj).get("sourceResource") or {}).get("node_name"))
+    return _named((job_spec.spec_of(obj).get("sourceResource") or {}).get("node_name"))
 
 
 def _beside(obj: Json, kind: str, *names: object) -> frozenset[Reference]:
@@ -60,13 +63,15 @@ def _beside(obj: Json, kind: str, *names: object) -> frozenset[Reference]:
 
 
 def _model(obj: Json) -> frozenset[Reference]:
-    return _beside(obj, "devicemodel", (_spec(obj).get("deviceModelRef") or {}).get("name"))
+    return _beside(obj, "devicemodel", (job_spec.spec_of(obj).get("deviceModelRef") or {}).get("name"))
 
 
 def _endpoints(obj: Json) -> frozenset[Reference]:
-    return _beside(obj, "ruleendpoint", _spec(obj).get("source"), _spec(obj).get("target"))
+    return _beside(obj, "ruleendpoint", job_spec.spec_of(obj).get("source"), job_spec.spec_of(obj).get("target"))
 
 
+JOB = "nodejob"  # a job goes to the nodes whose turn it is, by its own status
+_OPERATIONS = "operations.kubeedge.io/v1alpha2"
 _DEVICES, _RULES, _OWN = "devices.kubeedge.io/v1beta1", "rules.kubeedge.io/v1", "rules.tinyedge.io/v1alpha1"
 KINDS = (
     Kind("devicemodel", "devicemodels", _DEVICES, "DeviceModel", _none, _none),
@@ -74,12 +79,16 @@ KINDS = (
     Kind("ruleendpoint", "ruleendpoints", _RULES, "RuleEndpoint", _none, _none),
     Kind("rule", "rules", _RULES, "Rule", _source_node, _endpoints),
     Kind("localrule", "localrules", _OWN, "LocalRule", _node_name, _none, conditions=True),
+    *(
+        Kind(JOB, f"{kind.lower()}s", _OPERATIONS, kind, job_spec.under_way, _none, spec=partial(job_spec.order, kind))
+        for kind in job_spec.KINDS
+    ),
 )
 OF_RESOURCE = {one.resource: one for one in KINDS}
 BY_NAME = {one.name: one for one in KINDS}
 
 
-def body(obj: Json) -> bytes:
+def body(kind: Kind, obj: Json) -> bytes:
     """What a node gets of an object: nothing that changes by itself. ValueError or OverflowError when it can't be sent:
     a number of more than 64 bits."""
     meta = {name: obj["metadata"][name] for name in _META if obj["metadata"].get(name)}
@@ -87,7 +96,7 @@ def body(obj: Json) -> bytes:
     kept = {key: value for key, value in annotations.items() if not key.startswith(_ANNOTATIONS_DROPPED)}
     if kept:
         meta["annotations"] = kept
-    return encode({"metadata": meta, "spec": _lean(_spec(obj))})
+    return encode({"metadata": meta, "spec": _lean(kind.spec(obj))})
 
 
 def _lean(value: Any) -> Any:

@@ -36,11 +36,8 @@ class Custom(Struct):
     refs: frozenset[Reference]
     body: bytes
     revision: bytes
+    key: str
     refused: str = ""
-
-    @property
-    def key(self) -> str:
-        return f"{self.namespace}/{self.name}"
 
     @property
     def ref(self) -> Reference:
@@ -66,7 +63,8 @@ class Customs:
         self._wanted_by: dict[Reference, dict[str, int]] = {}  # node → for how many reasons
         self._of_node: dict[str, dict[Reference, None]] = {}
         self._unsettled = {one.resource for one in KINDS}  # neither listed nor known not to be served
-        self._listed: set[str] = set()  # kinds
+        self._listed: set[str] = set()  # resources
+        self.job_refused: Callable[[str, Custom, str], None] = lambda node, job, why: None
 
     # --- looking -----------------------------------------------------------------------------------
 
@@ -76,7 +74,8 @@ class Customs:
 
     def is_listed(self, kind: str) -> bool:
         """Whether it is known what there is of a kind. Until then nobody is told of it, and nothing of it is gone."""
-        return kind in self._listed
+        resources = {one.resource for one in KINDS if one.name == kind}
+        return bool(resources & self._listed) and not resources & self._unsettled
 
     def outline(self, node: str, kind: str) -> dict[str, bytes]:
         """What a node is to hold."""
@@ -97,7 +96,10 @@ class Customs:
     def named(self, node: str, about: Json) -> Custom | None:
         """What of a node an Event is about."""
         kind = OF_KIND.get(str(about.get("kind")))
-        return self.bound(node, (kind.name, f"{about.get('namespace')}/{about.get('name')}")) if kind else None
+        if kind is None:
+            return None
+        meta = {"namespace": about.get("namespace"), "name": about.get("name")}
+        return self.bound(node, (kind.name, kind.key({"metadata": meta})))
 
     def users(self, node: str, ref: Reference) -> list[Custom]:
         """What of a node needs this beside it."""
@@ -127,12 +129,12 @@ class Customs:
 
     def listed(self, resource: str, named: set[str]) -> str:
         """All of a resource has been seen, and these were named; the kind that it is."""
-        kind = custom_kinds.OF_RESOURCE[resource].name
-        for ref in [ref for ref in self._objects if ref[0] == kind and ref[1] not in named]:
+        kind = custom_kinds.OF_RESOURCE[resource]
+        for ref in [one.ref for one in self._objects.values() if one.kind is kind and one.key not in named]:
             self.gone(ref)
         self._unsettled.discard(resource)
-        self._listed.add(kind)
-        return kind
+        self._listed.add(resource)
+        return kind.name
 
     def seen(self, resource: str, obj: Json) -> None:
         new = _custom(custom_kinds.OF_RESOURCE[resource], obj)
@@ -208,6 +210,8 @@ class Customs:
             return
         if node in found.nodes:
             self._mark(found, reason, message)
+            if found.kind.name == custom_kinds.JOB:
+                self.job_refused(node, found, message)
         self.tell(found, "Warning", reason, message, f"refused {node} {reason} {found.revision.hex()}")
         for one in self.users(node, ref):
             words = f"{found.kind.kind} {found.name} can't be kept by the node: {message}"
@@ -250,25 +254,26 @@ class Customs:
         """An Event about it, once for each `identity`."""
         name = translate.event_name(found.name, found.kind.name, identity)
         event = translate.event(found.about, (kind, reason, message), name, self._desk.wall)
-        self._desk.insist("create", "events", found.namespace, name, body=event)
+        self._desk.insist("create", "events", event["metadata"]["namespace"], name, body=event)
 
 
 def _custom(kind: Kind, obj: Json) -> Custom:
     meta = obj["metadata"]
     try:
-        body = custom_kinds.body(obj)
+        body = custom_kinds.body(kind, obj)
     except (ValueError, OverflowError):
         body = b""
     accepted = translate.condition(obj, "Accepted") or {}
     return Custom(
         kind,
-        meta["namespace"],
+        meta.get("namespace", ""),
         meta["name"],
         meta["uid"],
         kind.nodes(obj),
         kind.refs(obj),
         body,
         revision(body),
+        kind.key(obj),
         str(accepted.get("reason", "")) if accepted.get("status") == "False" else "",
     )
 

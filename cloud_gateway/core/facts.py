@@ -264,11 +264,28 @@ class SeriesTaken(Struct, frozen=True):
 
 
 class Reply(Struct, frozen=True):
+    """A `bulk` one waits for everything else that is to be said to the node."""
+
     session: int
     id: int
     error: str = ""
     body: bytes = b""
     retryable: bool = True
+    bulk: bool = False
+
+
+class ServeFile(Struct, frozen=True):
+    """Answer a question for a file of the upgrade source with `size` bytes of it from `offset` on: `image` if there is
+    a file of this name, else the one for this version and architecture. `sha256` that it must have; empty: any."""
+
+    session: int
+    id: int
+    version: str
+    image: str
+    architecture: str
+    sha256: str
+    offset: int
+    size: int
 
 
 class Bye(Struct, frozen=True):
@@ -311,6 +328,7 @@ Effect = (
     | StateRefused
     | SeriesTaken
     | Reply
+    | ServeFile
     | Bye
     | OpenPort
     | ClosePort

@@ -310,7 +310,7 @@ class Tender:
         meta: Json = {}
         if here and node.replica != self._desk.settings.replica:
             meta["annotations"] = {translate.REPLICA: self._desk.settings.replica}
-        labels = translate.node_labels(node.report) | {translate.EDGE_LABEL: ""}
+        labels = translate.node_labels(node.report) | translate.ROLES
         if node.join_marks:
             labels = node.join_labels | labels
         if (here or node.join_marks) and not labels.items() <= node.labels.items():

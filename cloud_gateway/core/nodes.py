@@ -23,11 +23,14 @@ from cloud_gateway.core.customs import EMPTY, Custom, Customs
 from cloud_gateway.core.desk import Desk, Settings, again_ms
 from cloud_gateway.core.device_status import DeviceStatus
 from cloud_gateway.core.facts import Done, Event, Gone, Seen, Step, Tick
+from cloud_gateway.core.holdings import Holdings
+from cloud_gateway.core.jobs import Jobs
 from cloud_gateway.core.node import HOLD_MS, Node, Session, Tender
 from cloud_gateway.core.pods import Pod, Reference, Said, pod_of
 from cloud_gateway.core.references import KIND_OF, References, Referred
 from cloud_gateway.core.reports import Reports
 from cloud_gateway.core.upkeep import LASTING, Upkeep
+from tinyedge.protocol import jobs
 from tinyedge.protocol.revision import DOWN, UP, difference, digest
 
 Json = dict[str, Any]
@@ -44,7 +47,11 @@ class Gateway:
         self._reports = Reports(self._desk, self._tender, self._customs)
         self._device_status = DeviceStatus(self._desk, self._customs, settings.device_status)
         self._references = References(self._desk, self._reference_put, self._reference_gone, self._look_at)
+        self._holdings = Holdings(self._tender, self._customs, self._references)
         self._nodes: dict[str, Node] = {}
+        self._jobs = Jobs(
+            self._desk, self._nodes, self._customs, replicas=lambda: self._tender.replicas, refer=self._refer_of_job
+        )
         self._pods: dict[str, Pod] = {}  # by uid
         self._due = Agenda()  # when to look at each node again
         self._upkeep = Upkeep(self._desk, self._tender, self._reports, self._pods, self._due.hasten)
@@ -77,7 +84,7 @@ class Gateway:
             facts.Kept: lambda event: self._of_session(self._kept, event),
             facts.Reported: partial(self._of_session, self._reported),
             facts.SeriesCame: partial(self._of_session, self._reports.series),
-            facts.Asked: partial(self._of_session, self._reports.asked),
+            facts.Asked: partial(self._of_session, self._asked),
         }
 
     def step(self, events: Sequence[Event]) -> Step:
@@ -90,8 +97,8 @@ class Gateway:
                 self._take[type(event)](event)
         self._welcome_ready()
         effects = self._effects_and_tending()
-        due_ms = self._due.next_ms()
-        return Step(effects, desk.next_ms() if due_ms is None else min(desk.next_ms(), due_ms))
+        wakes = (desk.next_ms(), self._due.next_ms(), self._jobs.wake_ms)
+        return Step(effects, min(one for one in wakes if one is not None))
 
     def _effects_and_tending(self) -> tuple[facts.Effect, ...]:
         if self._is_listed("nodes"):
@@ -101,6 +108,7 @@ class Gateway:
                 if node := self._nodes.get(name):
                     self._due.put(name, self._tender.tend(node))
                     self._upkeep.end_opted_out(node)
+            self._jobs.tend()
         return self._desk.take_effects()
 
     # --- looking -------------------------------------------------------------------------------------
@@ -132,6 +140,7 @@ class Gateway:
             "pods": len(self._pods),
             "objects": len(self._references),
             **self._customs.counts(),
+            **self._jobs.counts(),
             "device_writes": self._device_status.writes,
             "calls": self._desk.calls,
         }
@@ -177,6 +186,7 @@ class Gateway:
         elif kind := KIND_OF.get(event.resource):
             self._references.listed(kind, named)
         elif event.resource in OF_RESOURCE:
+            self._jobs.listed(event.resource, named)
             self._catch_up(self._customs.listed(event.resource, named))
         self._listed.add(event.resource)
         if event.resource in ("nodes", "pods"):
@@ -202,8 +212,9 @@ class Gateway:
             self._references.seen((kind, key), obj["metadata"].get("resourceVersion", ""))
         elif resource in OF_RESOURCE:
             if resource in self._listing:
-                self._listing[resource].add(translate.key_of(obj))
-            self._customs.seen(resource, obj)
+                self._listing[resource].add(OF_RESOURCE[resource].key(obj))
+            if self._jobs.seen(resource, obj):
+                self._customs.seen(resource, obj)
 
     def _gone(self, event: Gone) -> None:
         meta = event.object["metadata"]
@@ -216,7 +227,8 @@ class Gateway:
         elif kind := KIND_OF.get(event.resource):
             self._references.gone((kind, translate.key_of(event.object)), meta.get("resourceVersion", ""))
         elif custom := OF_RESOURCE.get(event.resource):
-            self._customs.gone((custom.name, translate.key_of(event.object)))
+            self._jobs.gone(custom.key(event.object))
+            self._customs.gone((custom.name, custom.key(event.object)))
 
     def _node(self, name: str) -> Node:
         found = self._nodes.get(name)
@@ -238,7 +250,10 @@ class Gateway:
         node = self._node(name)
         window = self._tender.window_s(node)
         found = not self._is_listed("nodes") and not node.made
+        before = node.connected
         self._tender.seen(node, obj)
+        if node.connected != before:
+            self._jobs.look_at_all()
         if found:
             self._tender.found(node, obj)
         self._dirty[name] = None
@@ -265,6 +280,7 @@ class Gateway:
 
     def _node_gone(self, node: Node) -> None:
         self._tender.gone(node)
+        self._jobs.look_at_all()
         self._dirty[node.name] = None
         self._forget_if_over(node)
 
@@ -342,6 +358,13 @@ class Gateway:
         for ref in self._references.release(node.name, old - new):
             node.refs.pop(ref, None)
 
+    def _refer_of_job(self, name: str, old: frozenset[Reference], new: frozenset[Reference]) -> None:
+        if node := self._nodes.get(name):
+            self._refer(node, old, new)
+        else:
+            self._references.release(name, old)
+            self._references.refer(name, new)
+
     def _reference_put(self, node: str, ref: Reference, found: Referred) -> None:
         self._put(self._nodes[node], *ref, found.revision, found.body or b"")
 
@@ -367,10 +390,10 @@ class Gateway:
             if session is None or kind not in session.later:
                 continue
             session.later.discard(kind)
-            told, wanted = session.hello.digests[kind], self._outline(node, kind)
+            told, wanted = session.hello.digests[kind], self._holdings.outline(node, kind)
             if told == EMPTY:
                 for key, at in wanted.items():
-                    self._put(node, kind, key, at, self._body(node, kind, key))
+                    self._put(node, kind, key, at, self._holdings.body(node, kind, key))
             elif told != digest(wanted):
                 self._reports.relink(node, session.number)
 
@@ -399,6 +422,7 @@ class Gateway:
         node.said.clear()
         self._reports.closed(event.session)
         self._device_status.closed(node.name)
+        self._jobs.closed(node.name)
         self._waiting.pop(node.name, None)
         self._dirty[node.name] = None
         self._desk.note("info", "node.lost", node=node.name, reason=event.reason)
@@ -442,35 +466,20 @@ class Gateway:
         told = session.hello.digests
         session.later = {kind for kind in BY_NAME if kind in told and not self._customs.is_listed(kind)}
         compared = [kind for kind in DOWN if kind in told and kind not in session.later]
-        want = [kind for kind in compared if digest(self._outline(node, kind)) != told[kind]]
+        want = [kind for kind in compared if digest(self._holdings.outline(node, kind)) != told[kind]]
         have = {}
         for kind in UP:
-            if kind in told and digest(held := self._held(node, kind)) != told[kind]:
+            if kind in told and digest(held := self._holdings.held(node, kind)) != told[kind]:
                 have[kind] = held
         session.welcomed, session.awaiting, session.synced = True, set(want), not want
         if "node" in told and "node" not in have:
             node.reported = self._tender.api_report(node)
-        node.said = {key: Said(at) for key, at in self._held(node, "podstatus").items()}
+        node.said = {key: Said(at) for key, at in self._holdings.held(node, "podstatus").items()}
         self._desk.say(facts.Welcome(session.number, want, have))
         self._customs.unknown(node.name, told)
+        self._jobs.look_at_all()
         self._dirty[node.name] = None
         self._desk.note("info", "node.linked", node=node.name, differs=",".join((*want, *have)))
-
-    def _outline(self, node: Node, kind: str) -> dict[str, bytes]:
-        """What the node is to hold."""
-        if kind == "pod":
-            return {pod.key: pod.revision for pod in node.pods.values() if pod.body}
-        if kind in BY_NAME:
-            return self._customs.outline(node.name, kind)
-        return self._references.outline(node.refs, kind)
-
-    def _held(self, node: Node, kind: str) -> dict[str, bytes]:
-        """What the API holds of what the node reports."""
-        if kind == "podstatus":
-            return {pod.key: pod.status for pod in node.pods.values() if not pod.held}
-        if kind == "mirror":
-            return {pod.key: pod.mirror for pod in node.pods.values() if pod.mirror}
-        return {"self": self._tender.api_report(node)} if node.made else {}
 
     def _outlined(self, event: facts.Outlined) -> None:
         node = self._sessions.get(event.session)
@@ -478,39 +487,21 @@ class Gateway:
         if node is None or session is None or event.kind not in session.awaiting:
             return
         session.awaiting.discard(event.kind)
-        wanted = self._outline(node, event.kind)
-        for key in [key for key in wanted if key not in event.objects and self._is_over(node, event.kind, key)]:
+        wanted = self._holdings.outline(node, event.kind)
+        unknown = [key for key in wanted if key not in event.objects]
+        for key in [key for key in unknown if self._holdings.is_over(node, event.kind, key)]:
             del wanted[key]
         found = difference(wanted, event.objects)
         for key in found.put:
-            body = self._body(node, event.kind, key)
+            body = self._holdings.body(node, event.kind, key)
             self._desk.say(facts.Put(session.number, event.kind, key, wanted[key], body))
         for key in found.delete:
-            if self._is_wanted(node, event.kind, key):
+            if self._holdings.is_wanted(node, event.kind, key):
                 continue
             self._desk.say(facts.Delete(session.number, event.kind, key))
         if not session.awaiting:
             session.synced = True
             self._desk.say(facts.Synced(session.number))
-
-    def _is_over(self, node: Node, kind: str, key: str) -> bool:
-        """A pod that has ended and that the node knows nothing of: it must not run again."""
-        return kind == "pod" and node.pods[key].ended and not node.pods[key].deleting
-
-    def _is_wanted(self, node: Node, kind: str, key: str) -> bool:
-        """Whether only what is to be sent of an object is not known (yet)."""
-        if kind == "pod":
-            return key in node.pods and not node.pods[key].held
-        if kind in BY_NAME:
-            return False
-        return (kind, key) in node.refs and not self._references.is_known((kind, key))
-
-    def _body(self, node: Node, kind: str, key: str) -> bytes:
-        if kind == "pod":
-            return node.pods[key].body
-        if kind in BY_NAME:
-            return self._customs.body((kind, key))
-        return self._references.body((kind, key))
 
     def _takes(self, node: Node, kind: str) -> Session | None:
         """The session that a change goes to now; a kind whose outline is awaited comes with the difference."""
@@ -530,8 +521,14 @@ class Gateway:
     # --- what nodes say, refusals, and telling -----------------------------------------------------------
 
     def _reported(self, node: Node, event: facts.Reported) -> None:
-        of_device = event.kind == device_status.KIND
-        (self._device_status if of_device else self._reports).reported(node, event)
+        if event.kind == jobs.STATUS:
+            self._jobs.reported(node, event)
+        else:
+            of_device = event.kind == device_status.KIND
+            (self._device_status if of_device else self._reports).reported(node, event)
+
+    def _asked(self, node: Node, event: facts.Asked) -> None:
+        (self._jobs if event.what == jobs.FILE else self._reports).asked(node, event)
 
     def _kept(self, node: Node, event: facts.Kept) -> None:
         self._customs.kept(node.name, (event.kind, event.key))
@@ -566,6 +563,7 @@ class Gateway:
 
     def _replicas(self, event: facts.Replicas) -> None:
         self._tender.replicas = event.names | {self._desk.settings.replica}
+        self._jobs.look_at_all()
         self._dirty.update(dict.fromkeys(self._nodes))
         for node in self._nodes.values():
             self._upkeep.make_all_endless(node)

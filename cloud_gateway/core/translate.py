@@ -26,6 +26,7 @@ MIRROR_KEY = "tinyedge.io/mirror"  # annotation of a mirror pod: what the node c
 MIRROR_REVISION = "tinyedge.io/mirror-revision"
 MIRROR = "kubernetes.io/config.mirror"
 EDGE_LABEL = "node-role.kubernetes.io/edge"
+ROLES = {EDGE_LABEL: "", "node-role.kubernetes.io/agent": ""}  # as KubeEdge's nodes have them
 ACCEPTED = "tinyedge.io/Accepted"  # condition of a pod that its node can't run
 LEASES = "kube-node-lease"
 LEASE_S = 40
@@ -322,7 +323,7 @@ def mirror_pod(body: Json, key: str, revision: bytes, node: str, node_uid: str) 
 def node_object(name: str, labels: Mapping[str, str], taints: Iterable[Json], replica: str) -> Json:
     meta: Json = {
         "name": name,
-        "labels": dict(labels) | {"kubernetes.io/hostname": name, EDGE_LABEL: "", "kubernetes.io/os": "linux"},
+        "labels": dict(labels) | {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"} | ROLES,
         "annotations": {REPLICA: replica},
     }
     return {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": {"taints": list(taints)}}

@@ -128,7 +128,7 @@ async def serve_sandbox(folder: str, port: int, nodes: int, pods: int) -> None:
 
 def node_object(number: int) -> Json:
     name = node_name(number)
-    labels = {"kubernetes.io/hostname": name, translate.EDGE_LABEL: "", "kubernetes.io/os": "linux"}
+    labels = {"kubernetes.io/hostname": name, **translate.ROLES, "kubernetes.io/os": "linux"}
     meta = {
         "name": name,
         "uid": f"node-{number:05d}",

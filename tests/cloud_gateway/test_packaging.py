@@ -44,6 +44,8 @@ USES: set[Use] = {
     *((verb, "devices", "") for verb in ("get", "list", "watch")),
     *((verb, what, "") for what in ("devicemodels", "rules", "ruleendpoints", "localrules") for verb in LOOKED_AT),
     *(("patch", f"{what}/status", "") for what in ("devices", "localrules")),
+    *((verb, what, "") for what in ("nodeupgradejobs", "imageprepulljobs", "configupdatejobs") for verb in LOOKED_AT),
+    *(("patch", f"{what}/status", "") for what in ("nodeupgradejobs", "imageprepulljobs", "configupdatejobs")),
     *((verb, "devicestatuses", "") for verb in ("get", "create", "patch", "delete")),
     ("create", "tokenreviews", ""),
     ("create", "subjectaccessreviews", ""),

@@ -18,7 +18,7 @@ PROJECTION = 1  # version of what is sent of an object; a change of it changes e
 REVISION_BYTES = 8
 
 # Kinds of which the gateway holds the truth. An edge names those that it knows when it says hello, and gets no other.
-DOWN = ("pod", "configmap", "secret", "devicemodel", "device", "ruleendpoint", "rule", "localrule")
+DOWN = ("pod", "configmap", "secret", "devicemodel", "device", "ruleendpoint", "rule", "localrule", "nodejob")
 UP = ("podstatus", "node", "mirror")  # kinds of which the edge does
 
 # Of a pod's conditions those that a node decides on; others in the API belong to somebody else.

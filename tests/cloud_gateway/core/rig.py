@@ -359,6 +359,13 @@ class World:
     def device(self, name: str, node: str = "n1", model: str = "pump", **more: Any) -> Json:
         return self.custom("devices", name, {"nodeName": node, "deviceModelRef": {"name": model}} | more)
 
+    def job(self, kind: str, name: str, spec: Json, **meta: Any) -> Json:
+        """A job for a fleet, which has no namespace."""
+        resource = f"{kind.lower()}s"
+        made = self.api.put(resource, {"metadata": {"name": name} | meta, "spec": spec, "kind": kind})
+        self.step()
+        return made
+
     def status_of(self, resource: str, name: str) -> Json:
         found: Json = self.api.objects[resource, "default", name].get("status", {})
         return found
