@@ -48,12 +48,17 @@ def _named(value: object) -> frozenset[str]:
     return frozenset({value}) if isinstance(value, str) and value else frozenset()
 
 
+def _part(obj: Json, name: str) -> Json:
+    found = job_spec.spec_of(obj).get(name)
+    return found if isinstance(found, dict) else {}
+
+
 def _node_name(obj: Json) -> frozenset[str]:
     return _named(job_spec.spec_of(obj).get("nodeName"))
 
 
 def _source_node(obj: Json) -> frozenset[str]:
-    return _named((job_spec.spec_of(obj).get("sourceResource") or {}).get("node_name"))
+    return _named(_part(obj, "sourceResource").get("node_name"))
 
 
 def _beside(obj: Json, kind: str, *names: object) -> frozenset[Reference]:
@@ -63,7 +68,7 @@ def _beside(obj: Json, kind: str, *names: object) -> frozenset[Reference]:
 
 
 def _model(obj: Json) -> frozenset[Reference]:
-    return _beside(obj, "devicemodel", (job_spec.spec_of(obj).get("deviceModelRef") or {}).get("name"))
+    return _beside(obj, "devicemodel", _part(obj, "deviceModelRef").get("name"))
 
 
 def _endpoints(obj: Json) -> frozenset[Reference]:

@@ -158,6 +158,8 @@ def test_rules_go_to_the_node_that_their_messages_come_from_with_both_ends(world
 def test_what_makes_no_sense_goes_nowhere_and_stops_nobody(world: World, edge: Edge) -> None:
     world.custom("devices", "odd", {"nodeName": 7, "deviceModelRef": {"name": None}})
     world.custom("devices", "none", {})
+    world.custom("devices", "text", {"nodeName": "n2", "deviceModelRef": "pump"})
+    world.custom("rules", "text", {"sourceResource": ["path"], "source": 7})
     world.api.put("devices", {"metadata": {"name": "bare", "namespace": "default"}})
     world.custom("devices", "huge", {"nodeName": "n1", "protocol": {"configData": {"n": 1 << 70}}})
     world.device("good")
