@@ -11,7 +11,7 @@ GIVE_UP_S ?=
 JOBS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n))) # tests beside each other, file by file
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
 MAPPER ?=
-BENCH ?= store pods link fleet series
+BENCH ?= store pods link fleet series devices
 OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
