@@ -29,6 +29,7 @@ WORDS = {
     r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$": "lower-case letters, digits, '-' and '.', such as gate-7",
     r"^/": "an absolute path",
     r"^(/.*)?$": "an absolute path, or empty",
+    r"^(\S+:[0-9]{1,5})?$": "HOST:PORT, such as 127.0.0.1:9060, or empty",
     r"^(/\S*)?$": "an absolute path, or nothing",
     r"^(wss://\S+)?$": "wss://HOST:PORT",
     r"^(http://\S+)?$": "http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
@@ -188,6 +189,18 @@ class CloudConfig(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(ge=0, le=1_000_000, description="Most that queued readings and events send, in KiB per second. 0: any."),
     ] = 0
+    join_files: Annotated[
+        tuple[AbsolutePath, ...],
+        Meta(
+            description="Where a first-boot file may lie, which joins an unattended node. Read while it has no "
+            "identity; the token in it is wiped once it has joined."
+        ),
+    ] = (
+        "/boot/firmware/tinyedge-join.toml",
+        "/boot/efi/tinyedge-join.toml",
+        "/boot/tinyedge-join.toml",
+        "/etc/tinyedge/tinyedge-join.toml",
+    )
 
 
 class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -213,6 +226,17 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         bool,
         Meta(description="Whether each reported value that differs is published, as KubeEdge's `…/update/document`."),
     ] = True
+
+
+class ServicebusConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    listen: Annotated[
+        str,
+        Meta(
+            pattern=r"^(\S+:[0-9]{1,5})?$",
+            description="Where programs on this node post messages for KubeEdge's rules from servicebus to rest, as "
+            "HOST:PORT; KubeEdge's is `127.0.0.1:9060`. Empty: nowhere.",
+        ),
+    ] = ""
 
 
 class OutboundConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -259,6 +283,19 @@ class UpgradeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 600
 
 
+class WatchdogConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    device: Annotated[
+        OptionalPath,
+        Meta(
+            description="The machine's own watchdog, such as `/dev/watchdog`: it resets the machine when the daemon no "
+            "longer decides anything, or does not come back. Empty: it is left alone."
+        ),
+    ] = ""
+    timeout_s: Annotated[int, Meta(ge=5, le=3600, description="After how long it does; the device may round this.")] = (
+        60
+    )
+
+
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: Annotated[Literal["human", "json"], Meta(description="Form of the daemon's own log on stderr.")] = "human"
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is shown.")] = (
@@ -278,9 +315,11 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     api: ApiConfig = ApiConfig()
     cloud: CloudConfig = CloudConfig()
     mqtt: MqttConfig = MqttConfig()
+    servicebus: ServicebusConfig = ServicebusConfig()
     outbound: OutboundConfig = OutboundConfig()
     dmi: DmiConfig = DmiConfig()
     upgrade: UpgradeConfig = UpgradeConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     log: LogConfig = LogConfig()
 
 

@@ -31,11 +31,12 @@ from tinyedge.broken import BOOT_S, Gate, broken_fields, set_aside
 from tinyedge.config import Config
 from tinyedge.core.edge import About, Edge
 from tinyedge.errors import InvariantBroken, StoreError, StoreFull, TinyEdgeError
+from tinyedge.guard import Guard
 from tinyedge.log import Log
 from tinyedge.loop import Loop
 from tinyedge.model import decode
 from tinyedge.redact import without_secrets
-from tinyedge.site import Site
+from tinyedge.site import STREAMS, Site
 from tinyedge.store.blackbox import BlackBox, Value
 from tinyedge.store.committer import Committer, open_committer
 from tinyedge.store.disk import Disk
@@ -164,11 +165,13 @@ async def _run(parts: _Parts, stop_pods: bool) -> None:
     """Until a signal says stop. What hangs after that, such as a flush on a dying card, ends with the process."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            await _Daemon(parts, nursery).start()
+            daemon = _Daemon(parts, nursery)
+            await daemon.start()
             async for number in signals:
                 parts.log.note("info", "daemon.stopping", {"signal": signal.Signals(number).name})
                 signal.alarm(STOP_S_MAX + (STOP_PODS_S_MAX if stop_pods else 0))
                 break
+            daemon.guard.stop()
             parts.notifier.stopping()
             nursery.cancel_scope.cancel()
 
@@ -281,6 +284,7 @@ class _Daemon:
             uplink=self._uplink,
             upgrades=self._upgrades,
         )
+        self.guard = Guard(config.watchdog, self._loop.beat, parts.log.note)
         self._listed = trio.Event()
         self._volume_usage = VolumeUsage()
         self._records, self._to_record = trio.open_memory_channel[ev.Record](1000)
@@ -296,7 +300,7 @@ class _Daemon:
             await self._loop.post(ev.StoreFault("read-only", self._life.read_only, read_only=True))
             nursery.start_soon(self._try_to_write_again)
         await self._site.start()
-        await self._uplink.start(self._backend, self._listed)
+        await self._uplink.start(self._backend, self._listed, dict.fromkeys(STREAMS, self._site.stream))
         booted = ev.Booted(self._facts, self._life.boot_reason, int.from_bytes(os.urandom(8)))
         nursery.start_soon(self._decide, booted)
         nursery.start_soon(self._meet_runtime, [self._watch(folder) for folder in config.manifests.paths])
@@ -304,6 +308,7 @@ class _Daemon:
             nursery.start_soon(self._import_images)
         nursery.start_soon(self._sample)
         nursery.start_soon(self._feed_watchdog)
+        nursery.start_soon(self.guard.run)
         nursery.start_soon(self._outlast_boot)
         nursery.start_soon(self._upgrades.run, self._backend.request)
         self._notifier.ready(f"node {self._facts.name}")

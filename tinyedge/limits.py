@@ -170,6 +170,9 @@ BUS_TWINS_MAX = 200  # in one of them
 BUS_UNANSWERED_MAX = 64  # messages of the broker that are not durable yet
 SPOOL_BATCH_ITEMS = 64  # of a series, read at a time
 SPOOL_BATCH_BYTES = 256 * KIB
+RULE_SERVICE_BYTES_MAX = 4 * MIB  # of what a service on the node is sent, and of what it answers
+RULE_CALLS_MAX = 4  # of services at a time
+BUS_CALLERS_MAX = 32  # programs on the node that are answered at a time
 ROUTES_MAX = 16  # rules that one message is for
 
 require(SEGMENT_BYTES % BLOCK_BYTES == 0, "a segment is whole blocks")

@@ -20,11 +20,12 @@ from tinyedge import events as ev
 from tinyedge.adapters import identity as machines
 from tinyedge.adapters import join as joins
 from tinyedge.adapters.cloud import Around, Ask, Cloud, Credentials, SeriesStore, Settings
-from tinyedge.adapters.cloud_streams import Backend, CloudStreams
+from tinyedge.adapters.cloud_streams import Backend, CloudStreams, Serve
 from tinyedge.adapters.local_api import JoinBody
 from tinyedge.config import Config
 from tinyedge.core.status import rfc3339
 from tinyedge.errors import BadInput, PeerError, StoreError, WorldError
+from tinyedge.first_boot import Asked, FirstBoot, look, wipe_spent
 from tinyedge.model import decode
 from tinyedge.protocol import joining
 from tinyedge.store.node_identity import Identity, IdentityFiles
@@ -38,10 +39,18 @@ BYE_S_MAX = 3
 
 
 class Known(Struct, frozen=True):
-    """What is on disk about who this node is. `problem`: why it can't be used, in words."""
+    """What is on disk about who this node is. `problem`: why it can't be used, in words. `first`: a first-boot file."""
 
     identity: Identity | None = None
     problem: str = ""
+    first: Asked | None = None
+
+    @property
+    def name(self) -> str:
+        """Empty when neither says one."""
+        if self.identity is not None:
+            return self.identity.node
+        return self.first.name if self.first is not None else ""
 
 
 class Views(Protocol):
@@ -66,12 +75,14 @@ def known(config: Config) -> Known:
         identity = files_of(config).load()
     except StoreError as error:
         return Known(problem=str(error))
+    first = look(config.cloud.join_files)
     if identity is None:
-        return Known()
+        return Known(first=first)
     if config.node.name not in ("", identity.node):
         remedy = f"{identity.node}, as it has joined {identity.gateway} (or: tinyedge leave)"
         raise BadInput("node.name", config.node.name, remedy)
-    return Known(identity, machines.check_machine(identity.node, identity.machine, machines.machine_digest()))
+    problem = machines.check_machine(identity.node, identity.machine, machines.machine_digest())
+    return Known(identity, problem, first)
 
 
 class Uplink:
@@ -95,6 +106,8 @@ class Uplink:
         self._files = files_of(config)
         self._identity = found.identity
         self._problem = found.problem
+        self._first = found.first
+        self._waits = ""
         self._view = view
         self._store = store
         self._post = post
@@ -107,16 +120,31 @@ class Uplink:
         self._scope = trio.CancelScope()
         self._streams: CloudStreams | None = None
 
-    async def start(self, backend: Backend, seen: trio.Event) -> None:
-        """Tell the core whose node this is, and connect once `seen` says that the runtime has been looked at."""
+    async def start(self, backend: Backend, seen: trio.Event, more: Mapping[str, Serve] | None = None) -> None:
+        """Tell the core whose node this is, and connect once `seen` says that the runtime has been looked at. `more`:
+        streams that the backend knows nothing of."""
         websocket_only = self._config.runtime.kind == "process"
-        self._streams = CloudStreams(backend, self._note, websocket_only=websocket_only)
+        self._streams = CloudStreams(backend, self._note, websocket_only=websocket_only, more=more)
         if self._problem:
             self._note("error", "link.refused", {"why": self._problem})
         elif self._identity is not None:
             await self._begin(self._identity, seen)
         else:  # the power may have gone between the end of an identity and of what came by it
             await self._post(ev.Joined("", ""))
+        if self._first is not None and not self._problem:
+            self._tasks.start_soon(self._join_at_first_boot, self._first)
+
+    async def _join_at_first_boot(self, asked: Asked) -> None:
+        if self._identity is not None:
+            await trio.to_thread.run_sync(wipe_spent, asked, self._identity.gateway, self._note)
+            return
+
+        def tell(words: str) -> None:
+            self._waits = words
+
+        joined = lambda: self._identity is not None  # noqa: E731
+        first = FirstBoot(asked, self._facts.name, join=self.join, joined=joined, tell=tell, note=self._note)
+        await first.run()
 
     async def _begin(self, identity: Identity, seen: trio.Event | None = None) -> None:
         self._identity, self._problem = identity, ""
@@ -314,11 +342,11 @@ class Uplink:
             gateway = {"gateway": self._url(found)} if found else {}
             return {"state": "down", "message": self._problem, **gateway}
         if found is None or self._cloud is None:
-            return {"state": "none", "message": ALONE}
+            return {"state": "joining", "message": self._waits} if self._waits else {"state": "none", "message": ALONE}
         link = self._cloud.status
         return {
             "state": link.state,
-            "message": link.message,
+            "message": link.message or self._waits,
             "gateway": self._url(found),
             "node": found.node,
             "unwanted": link.unwanted,

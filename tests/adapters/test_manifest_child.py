@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -173,3 +175,29 @@ def test_whatever_json_holds_comes_back_from_yaml(content: dict[str, object]) ->
 @settings(max_examples=200, deadline=None)
 def test_no_bytes_break_the_parser(data: bytes) -> None:
     parse(data)
+
+
+LESS = """
+import os
+from tinyedge.adapters import manifest_child
+manifest_child.drop_privileges({user!r})
+print(os.getresuid(), os.getresgid(), os.getgroups(), os.access("/etc/shadow", os.R_OK))
+try:
+    os.setresuid(0, 0, 0)
+except PermissionError:
+    print("stays")
+"""
+
+
+@pytest.mark.root
+def test_as_root_it_becomes_the_user_that_owns_nothing_and_never_comes_back() -> None:
+    argv = [sys.executable, "-c", LESS.format(user="nobody")]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert said == "(65534, 65534, 65534) (65534, 65534, 65534) [] False\nstays\n"
+
+
+@pytest.mark.root
+def test_where_no_such_user_was_made_it_parses_as_who_it_is() -> None:
+    argv = [sys.executable, "-c", LESS.format(user="_nobody-made-this")]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert said.startswith("(0, 0, 0)")

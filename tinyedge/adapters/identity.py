@@ -20,6 +20,7 @@ from tinyedge.limits import KEY_CHILD_S_MAX
 
 _DEVICE_TREE = ("proc/device-tree/serial-number", "sys/firmware/devicetree/base/serial-number")
 _DMI = ("sys/class/dmi/id/product_uuid",)
+_SERIAL = ("sys/class/dmi/id/product_serial", "sys/class/dmi/id/board_serial")
 _NET = "sys/class/net"
 _MACHINE_ID = ("etc/machine-id",)
 _READ_BYTES = 256
@@ -66,6 +67,23 @@ def machine_digest(root: str = "/") -> str:
     for kind, value in _says(root):
         return hashlib.blake2b(f"{kind}:{value}".encode(), digest_size=_DIGEST_BYTES).hexdigest()
     return ""
+
+
+def serial_number(root: str = "/") -> str:
+    """What the board says of itself (device tree, or firmware), in letters of a node's name; empty for none."""
+    for value in _values(root, (*_DEVICE_TREE, *_SERIAL)):
+        if _means_something(value):
+            return _in_a_name(value)
+    return ""
+
+
+def mac_address(root: str = "/") -> str:
+    """Of the first network card that is built in, twelve hexadecimal digits; empty for none."""
+    return next((address.replace(":", "") for address in _addresses(root)), "")
+
+
+def _in_a_name(value: str) -> str:
+    return "".join(one if one.isascii() and one.isalnum() else "-" for one in value).strip("-")
 
 
 def _says(root: str) -> Iterator[tuple[str, str]]:
