@@ -260,7 +260,9 @@ async def test_a_version_that_stays_brings_its_launcher_if_that_one_knows_this_d
         monkeypatch.setenv(name, value)
     ours = node.device.root / "launcher"
     ours.write_text(LAUNCHER.read_text())
-    (node.device.root / "versions" / NEW / "launcher").write_text(text)
+    theirs = node.device.root / "versions" / NEW / "_internal" / "packaging" / "launcher"
+    theirs.parent.mkdir()
+    theirs.write_text(text)
     begun(node)
     upgrades = node.start()
     assert await upgrades._confirm(NEW)

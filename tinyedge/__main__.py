@@ -30,6 +30,10 @@ def _dispatch(words: list[str]) -> int:
 
         key_child.main()
         return 0
+    if words[:1] == ["stage-version"] and len(words) > 2:
+        from tinyedge.upgrade import stage_child
+
+        return stage_child.main(words[1:])
     if words[:1] == ["verify-checkpoint"] and len(words) == 2:
         from tinyedge.store import verify
 

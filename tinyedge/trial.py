@@ -27,17 +27,7 @@ from tinyedge.config import Config
 from tinyedge.errors import TinyEdgeError, WorldError
 from tinyedge.events import Answer, Record, Request, UpgradeEnded
 from tinyedge.upgrade.gate import Gate, Seen
-from tinyedge.upgrade.marks import (
-    ROLLED_BACK,
-    ROOT,
-    ROOT_VARIABLE,
-    STATE,
-    STATE_VARIABLE,
-    Marks,
-    Result,
-    Trial,
-    parse_trial,
-)
+from tinyedge.upgrade.marks import ROLLED_BACK, Marks, Result, Trial, marks_of, parse_trial
 
 Json = dict[str, Any]
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
@@ -65,7 +55,7 @@ class Launch(Struct, frozen=True):
 
 def launched(environ: Mapping[str, str], mono_s: Callable[[], float] = time.monotonic) -> Launch:
     """Looks at the disk."""
-    marks = Marks(environ.get(ROOT_VARIABLE) or ROOT, environ.get(STATE_VARIABLE) or STATE)
+    marks = Marks(*marks_of(environ))
     trial = parse_trial(environ.get(TRIAL, ""))
     if trial is not None:
         try:

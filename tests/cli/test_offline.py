@@ -241,6 +241,8 @@ def test_every_command_is_looked_at_for_secrets_or_has_a_reason_not_to() -> None
         "restart": "shows a name",
         "join": "sends a token, and shows names",
         "leave": "shows a name",
+        "upgrade": "shows versions",
+        "confirm": "shows a version",
     }
     assert {command.name for command in COMMANDS} == {words[0] for words in SHOWN} | set(elsewhere)
 

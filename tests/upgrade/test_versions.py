@@ -485,7 +485,8 @@ def test_what_waits_for_somebody_on_site_goes_on_once_they_agree(device: Device)
 
 def test_a_version_that_brings_another_launcher_offers_it_to_be_tried(device: Device) -> None:
     assert device.versions.other_launcher() == ""
-    theirs = device.root / "versions" / OLD / "launcher"
+    theirs = device.root / "versions" / OLD / "_internal" / "packaging" / "launcher"
+    theirs.parent.mkdir()
     theirs.write_text("#!/bin/sh\necho new\n")
     aside = device.versions.other_launcher()
     assert Path(aside).stat().st_mode & 0o777 == 0o755

@@ -50,6 +50,17 @@ class Client:
     def __init__(self, path: str) -> None:
         self.path = path
 
+    def runs(self) -> bool:
+        """Whether a daemon listens. One that may not be asked counts."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(self.path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+            except OSError:
+                return True
+        return True
+
     def get(self, path: str, params: Params = ()) -> Any:
         return self.ask("GET", path, params)
 

@@ -292,6 +292,35 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        "upgrade",
+        "upgrade",
+        NODE,
+        "try another version of tinyedge; it stays if it proves itself, else the one before comes back",
+        (
+            Argument("what", "file or URL of a version; or status, rollback, verify", "", "files"),
+            Argument("file", "the file to verify", "?", "files"),
+        ),
+        (
+            Option(("--allow-downgrade",), "take an older version than the one that runs"),
+            Option(("--wait",), "wait for the end of the trial, and end as it does"),
+            SET,
+            JSON,
+        ),
+        examples=(
+            "tinyedge upgrade /media/usb/tinyedge-0.2.0-arm64.run --wait",
+            "tinyedge upgrade https://updates.example.com/tinyedge-0.2.0-arm64.run",
+            "tinyedge upgrade status",
+            "tinyedge upgrade rollback",
+        ),
+    ),
+    Command(
+        "confirm",
+        "upgrade",
+        NODE,
+        "let an upgrade go on that waits for somebody on site",
+        options=(JSON,),
+    ),
+    Command(
         "demo",
         "program",
         NODE,

@@ -88,13 +88,17 @@ def _last(lines: Iterator[Json], word: str, *, at_terminal: bool) -> Json:
     try:
         for last in lines:
             if "done" in last and at_terminal:
-                print(f"\r{word}: {_progress(last)}\x1b[K", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r{word}: {progress_words(last.get('done', 0), last.get('total', 0))}\x1b[K",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
     finally:
         if at_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     return last
 
 
-def _progress(line: Json) -> str:
-    done, total = line.get("done", 0), line.get("total", 0)
+def progress_words(done: int, total: int) -> str:
     return f"{size(done)} of {size(total)} ({100 * done // total}%)" if total else size(done)

@@ -46,7 +46,7 @@ def _join(args: argparse.Namespace) -> str:
         "taints": list(map(_taint, args.taint)),
     }
     api = client(args)
-    if _runs(api):
+    if api.runs():
         return _asked(api, "POST", (), body)
     return _join_here(args, body)
 
@@ -54,7 +54,7 @@ def _join(args: argparse.Namespace) -> str:
 def _leave(args: argparse.Namespace) -> str:
     api = client(args)
     try:
-        if _runs(api):
+        if api.runs():
             return _asked(api, "DELETE", [("local", "1")] if args.local else ())
         return _leave_here(args)
     except (PeerError, CliError) as error:
@@ -92,18 +92,6 @@ def _taint(text: str) -> dict[str, str]:
 
 
 # --- by the daemon -----------------------------------------------------------------------------------
-
-
-def _runs(api: Client) -> bool:
-    """Whether a daemon listens. One that may not be asked counts: it owns the identity."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(api.path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except OSError:
-            return True
-    return True
 
 
 def _asked(api: Client, method: str, params: Sequence[tuple[str, str]], body: Any = None) -> str:

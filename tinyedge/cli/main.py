@@ -193,6 +193,8 @@ def _tell(error: TinyEdgeError, *, as_json: bool) -> None:
     """What happened, why, what to do next; on stderr."""
     if as_json:
         told = {"what": error.what, "why": error.why, "remedy": error.remedy}
+        if reason := getattr(error, "reason", ""):
+            told["reason"] = reason
         show(json.dumps({"error": told}), file=sys.stderr)
         return
     show(f"error: {error.what}" + (f": {error.why}" if error.why else ""), file=sys.stderr)

@@ -101,6 +101,8 @@ def _overview(status: Json, lines: Sequence[PodLine], now: float) -> Iterator[tu
         before = BOOT_REASONS.get(boot.get("reason", ""), boot.get("reason", ""))
         since = duration(node["uptimeSeconds"])
         yield "Daemon", f"version {node.get('version', '')}, up {since}; before that: {before or 'unknown'}"
+    if words := _upgrade(status.get("upgrade", {})):
+        yield "Upgrade", words
     if not node.get("clockTrusted", True):
         yield "Clock", "not trusted (not set since the boot); nothing is expired by it"
     link = status.get("link", {})
@@ -124,6 +126,14 @@ def _overview(status: Json, lines: Sequence[PodLine], now: float) -> Iterator[tu
     for name, title, waits in (("readings", "Readings", waiting), ("push", "Pushes", "wait for where they go")):
         if words := _queue(status.get("series", {}).get(name, {}), waits):
             yield title, words
+
+
+def _upgrade(upgrade: Json) -> str:
+    """The trial that is under way, or what became of the last one."""
+    if trial := upgrade.get("trial"):
+        words = f"{trial['version']} is on trial, start {trial['attempt']} of {trial['attempts']}"
+        return words + (f": {'; '.join(trial['missing'])}" if trial["missing"] else ": all is well so far")
+    return str(upgrade.get("last", {}).get("message", ""))
 
 
 def _devices(devices: Json) -> str:

@@ -33,7 +33,7 @@ from tinyedge.limits import (
     BUNDLE_UNPACKED_BYTES_MAX,
 )
 from tinyedge.store.disk import Disk
-from tinyedge.upgrade.marks import version_key
+from tinyedge.upgrade.marks import Refused, version_key
 
 __all__ = [
     "MANIFEST",
@@ -87,15 +87,6 @@ class Manifest(Struct, frozen=True):
     @property
     def bytes(self) -> int:
         return sum(one.size for one in self.files)
-
-
-class Refused(TinyEdgeError):
-    """The file must not be used. `reason` is one word for a program: `Truncated`, `Damaged`, `Untrusted`,
-    `WrongArchitecture`, `WrongProduct`, `Older`, `NotABundle`."""
-
-    def __init__(self, reason: str, what: str, why: str, remedy: str) -> None:
-        super().__init__(what, why, remedy)
-        self.reason = reason
 
 
 def this_architecture() -> str:

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from msgspec import Struct
 
-from tinyedge.errors import BadInput, WorldError
+from tinyedge.errors import BadInput, TinyEdgeError, WorldError
 from tinyedge.store.disk import Disk
 from tinyedge.store.identity import read_file, remove_file
 
@@ -36,6 +36,7 @@ CONFIRMED, ROLLED_BACK, SWITCHED = "confirmed", "rolled-back", "switched"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,100}")
 _LINE_BYTES_MAX = 4096
 _REASON_CHARS_MAX = 500
+_LAUNCHER = "_internal/packaging/launcher"  # in a version's folder
 _FOR_ALL, _FOR_US = 0o644, 0o600
 
 
@@ -71,6 +72,15 @@ class Asked(Struct, frozen=True):
 
     name: str
     job: str = ""
+
+
+class Refused(TinyEdgeError):
+    """The file must not be used. `reason` is one word for a program: `Truncated`, `Damaged`, `Untrusted`,
+    `WrongArchitecture`, `WrongProduct`, `Older`, `StoreNewer`, `StoreOlder`, `NotABundle`."""
+
+    def __init__(self, reason: str, what: str, why: str, remedy: str) -> None:
+        super().__init__(what, why, remedy)
+        self.reason = reason
 
 
 def version_key(version: str) -> tuple[tuple[int, ...], int, str]:
@@ -247,7 +257,7 @@ class Marks:
     def other_launcher(self) -> str:
         """Path of a durable copy of the current version's own launcher, to be tried before it is taken; empty when the
         one that is there is the same, or that version brings none."""
-        mine, theirs = self._bytes("launcher"), self._bytes(f"versions/{self.current()}/launcher")
+        mine, theirs = self._bytes("launcher"), self._bytes(f"versions/{self.current()}/{_LAUNCHER}")
         if not theirs or theirs == mine:
             return ""
         aside = os.path.join(self.root, "launcher.new")
@@ -358,6 +368,11 @@ def put_file(disk: Disk, path: str, data: bytes, mode: int) -> None:
         disk.fsync(handle)
     finally:
         disk.close(handle)
+
+
+def marks_of(environ: Mapping[str, str]) -> tuple[str, str]:
+    """(root, state) as the launcher understands its environment."""
+    return environ.get(ROOT_VARIABLE) or ROOT, environ.get(STATE_VARIABLE) or STATE
 
 
 def failed(what: str, error: OSError) -> WorldError:

@@ -70,6 +70,13 @@ class Versions(Marks):
             self._disk.close(handle)
         return hashed.hexdigest()
 
+    def free_bytes(self) -> int:
+        """Room for versions."""
+        try:
+            return self._disk.free_bytes(os.path.join(self.root, "versions"))
+        except OSError as error:
+            raise failed(f"can't look at {self.root}", error) from error
+
     # --- a new version -------------------------------------------------------------------------------
 
     def check(self, manifest: Manifest, *, allow_downgrade: bool = False, store_format: int = 0) -> None:
