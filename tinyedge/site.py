@@ -9,7 +9,7 @@ for none of it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -20,14 +20,17 @@ from tinyedge.errors import TinyEdgeError
 from tinyedge.outbound import allowed
 
 if TYPE_CHECKING:
+    from tinyedge.adapters.cloud_streams import Pipe
     from tinyedge.adapters.drivers import Drivers
     from tinyedge.adapters.mappers import Mappers
     from tinyedge.adapters.mqtt import Broker
+    from tinyedge.adapters.rule_streams import RuleStreams
     from tinyedge.adapters.spool import SeriesStore
     from tinyedge.mqtt_settings import Settings as BrokerSettings
 
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 Reply = ev.ReportAnswer | ev.MapperWelcome
+STREAMS = ("publish", "http")  # that this room serves
 Effect = ev.MapperWelcome | ev.ReportAnswer | ev.CallMapper | ev.Subscriptions
 
 
@@ -83,6 +86,7 @@ class Site:
         self._drivers: Drivers | None = None
         self._mappers: Mappers | None = None
         self._broker: Broker | None = None
+        self._streams: RuleStreams | None = None
         self._allowed = allowed(config.outbound.allow)
         self._pushes = Pushes(store=store, post=post, note=note, refusal=self._allowed.refusal, node=node)
 
@@ -92,6 +96,7 @@ class Site:
         if self._config.mqtt.url:
             self._meet_broker()
         self._tasks.start_soon(self._pushes.run)
+        await self._serve_programs()
 
     async def _serve_mappers(self) -> None:
         dmi = self._config.dmi
@@ -107,6 +112,27 @@ class Site:
                 await self._tasks.start(server.serve, path, dmi.group, key)
             except TinyEdgeError as error:
                 self._note("error", "dmi.not_served", {"path": path, "why": str(error)})
+
+    async def _serve_programs(self) -> None:
+        """KubeEdge's servicebus, for programs on this node."""
+        listen = self._config.servicebus.listen
+        if not listen:
+            return
+        from tinyedge.adapters.servicebus import ServiceBus  # noqa: PLC0415 - only where it is configured
+
+        host, _, port = listen.rpartition(":")
+        try:
+            await self._tasks.start(ServiceBus(self._asking.ask, self._note).serve, host.strip("[]"), int(port))
+        except TinyEdgeError as error:
+            self._note("error", "servicebus.not_served", {"why": str(error)})
+
+    async def stream(self, what: str, params: dict[str, Any], pipe: Pipe) -> None:
+        """What the gateway asks of this node for rules: `publish` and `http`."""
+        if self._streams is None:
+            from tinyedge.adapters.rule_streams import RuleStreams  # noqa: PLC0415 - only where it is used
+
+            self._streams = RuleStreams(self._asking.ask, self._allowed.refusal)
+        await self._streams.kinds[what](params, pipe)
 
     def _meet_broker(self) -> None:
         from tinyedge.adapters.mqtt import Broker  # noqa: PLC0415 - a node without a broker does not pay for it

@@ -12,7 +12,7 @@ for, and what is asked is decoded and bounded like anything that comes from outs
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol, TypeVar
@@ -58,6 +58,9 @@ class Pipe(Protocol):
 
     async def send(self, data: bytes) -> None:
         """Waits until there is room for it. No data: we send no more."""
+
+
+Serve = Callable[[str, Json, Pipe], Awaitable[None]]
 
 
 class Backend(Protocol):
@@ -133,9 +136,17 @@ class SessionParams(Struct, frozen=True):
 
 
 class CloudStreams:
-    """`serve` is all of it. `websocket_only`: the runtime's streaming server speaks no SPDY."""
+    """`serve` is all of it. `websocket_only`: the runtime's streaming server speaks no SPDY. `more`: kinds of streams
+    that others serve."""
 
-    def __init__(self, backend: Backend, note: Callable[..., object], *, websocket_only: bool) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        note: Callable[..., object],
+        *,
+        websocket_only: bool,
+        more: Mapping[str, Serve] | None = None,
+    ) -> None:
         self._backend = backend
         self._note = note
         self._websocket_only = websocket_only
@@ -148,12 +159,16 @@ class CloudStreams:
             "metrics": self._metrics,
             "pods": self._pods,
         }
+        self._more = more or {}
 
     async def serve(self, what: str, params: Json, pipe: Pipe) -> None:
         """Returns when the stream has come to its end. Raises TinyEdgeError when it can't be served."""
+        if what in self._more:
+            await self._more[what](what, params, pipe)
+            return
         kind = self._kinds.get(what)
         if kind is None:
-            raise BadInput("the stream", what, f"one of {', '.join(self._kinds)}")
+            raise BadInput("the stream", what, f"one of {', '.join((*self._kinds, *self._more))}")
         await kind(params, pipe)
 
     def _container(self, asked: LogParams | SessionParams) -> str:
