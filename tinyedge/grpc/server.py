@@ -258,6 +258,7 @@ class _Connection:
             case StreamReset():
                 self._give_up(event.stream_id)
             case WindowUpdated() | RemoteSettingsChanged():
+                self._fresh = False
                 self._moved.unpark_all()
             case _:
                 pass
