@@ -16,7 +16,7 @@ OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
 
-.PHONY: demo test lint fmt bench outage sim crash e2e mapper-framework proto binary docs clean
+.PHONY: demo test lint fmt bench outage sim crash e2e mapper-framework proto binary lock reproducible docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml
@@ -69,8 +69,14 @@ proto: .venv/.dev
 	.venv/bin/python build/protobuf.py
 
 binary: .venv/.dev
-	@.venv/bin/python build/binary.py --product edge
-	@.venv/bin/python build/binary.py --product gateway
+	@.venv/bin/python build/binary.py --product edge $(if $(ARCH),--arch $(ARCH))
+	@$(if $(ARCH),,.venv/bin/python build/binary.py --product gateway)
+
+lock: .venv/.dev
+	@.venv/bin/python build/tools.py --lock
+
+reproducible: .venv/.dev
+	@.venv/bin/python build/reproducible.py
 
 docs: .venv/.dev
 	.venv/bin/python -m tests.docs

@@ -2,9 +2,11 @@
 
     python build/binary.py [--product edge|gateway] [--out dist]
 
-The folder is `OUT/tinyedge-VERSION-ARCH/` (or `tinyedge-gateway-…`), made for the machine that this runs on. What is
-left out on purpose stands in EXCLUDED, with the reason; `tests/build/` holds the list of modules that the daemon may
-load. Two builds of one commit are equal byte for byte: times, hash seeds and paths are fixed.
+The folder is `OUT/tinyedge-VERSION-ARCH/` (or `tinyedge-gateway-…`), made for the machine that this runs on, of the
+libraries that build/requirements-PRODUCT.txt names (build/tools.py). Beside it: `….cdx.json`, what it is made of
+(build/contents.py). What is left out on purpose stands in EXCLUDED, with the reason; tests/build/modules.txt lists the
+modules that the daemon loads. Two builds of one commit by one interpreter are equal byte for byte: times, hash seeds
+and paths are fixed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "build"))
+
+import contents  # noqa: E402
+import tools  # noqa: E402
+
 EPOCH = "1704067200"  # what SOURCE_DATE_EPOCH is when nobody sets it: the first second of 2024
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "armv8l": "armhf"}
 
@@ -31,7 +38,9 @@ EXCLUDED: dict[str, tuple[str, ...]] = {
     "never used by a daemon or its command line": (
         *("tkinter", "readline", "curses", "pdb", "pydoc", "doctest", "unittest", "lib2to3", "ensurepip", "idlelib"),
         *("xmlrpc", "xml", "pyexpat", "_elementtree", "sqlite3", "dbm", "smtplib", "ftplib", "turtle", "wsgiref"),
+        *("statistics", "_statistics", "_uuid", "pymodbus", "trio.testing", "trio._tests"),
     ),
+    "loaded by shutil for archives that nobody makes": ("bz2", "_bz2", "lzma", "_lzma"),
     "other ways to the same C library": ("cffi", "_cffi_backend", "lmdb.cffi"),
     "text encodings of legacy files": (
         *("_codecs_cn", "_codecs_hk", "_codecs_iso2022", "_codecs_jp", "_codecs_kr", "_codecs_tw", "_multibytecodec"),
@@ -70,31 +79,36 @@ def build(product: str, out: Path) -> Path:
     program, package = ENTRIES[product]
     target = out / f"{program}-{version()}-{architecture()}"
     with tempfile.TemporaryDirectory(prefix="tinyedge-build-") as scratch:
-        made = _pyinstaller(product, program, package, Path(scratch))
+        python = tools.python(product)
+        made = _pyinstaller(product, program, package, Path(scratch), python)
         _trim(made)
+        parts = contents.parts(Path(scratch) / "work" / program, made, tools.site_packages(python))
+        (made / "_internal" / "LICENSES").write_text(contents.licences(parts))
         _add_packaging(product, made)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(made, target)
     _settle_times(target)
+    document = contents.sbom(parts, program, version(), architecture(), moment())
+    target.with_name(f"{target.name}.cdx.json").write_text(document)
     return target
 
 
-def _pyinstaller(product: str, program: str, package: str, scratch: Path) -> Path:
+def _pyinstaller(product: str, program: str, package: str, scratch: Path, python: Path) -> Path:
     entry = scratch / "entry.py"
     entry.write_text(f"from {package}.__main__ import main\n\nmain()\n")
     excluded = [name for names in EXCLUDED.values() for name in names]
     excluded += EDGE_EXCLUDED if product == "edge" else ()
     data = [f"{ROOT / 'packaging/kubernetes/crds'}:cloud_gateway/crds"] if product == "gateway" else []
     argv = [
-        *(sys.executable, "-m", "PyInstaller", "--noconfirm", "--onedir", "--strip", "--optimize", "2"),
+        *(str(python), "-m", "PyInstaller", "--noconfirm", "--onedir", "--strip", "--optimize", "2"),
         *("--name", program, "--log-level", "WARN", "--paths", str(ROOT)),
         *("--workpath", str(scratch / "work"), "--distpath", str(scratch / "out"), "--specpath", str(scratch)),
         *("--collect-submodules", package, *(f"--exclude-module={name}" for name in excluded)),
         *(f"--add-data={one}" for one in data),
         str(entry),
     ]
-    environ = {**os.environ, "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", EPOCH)}
+    environ = {**os.environ, "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(moment())}
     environ["PYINSTALLER_CONFIG_DIR"] = str(scratch / "cache")
     subprocess.run(argv, check=True, cwd=scratch, env=environ)
     return scratch / "out" / program
@@ -123,9 +137,13 @@ def _add_packaging(product: str, folder: Path) -> None:
 
 def _settle_times(folder: Path) -> None:
     """Archives of two builds differ in nothing, the times of their files included."""
-    moment = int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH))
     for path in [folder, *folder.rglob("*")]:
-        os.utime(path, (moment, moment), follow_symlinks=False)
+        os.utime(path, (moment(), moment()), follow_symlinks=False)
+
+
+def moment() -> int:
+    """When everything in a build says that it was made, in seconds since 1970."""
+    return int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ SECTOR_BYTES = 512
 MIB = 1 << 20
 
 
-LIBRARIES = "import trio, msgpack, msgspec, lmdb, h11, google.protobuf.message, h2.connection"
+LIBRARIES = "import trio, msgspec, lmdb, h11, google.protobuf.message, h2.connection"
 
 
 def environment() -> dict[str, str]:
