@@ -37,6 +37,14 @@ EDGE_READ_BYTES = 64 * KIB
 READINGS_BYTES_MAX = 64 * MIB  # of all nodes together, here and not at every sink yet
 READINGS_WINDOW_BYTES_MIN = 16 * KIB  # of one of very many nodes
 
+# Rules.
+MESSAGES_BYTES_MAX = 32 * MIB  # of all nodes together, here and not where their rules lead yet
+MESSAGES_WINDOW_BYTES_MIN = 8 * KIB  # of one of very many nodes
+REST_BODY_BYTES_MAX = 4 * MIB  # of one request
+REST_CONNECTIONS_MAX = 256
+REST_HEAD_BYTES_MAX = 64 * KIB
+REST_TOKENS_MAX = 1000  # in the file
+
 # Identity.
 IDENTITY_STATE_BYTES_MAX = 900 * KIB  # of the state in its Secret, which may hold 1 MiB: 3,000 nodes or more
 IDENTITY_REVOKED_MAX = 1000  # refusals that can be explained; none is forgotten by dropping one
