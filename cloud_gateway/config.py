@@ -22,8 +22,8 @@ class Config(Struct, frozen=True):
     """Where Kubernetes is: `sandbox` (a folder), else `kubeconfig` (a file), else the cluster that this runs in.
 
     `kubelet_ports` (0, 0): no kubelet endpoints, so no logs and no exec. `autonomy` is a window such as `unlimited`,
-    `72h` or `none`. `device_status`: where twins are written; `sinks`: URLs for readings. Times in
-    the unit that their name ends with."""
+    `72h` or `none`. `device_status`: where twins are written; `sinks`: URLs for readings;
+    `upgrade_source`: a folder or URL that holds versions for nodes. Times in the unit that their name ends with."""
 
     kubeconfig: str = ""
     context: str = ""
@@ -44,6 +44,7 @@ class Config(Struct, frozen=True):
     hold_daemonsets_of: tuple[str, ...] = ("kube-system",)
     hold_labels: tuple[tuple[str, str], ...] = ()
     sinks: tuple[str, ...] = ()
+    upgrade_source: str = ""
     device_status: Literal["both", "devicestatus", "device"] = "both"
     cert_days: int = 90
     grace_days: int = 400

@@ -39,6 +39,7 @@ from cloud_gateway.adapters.kubelet_ports import KubeletPorts, open_ports
 from cloud_gateway.adapters.replicas import Replicas
 from cloud_gateway.adapters.sinks import Readings, numbers, sink
 from cloud_gateway.adapters.status_page import StatusPage
+from cloud_gateway.adapters.upgrade_source import Missing, UpgradeSource
 from cloud_gateway.config import Config, autonomy_s
 from cloud_gateway.core import facts, translate
 from cloud_gateway.core.authority import Policy
@@ -48,6 +49,7 @@ from cloud_gateway.core.nodes import Gateway
 from tinyedge import __version__
 from tinyedge.errors import TinyEdgeError
 from tinyedge.log import Log
+from tinyedge.protocol import jobs
 
 INBOX_MAX = 1024
 STOP_S = 3.0
@@ -150,6 +152,8 @@ class Daemon:
         self._context: ssl.SSLContext | None = None
         self._nodes_listed = trio.Event()
         self._steps = 0
+        self._upgrades = UpgradeSource(config.upgrade_source)
+        self._nursery: trio.Nursery | None = None
         self._readings = Readings([sink(url, log.note) for url in config.sinks], log.note)
         self.edges = Edges(
             self._joining,
@@ -181,6 +185,7 @@ class Daemon:
     async def start(self, nursery: trio.Nursery, endpoint: Endpoint) -> int:
         """Returns the port that edges come to."""
         config = self._config
+        self._nursery = nursery
         page = StatusPage(ready=self._ready, numbers=self._numbers, nodes=self._core.nodes)
         if config.metrics is not None:
             await nursery.start(page.serve, config.metrics)
@@ -247,8 +252,22 @@ class Daemon:
                     self._ports.close(node)
             case facts.Marked(node):
                 self._marks.marked(node)
+            case facts.ServeFile():
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._serve_file, effect)
             case _:
                 self.edges.carry_out(effect)
+
+    async def _serve_file(self, wanted: facts.ServeFile) -> None:
+        """A piece of a version's file, behind everything else that is to be said to its node."""
+        session, number = wanted.session, wanted.id
+        try:
+            grant = await self._upgrades.piece(wanted)
+        except TinyEdgeError as error:
+            words = str(error)[:300]
+            self.edges.carry_out(facts.Reply(session, number, words, retryable=not isinstance(error, Missing)))
+        else:
+            self.edges.carry_out(facts.Reply(session, number, body=jobs.encode(grant), bulk=True))
 
     # --- Kubernetes ------------------------------------------------------------------------------------
 
@@ -391,6 +410,9 @@ class Daemon:
                 "Writes of what devices are, among the calls of the API.",
                 counts["device_writes"],
             ),
+            "tinyedge_gateway_jobs_active": ("Jobs for fleets that have not ended.", counts["jobs_active"]),
+            "tinyedge_gateway_job_nodes": ("Nodes that are at one of them now.", counts["job_nodes"]),
+            "tinyedge_gateway_upgrade_bytes_total": ("Bytes of versions that nodes were given.", self._upgrades.served),
             "tinyedge_gateway_steps_total": ("Steps of the core.", self._steps),
             "tinyedge_gateway_api_calls_total": ("Calls of the API.", self._calls.made if self._calls else 0),
             "tinyedge_gateway_api_calls_waiting": ("Calls that wait for their turn.", counts["calls"]),

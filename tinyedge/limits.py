@@ -123,7 +123,7 @@ JOB_WORDS_CHARS_MAX = 1000  # of one thing that a node says of a job
 JOB_ACTIONS_MAX = 8
 JOB_IMAGES_MAX = 100
 JOB_FIELDS_MAX = 256  # keys of the configuration that one job changes
-JOB_PIECE_BYTES_MAX = 64 * KIB  # of a file, in one answer
+JOB_PIECE_BYTES_MAX = 16 * KIB  # of a file, in one answer: what is more urgent waits for no more
 
 # The link.
 LINK_OBJECT_BYTES_MAX = 4 * MIB  # body of one object; what the store takes of it is the core's to say

@@ -324,8 +324,8 @@ class EdgeSession:
                 session.state_refused(seq, reason, message)
             case facts.SeriesTaken(_, series, epoch, through):
                 session.series_taken(series, epoch, through)
-            case facts.Reply(_, number, error, body, retryable):
-                session.reply(number, error, body, retryable=retryable)
+            case facts.Reply(_, number, error, body, retryable, bulk):
+                session.reply(number, error, body, retryable=retryable, bulk=bulk)
             case facts.Bye(_, reason, message, retry_s):
                 self.bye(reason, message, retry_s)
         self.wake()

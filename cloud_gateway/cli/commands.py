@@ -129,6 +129,11 @@ RUN = (
         many=True,
     ),
     Option(
+        ("--upgrade-source",),
+        "folder or URL of the files that NodeUpgradeJobs name; without it there are none",
+        "DIR|URL",
+    ),
+    Option(
         ("--device-status",),
         "where the values of devices are written: the DeviceStatus, the status of the Device as older clients of "
         "KubeEdge want it, or both, which is two writes (default both)",

@@ -55,6 +55,7 @@ def config_of(args: argparse.Namespace) -> Config:
         autonomy=args.autonomy,
         hold_labels=tuple(_label(one) for one in args.hold),
         sinks=tuple(args.sink),
+        upgrade_source=_source(args.upgrade_source),
         cert_days=_number(args.cert_days, "--cert-days", 1, DAYS_MAX),
         grace_days=_number(args.grace_days, "--grace-days", 0, DAYS_MAX),
         qps=_number(args.qps, "--qps", 1, 100_000),
@@ -69,6 +70,15 @@ def _check_sinks(urls: list[str]) -> None:
 
         for url in urls:
             sink(url, lambda *_: None)
+
+
+def _source(text: str) -> str:
+    if not text:
+        return ""
+    from cloud_gateway.adapters.upgrade_source import check
+
+    check(text)
+    return text
 
 
 def _number(text: str, flag: str, least: int, most: int) -> int:

@@ -20,7 +20,8 @@ from typing import Any
 from msgspec import Struct
 
 from cloud_gateway.core.job_spec import COMPLETED, INIT, Plan, is_over
-from tinyedge.protocol.jobs import FAILURE, IN_PROGRESS, PENDING, SUCCESSFUL, UNKNOWN, JobReport
+from tinyedge.model.job import FAILURE, IN_PROGRESS, PENDING, SUCCESSFUL, UNKNOWN
+from tinyedge.protocol.jobs import JobReport
 
 Json = dict[str, Any]
 NEVER_MS = 1 << 62

@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from tinyedge.protocol.jobs import FAILURE, IN_PROGRESS, PENDING, SUCCESSFUL, UNKNOWN
+from tinyedge.model.job import CONFIG, FAILURE, IN_PROGRESS, PENDING, PREPULL, SUCCESSFUL, UNKNOWN, UPGRADE
 
 Json = dict[str, Any]
 
-UPGRADE, PREPULL, CONFIG = "NodeUpgradeJob", "ImagePrePullJob", "ConfigUpdateJob"
 KINDS = (UPGRADE, PREPULL, CONFIG)
 INIT, COMPLETED = "Init", "Completed"  # phases of a job that a node does not have
 TIMEOUT_S, CONCURRENCY, TOLERATE = 300, 1, "0.1"

@@ -29,6 +29,7 @@ from cloud_gateway.core.node import Node
 from cloud_gateway.core.pods import Reference
 from cloud_gateway.limits import JOB_NODES_MAX
 from tinyedge.errors import BadInput
+from tinyedge.model.job import FAILURE, UPGRADE
 from tinyedge.protocol import jobs as words
 from tinyedge.protocol.jobs import JobReport
 
@@ -94,7 +95,7 @@ class Jobs:
         self._said: dict[str, dict[str, _Said]] = {}  # job → node
         self._secrets: dict[str, _Under] = {}
         self._ages: dict[tuple[str, str], tuple[str, int]] = {}  # job, what → its moment, and our time at its age of 0
-        self._writing: set[str] = set()
+        self._writing: dict[str, frozenset[str]] = {}  # job → who will be at it once that is written
         self._not_before: dict[str, int] = {}  # job → when it may be written again
         self._due = Agenda()
         self._began_ms: int | None = None
@@ -191,7 +192,7 @@ class Jobs:
         """Its node can't take it, so it will not do it."""
         job = self._jobs.get(order.key)
         if job is not None and job.uid == order.uid:
-            report = JobReport(job.uid, words.FAILURE, why[:500])
+            report = JobReport(job.uid, FAILURE, why[:500])
             self._said.setdefault(job.key, {})[node] = _Said(None, report)
             self._due.hasten(job.key, self._desk.now)
 
@@ -213,7 +214,7 @@ class Jobs:
             self._desk.say(Reply(event.session, event.id, error=str(error)[:300], retryable=False))
             return
         order, job = self._customs.bound(node.name, (JOB, ask.job)), self._jobs.get(ask.job)
-        if order is None or job is None or job.kind.kind != job_spec.UPGRADE:
+        if order is None or job is None or job.kind.kind != UPGRADE:
             self._desk.say(Reply(event.session, event.id, error="this node is at no such upgrade"))
             return
         info = node.report.get("nodeInfo") or {}
@@ -273,7 +274,7 @@ class Jobs:
         named = [one["nodeName"] for one in status.get("nodeStatus") or ()]
         if not named and job.plan is not None and job.plan.names:
             named = list(job.plan.names)
-        others = [one.at_it for one in self._jobs.values() if one is not job]
+        others = [one.at_it | self._writing.get(one.key, frozenset()) for one in self._jobs.values() if one is not job]
         found = {}
         for name in named or self._nodes:
             node = self._nodes.get(name)
@@ -295,7 +296,7 @@ class Jobs:
     # --- writing -------------------------------------------------------------------------------------
 
     def _write(self, job: Job, status: Json, said: dict[str, _Said]) -> None:
-        self._writing.add(job.key)
+        self._writing[job.key] = job_spec.under_way({"status": status})
         self._not_before[job.key] = self._desk.now + WRITE_MS
         self.writes += 1
         meta = {"uid": job.uid, "resourceVersion": job.version}
@@ -305,7 +306,7 @@ class Jobs:
         self._desk.call("patch", job.kind.resource, "", job.name, then, subresource="status", body=body)
 
     def _written(self, job: Job, said: dict[str, _Said], done: Done) -> None:
-        self._writing.discard(job.key)
+        self._writing.pop(job.key, None)
         current = self._jobs.get(job.key)
         if current is None or current.uid != job.uid:
             return
@@ -329,7 +330,7 @@ class Jobs:
         phase = str(status.get("phase", ""))
         if phase != job.status.get("phase"):
             reason = str(status.get("reason", ""))
-            level = "warning" if phase == words.FAILURE else "info"
+            level = "warning" if phase == FAILURE else "info"
             self._desk.note(level, "job.phase", job=job.key, phase=phase, reason=reason[:200])
 
     # --- looking -------------------------------------------------------------------------------------

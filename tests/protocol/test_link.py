@@ -488,6 +488,21 @@ def test_the_more_urgent_overtakes_the_less_urgent() -> None:
     assert kinds == ["Data", "Ask", "State", "Data", "Data", "Series"]
 
 
+def test_an_answer_in_bulk_waits_for_everything_else() -> None:
+    joined = Joined().greeted()
+    piece, token = joined.edge.ask("file", b""), joined.edge.ask("token", b"")
+    joined.carry_up()
+    stream = joined.gateway.open("logs", {})
+    joined.gateway.reply(piece, body=b"x" * 16_000, bulk=True)
+    joined.gateway.send(stream, b"x" * 20_000)
+    joined.gateway.reply(token, body=b"t")
+    joined.gateway.put("pod", "u-1", REV, BODY)
+    joined.carry_down()
+    kinds = [type(one).__name__ for one in joined.at_edge]
+    assert kinds == ["Reply", "Open", "Put", "Data", "Data", "Reply"]
+    assert of(link.Reply, joined.at_edge)[-1].id == piece
+
+
 def test_a_class_sends_no_more_than_its_budget_and_others_do_not_wait_for_it() -> None:
     joined = Joined(edge_budgets={Class.TELEMETRY: 1000}).greeted()
     for n in range(10):

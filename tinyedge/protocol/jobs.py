@@ -12,40 +12,19 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 from tinyedge.errors import BadInput
-from tinyedge.limits import JOB_ACTIONS_MAX, JOB_IMAGES_MAX, JOB_PIECE_BYTES_MAX, JOB_WORDS_CHARS_MAX
+from tinyedge.limits import JOB_ACTIONS_MAX, JOB_IMAGES_MAX, JOB_PIECE_BYTES_MAX
+from tinyedge.model.job import Action, ImageResult, Words
 
 STATUS = "nodejobstatus"  # the kind of a report
 FILE = "file"  # Ask.what
 
-# Of a node in a job, as KubeEdge calls them.
-PENDING, IN_PROGRESS, SUCCESSFUL, FAILURE, UNKNOWN = "Pending", "InProgress", "Successful", "Failure", "Unknown"
-CHECK, WAITING, BACK_UP, UPGRADE = "Check", "WaitingConfirmation", "BackUp", "Upgrade"
-ROLL_BACK, PULL, UPDATE = "RollBack", "Pull", "Update"
-TRUE, FALSE = "True", "False"
-
-Words = Annotated[str, Meta(max_length=JOB_WORDS_CHARS_MAX)]
-
-
-class Action(Struct, frozen=True, omit_defaults=True):
-    """Something that a node has done. `status`: True, or False when it has failed."""
-
-    action: Words
-    status: Words
-    reason: Words = ""
-
-
-class ImageResult(Struct, frozen=True, omit_defaults=True):
-    image: Words
-    status: Words
-    reason: Words = ""
-
 
 class JobReport(Struct, frozen=True, omit_defaults=True):
-    """`phase` is InProgress, Successful or Failure. `waiting`: for somebody on site. `progress` says in words what it is
-    at. `version` is what the node runs, `before` what it ran before."""
+    """`phase` is InProgress, Successful or Failure. `waiting`: for somebody on site. `progress` says in words what it
+    is at. `version` is what the node runs, `before` what it ran before."""
 
     uid: Words
     phase: Words
@@ -67,12 +46,12 @@ class FileAsk(Struct, frozen=True):
 
 
 class FileGrant(Struct, frozen=True):
-    """`bytes` and `sha256` are of the whole file. `data` may be less than was asked for, and is nothing at its end."""
+    """`size` and `sha256` are of the whole file. `data` may be less than was asked for, and is nothing at its end."""
 
     name: Words
-    bytes: Annotated[int, Meta(ge=0)]
+    size: Annotated[int, Meta(ge=0)]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-    data: bytes = field(default=b"")
+    data: bytes = b""
 
 
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")

@@ -169,6 +169,7 @@ class Session:
         self._saying_bye = False
         self._first: Message | None = None  # our Hello or Welcome: nothing is sent before it
         self._control: deque[Message] = deque()
+        self._bulk: deque[Reply] = deque()  # answers that wait for everything else
         self._objects: dict[tuple[str, str], Put | Delete | Synced] = {}  # unsent, in the order of their first call
         self._states: dict[tuple[str, str], tuple[bytes, bytes]] = {}  # unsent: revision, body
         self._series: deque[Series] = deque()
@@ -413,11 +414,13 @@ class Session:
     def series_taken(self, name: str, epoch: int, through: int) -> None:
         self._series_acks[name, epoch] = max(through, self._series_acks.get((name, epoch), through))
 
-    def reply(self, number: int, error: str = "", body: bytes = b"", *, retryable: bool = True) -> None:
-        """Once, to what was asked in this session."""
+    def reply(
+        self, number: int, error: str = "", body: bytes = b"", *, retryable: bool = True, bulk: bool = False
+    ) -> None:
+        """Once, to what was asked in this session. A `bulk` one waits for everything else."""
         if self._asked.get(number) is False:
             self._asked[number] = True
-            self._control.append(Reply(number, error, body, retryable))
+            (self._bulk if bulk else self._control).append(Reply(number, error, body, retryable))
 
     def open(self, what: str, params: Mapping[str, Param]) -> int:
         """The number of a new stream. Raises LinkBroken when there are too many; that ends no session."""
@@ -506,7 +509,7 @@ class Session:
                 return self.streams.next()
             case Class.TELEMETRY:
                 return self._series.popleft() if self._series else None
-        return None
+        return self._bulk.popleft() if self._bulk else None
 
     def _next_control(self) -> Message | None:
         if self._control:

@@ -9,14 +9,16 @@ import pytest
 
 from cloud_gateway.core import facts, job_spec
 from tests.cloud_gateway.core.rig import Edge, Json, World
-from tinyedge.protocol import jobs as words
-from tinyedge.protocol.jobs import Action, FileAsk, ImageResult, JobReport
+from tinyedge.model import job as words
+from tinyedge.model.job import Action, ImageResult
+from tinyedge.protocol import jobs
+from tinyedge.protocol.jobs import FileAsk, JobReport
 
 UPGRADES, PREPULLS, CONFIGS = "nodeupgradejobs", "imageprepulljobs", "configupdatejobs"
 KEY = "nodeupgradejob/up"
 ROLES = {"matchLabels": {"node-role.kubernetes.io/edge": "", "node-role.kubernetes.io/agent": ""}}
 CHECKED = (Action(words.CHECK, words.TRUE),)
-UPGRADED = (*CHECKED, Action(words.BACK_UP, words.TRUE), Action(words.UPGRADE, words.TRUE))
+UPGRADED = (*CHECKED, Action(words.BACK_UP, words.TRUE), Action(words.UPGRADING, words.TRUE))
 
 
 @pytest.fixture
@@ -55,8 +57,8 @@ def at_it(world: World, name: str = "up") -> set[str]:
 
 def say(world: World, edge: Edge, phase: str, name: str = "up", resource: str = UPGRADES, **more: Any) -> int:
     uid = world.api.objects[resource, "", name]["metadata"]["uid"]
-    body = msgspec.msgpack.decode(words.encode(JobReport(uid, phase, **more)))
-    seq = edge.report(words.STATUS, f"{resource[:-1]}/{name}", body)
+    body = msgspec.msgpack.decode(jobs.encode(JobReport(uid, phase, **more)))
+    seq = edge.report(jobs.STATUS, f"{resource[:-1]}/{name}", body)
     world.wait(2)
     return seq
 
@@ -249,6 +251,15 @@ def test_a_node_does_one_job_at_a_time(world: World) -> None:
     assert told["spec"]["updateFields"] == {"log.level": "debug"}
 
 
+def test_jobs_that_come_together_share_a_node_out(world: World) -> None:
+    (edge,) = fleet(world, 1)
+    for name in ("a", "b", "c"):
+        spec = {"nodeNames": ["n1"], "updateFields": {"log.level": "debug"}}
+        world.api.put(CONFIGS, {"metadata": {"name": name}, "spec": spec})
+    world.wait(5)
+    assert len(edge.holds("nodejob")) == 1
+
+
 # --- time and absence --------------------------------------------------------------------------------------
 
 
@@ -434,7 +445,7 @@ def test_a_node_is_believed_about_itself_and_about_what_it_is_at(world: World) -
 def test_a_report_that_is_none_is_refused(world: World, body: Json) -> None:
     (edge,) = fleet(world, 1)
     upgrade(world)
-    edge.report(words.STATUS, KEY, body)
+    edge.report(jobs.STATUS, KEY, body)
     assert edge.refused[-1].reason == "Invalid"
 
 
@@ -447,7 +458,7 @@ def test_what_is_said_of_another_job_of_the_same_name_is_taken_and_changes_nothi
     assert not edge.holds("nodejob")
     upgrade(world)
     world.wait(2)
-    seq = edge.report(words.STATUS, KEY, msgspec.msgpack.decode(words.encode(JobReport(old, words.SUCCESSFUL))))
+    seq = edge.report(jobs.STATUS, KEY, msgspec.msgpack.decode(jobs.encode(JobReport(old, words.SUCCESSFUL))))
     world.wait(2)
     assert seq in edge.taken
     assert at_it(world) == {"n1"}
@@ -553,12 +564,12 @@ def test_the_file_is_for_nodes_that_are_at_the_upgrade(world: World, monkeypatch
     digests = {"arm64": "sha256:" + "a" * 64, "amd64": "b" * 64}
     upgrade(world, image="ours", imageDigestGatter=digests)
     world.wait(2)
-    ask = words.encode(FileAsk(KEY, 4096, 100))
-    world.step(facts.Asked(first.session, 1, words.FILE, ask), facts.Asked(second.session, 1, words.FILE, ask))
+    ask = jobs.encode(FileAsk(KEY, 4096, 100))
+    world.step(facts.Asked(first.session, 1, jobs.FILE, ask), facts.Asked(second.session, 1, jobs.FILE, ask))
     (wanted,) = [one for one in served if isinstance(one, facts.ServeFile)]
     assert wanted == facts.ServeFile(first.session, 1, "v0.3.0", "ours", "arm64", "a" * 64, 4096, 100)
     assert second.replies[-1].error == "this node is at no such upgrade"
-    world.step(facts.Asked(first.session, 2, words.FILE, b"\xc1"))
+    world.step(facts.Asked(first.session, 2, jobs.FILE, b"\xc1"))
     assert not first.replies[-1].retryable
 
 
@@ -633,7 +644,7 @@ def test_a_status_is_written_once_a_second_at_the_most(world: World) -> None:
     world.api.calls.clear()
     for edge in edges:
         uid = world.api.objects[UPGRADES, "", "up"]["metadata"]["uid"]
-        edge.report(words.STATUS, KEY, msgspec.msgpack.decode(words.encode(JobReport(uid, words.SUCCESSFUL))))
+        edge.report(jobs.STATUS, KEY, msgspec.msgpack.decode(jobs.encode(JobReport(uid, words.SUCCESSFUL))))
     world.wait(1)
     assert len([one for one in world.api.calls if one.resource == UPGRADES]) <= 3
     world.wait(2)
