@@ -119,7 +119,9 @@ json_values = st.recursive(
 )
 def test_a_status_of_any_shape_has_a_revision_and_its_projection_has_the_same(status: dict[str, Any]) -> None:
     found = status_projection(status)
-    ips = {"podIPs": [{"ip": ip} for ip in found["podIPs"]]} if "podIPs" in found else {}  # shorter there than in a status
+    ips = (
+        {"podIPs": [{"ip": ip} for ip in found["podIPs"]]} if "podIPs" in found else {}
+    )  # shorter there than in a status
     assert status_projection(found | ips) == found
     assert len(status_revision(status)) == REVISION_BYTES
 
