@@ -194,6 +194,7 @@ class Clocks:
         self.mono_s = 100.0
         self.disciplined = False
         self.rtc_looks = 0
+        self.kernel_looks = 0
 
     def rtc(self, at_s: float) -> None:
         put(self.root, "/sys/class/rtc/rtc0/since_epoch", f"{int(at_s)}\n")
@@ -207,8 +208,12 @@ class Clocks:
             root=str(self.root),
             wall_s=lambda: self.wall_s,
             mono_s=lambda: self.mono_s,
-            disciplined=lambda: self.disciplined,
+            disciplined=self._is_disciplined,
         )
+
+    def _is_disciplined(self) -> bool:
+        self.kernel_looks += 1
+        return self.disciplined
 
 
 def test_a_clock_without_anything_to_back_it_is_not_believed(root: Path) -> None:
@@ -228,7 +233,27 @@ def test_a_disciplined_clock_is_believed_and_for_the_rest_of_the_boot_unless_it_
     clocks.passes(60)
     assert not clock.trusted()
     clocks.disciplined = True
+    clocks.passes(1)
     assert clock.trusted()
+
+
+def test_the_kernel_is_asked_once_a_second_until_it_has_said_yes_and_again_after_a_jump(root: Path) -> None:
+    """A call of it lets go of the interpreter, which costs a busy daemon more than the answer."""
+    clocks = Clocks(root)
+    clock = clocks.clock()
+    for _ in range(10):
+        clock.trusted()
+        clocks.passes(0.25)
+    assert clocks.kernel_looks == 3
+    clocks.disciplined = True
+    clocks.passes(1)
+    for _ in range(10):
+        assert clock.trusted()
+        clocks.passes(1)
+    assert clocks.kernel_looks == 4
+    clocks.wall_s += 3600
+    assert clock.trusted()
+    assert clocks.kernel_looks == 5
 
 
 def test_a_clock_that_was_synchronized_before_the_daemon_started_is_believed(root: Path) -> None:

@@ -23,6 +23,7 @@ BUILT_S = 1_795_392_000  # 2026-11-23: no clock that shows less is right
 _DAY_S = 24 * 3600
 _JUMP_S = 5.0
 _RTC_LOOK_S = 60.0
+_KERNEL_LOOK_S = 1.0
 _SIOCGIFADDR = 0x8915
 _CARD_RESET = 0x20  # WDIOF_CARDRESET: the last reset came from the watchdog
 _NO_LIMIT_BYTES = 1 << 60  # cgroup v1 writes "none" as a number near 2^63
@@ -295,18 +296,21 @@ class WallClock:
         self._offset_s = wall_s() - mono_s()
         self._was_disciplined = os.path.exists(f"{root}/run/systemd/timesync/synchronized")
         self._rtc_agrees = False
-        self._rtc_look_s = 0.0  # when to look again
+        self._kernel_look_s = self._rtc_look_s = 0.0  # when to look again
 
     def trusted(self) -> bool:
-        """Cheap enough for every tick: the real-time clock, an I²C device as a rule, is looked at once a minute."""
+        """Cheap enough for every tick: the kernel is asked once a second until it has said yes, and the real-time
+        clock, an I²C device as a rule, once a minute."""
         wall_s, mono_s = self._wall_s(), self._mono_s()
         if abs(wall_s - mono_s - self._offset_s) > _JUMP_S:
             self._was_disciplined = False
-            self._rtc_look_s = 0.0
+            self._kernel_look_s = self._rtc_look_s = 0.0
         self._offset_s = wall_s - mono_s
         if wall_s < BUILT_S:
             return False
-        self._was_disciplined |= self._disciplined()
+        if not self._was_disciplined and mono_s >= self._kernel_look_s:
+            self._kernel_look_s = mono_s + _KERNEL_LOOK_S
+            self._was_disciplined = self._disciplined()
         return self._was_disciplined or self._agrees(wall_s, mono_s)
 
     def _agrees(self, wall_s: float, mono_s: float) -> bool:
