@@ -46,6 +46,8 @@ EXCLUDED: dict[str, tuple[str, ...]] = {
         *("_codecs_cn", "_codecs_hk", "_codecs_iso2022", "_codecs_jp", "_codecs_kr", "_codecs_tw", "_multibytecodec"),
     ),
 }
+HIDDEN = ("lmdb._envid",)  # imported by compiled code, where PyInstaller does not see it
+HIDDEN = ("lmdb._envid", "msgspec._utils")  # imported by extensions, where no analysis sees it
 EDGE_EXCLUDED = ("cloud_gateway", "cryptography", "httpx", "httpcore", "anyio", "certifi", "kubernetes")
 
 
@@ -105,6 +107,8 @@ def _pyinstaller(product: str, program: str, package: str, scratch: Path, python
         *("--name", program, "--log-level", "WARN", "--paths", str(ROOT)),
         *("--workpath", str(scratch / "work"), "--distpath", str(scratch / "out"), "--specpath", str(scratch)),
         *("--collect-submodules", package, *(f"--exclude-module={name}" for name in excluded)),
+        *(f"--hidden-import={name}" for name in HIDDEN),
+        *(f"--hidden-import={name}" for name in HIDDEN),
         *(f"--add-data={one}" for one in data),
         str(entry),
     ]
