@@ -114,6 +114,7 @@ def _pyinstaller(product: str, program: str, package: str, scratch: Path, python
     ]
     environ = {**os.environ, "PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(moment())}
     environ["PYINSTALLER_CONFIG_DIR"] = str(scratch / "cache")
+    environ["PYTHONPATH"] = str(ROOT)  # our own package is not installed there, and all its modules are to be found
     subprocess.run(argv, check=True, cwd=scratch, env=environ)
     return scratch / "out" / program
 
