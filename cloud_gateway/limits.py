@@ -41,7 +41,9 @@ READINGS_WINDOW_BYTES_MIN = 16 * KIB  # of one of very many nodes
 MESSAGES_BYTES_MAX = 32 * MIB  # of all nodes together, here and not where their rules lead yet
 MESSAGES_WINDOW_BYTES_MIN = 8 * KIB  # of one of very many nodes
 REST_BODY_BYTES_MAX = 4 * MIB  # of one request
+REST_MESSAGE_BYTES_MAX = 63 * KIB  # of one that becomes a message: it is an item of a series at its node
 REST_CONNECTIONS_MAX = 256
+REST_STRANGERS_MAX = 128  # beside them, who have not said yet who they are
 REST_HEAD_BYTES_MAX = 64 * KIB
 REST_TOKENS_MAX = 1000  # in the file
 

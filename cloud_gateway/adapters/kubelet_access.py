@@ -17,6 +17,7 @@ from cloud_gateway.adapters.kube import Kube
 from cloud_gateway.adapters.kube_types import ACCESS_REVIEWS, TOKEN_REVIEWS, KubeError
 
 Json = dict[str, Any]
+Attributes = tuple[tuple[str, str], ...]
 TOKEN_S = 120  # as a kubelet: authentication.webhook.cacheTTL
 ALLOWED_S = 300  # authorization.webhook.cacheAuthorizedTTL
 DENIED_S = 30
@@ -38,7 +39,7 @@ class Access:
         self._kube = kube
         self._now_s = now_s
         self._tokens: dict[bytes, tuple[float, Caller | None]] = {}
-        self._decisions: dict[tuple[Caller, str, str, str], tuple[float, bool]] = {}
+        self._decisions: dict[tuple[Caller, Attributes], tuple[float, bool]] = {}
 
     async def authenticate(self, certificate: Mapping[str, Any] | None, headers: Mapping[str, str]) -> Caller | None:
         """None: nobody we know. `certificate` as `ssl` tells of it, once it was verified."""
@@ -71,17 +72,18 @@ class Access:
     async def allowed(self, caller: Caller, node: str, access: Sequence[tuple[str, str]]) -> bool:
         """Whether one of these (verb, subresource of nodes) is. KubeError when nobody can say."""
         for verb, subresource in access:
-            if await self._decide(caller, node, verb, subresource):
+            asked = {"verb": verb, "version": "v1", "resource": "nodes", "subresource": subresource, "name": node}
+            if await self.may(caller, asked):
                 return True
         return False
 
-    async def _decide(self, caller: Caller, node: str, verb: str, subresource: str) -> bool:
-        key = (caller, node, verb, subresource)
+    async def may(self, caller: Caller, attributes: Mapping[str, str]) -> bool:
+        """Whether the caller may do what these resourceAttributes say. KubeError when nobody can say."""
+        key = (caller, tuple(attributes.items()))
         known = self._decisions.get(key)
         if known and known[0] > self._now_s():
             return known[1]
-        attributes = {"verb": verb, "version": "v1", "resource": "nodes", "subresource": subresource, "name": node}
-        spec: Json = {"user": caller.name, "groups": list(caller.groups), "resourceAttributes": attributes}
+        spec: Json = {"user": caller.name, "groups": list(caller.groups), "resourceAttributes": dict(attributes)}
         if caller.uid:
             spec["uid"] = caller.uid
         if caller.extra:
