@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from tests.adapters.cri_pods import (
+    PATIENCE_S,
     container,
     has_ended,
     log_of,
@@ -160,6 +161,9 @@ async def test_a_rotated_log_goes_on_in_a_new_file(rig: ContainerdRig, tmp_path:
         sandbox_id = await runtime.run_sandbox(spec)
         container_id = await runtime.start_container(sandbox_id, spec, ran)
         path = Path(spec.log_directory) / ran.log_path
+        with trio.fail_after(PATIENCE_S):
+            while "one" not in path.read_text():
+                await trio.sleep(0.01)
         path.rename(path.with_suffix(".old"))
         await runtime.reopen_log(container_id)
         assert path.read_text() == ""
@@ -174,7 +178,7 @@ async def test_stopping_gives_the_container_its_grace_time(rig: ContainerdRig, t
         )
         polite_id = await runtime.start_container(sandbox_id, spec, polite)
         deaf_id = await runtime.start_container(sandbox_id, spec, container("sleep", "1000", name="deaf"))
-        await runtime.exec_sync(polite_id, ["sh", "-c", "until [ -e /tmp/ready ]; do :; done"], 10)
+        await runtime.exec_sync(polite_id, ["sh", "-c", "until [ -e /tmp/ready ]; do :; done"], PATIENCE_S)
         await runtime.stop_container(polite_id, 20)
         await runtime.stop_container(deaf_id, 0)
         ended = {each.name: each.exit_code for each in (await runtime.pod(spec.uid)).containers}
@@ -227,7 +231,7 @@ async def test_exec_gives_exit_code_and_output(rig: ContainerdRig, tmp_path: Pat
     async with runtime_of(rig) as runtime:
         spec = sandbox(tmp_path)
         container_id = await runtime.start_container(await runtime.run_sandbox(spec), spec, container())
-        result = await runtime.exec_sync(container_id, ["sh", "-c", "echo out; echo err >&2; exit 4"], 10)
+        result = await runtime.exec_sync(container_id, ["sh", "-c", "echo out; echo err >&2; exit 4"], PATIENCE_S)
         assert (result.exit_code, result.output) == (4, b"out\nerr\n")
 
 
@@ -235,7 +239,7 @@ async def test_the_output_of_exec_is_cut(rig: ContainerdRig, tmp_path: Path) -> 
     async with runtime_of(rig) as runtime:
         spec = sandbox(tmp_path)
         container_id = await runtime.start_container(await runtime.run_sandbox(spec), spec, container())
-        result = await runtime.exec_sync(container_id, ["sh", "-c", "head -c 2000000 /dev/zero"], 10)
+        result = await runtime.exec_sync(container_id, ["sh", "-c", "head -c 2000000 /dev/zero"], PATIENCE_S)
         assert len(result.output) == limits.EXEC_OUTPUT_BYTES_MAX
 
 
@@ -409,7 +413,7 @@ async def test_pods_survive_a_restart_of_containerd(rig: ContainerdRig, tmp_path
         assert caught.value.retryable
         await trio.to_thread.run_sync(rig.start)
         assert await runtime.pod(spec.uid) == before
-        assert (await runtime.exec_sync(container_id, ["true"], 10)).exit_code == 0
+        assert (await runtime.exec_sync(container_id, ["true"], PATIENCE_S)).exit_code == 0
 
 
 async def test_a_runtime_that_is_away_costs_nothing_but_failed_calls(rig: ContainerdRig) -> None:
@@ -432,7 +436,7 @@ async def test_a_port_of_the_host_leads_to_the_pod(rig: ContainerdRig, tmp_path:
         sandbox_id = await runtime.run_sandbox(spec)
         container_id = await runtime.start_container(sandbox_id, spec, server)
         listening = "until nc 127.0.0.1 8080 </dev/null; do :; done"
-        await runtime.exec_sync(container_id, ["sh", "-c", listening], 10)
+        await runtime.exec_sync(container_id, ["sh", "-c", listening], PATIENCE_S)
         async with await trio.open_tcp_stream("127.0.0.1", 39080) as stream:
             await stream.send_all(b"GET / HTTP/1.0\r\n\r\n")
             answer = b"".join([chunk async for chunk in stream])

@@ -78,7 +78,7 @@ async def test_neither_an_exec_nor_a_stranger_is_a_change(rig: ContainerdRig, tm
         _, their_id = await _started(other, tmp_path, "theirs")
         async with aclosing(runtime.changes()) as changes:
             assert await _next(changes) == ""
-            await runtime.exec_sync(container_id, ["true"], 10)
+            await runtime.exec_sync(container_id, ["true"], PATIENCE_S)
             await other.stop_container(their_id, 0)
             await _started(runtime, tmp_path, "marker", "true")
             assert await _next(changes) == "uid-marker"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.adapters.cri_pods import container, rig, runtime_of, sandbox
+from tests.adapters.cri_pods import PATIENCE_S, container, rig, runtime_of, sandbox
 from tests.fakes.containerd_rig import ContainerdRig
 
 __all__ = ["rig"]
@@ -164,7 +164,7 @@ async def test_port_forward_reaches_a_port_of_the_pod(rig: ContainerdRig, tmp_pa
         server = container("sh", "-c", "echo hello > /tmp/index.html; httpd -f -p 8080 -h /tmp")
         container_id = await runtime.start_container(sandbox_id, spec, server)
         listening = "until nc 127.0.0.1 8080 </dev/null; do :; done"
-        await runtime.exec_sync(container_id, ["sh", "-c", listening], 10)
+        await runtime.exec_sync(container_id, ["sh", "-c", listening], PATIENCE_S)
         url = await runtime.port_forward_url(sandbox_id, [8080])
         heard = await _talk(url, b"GET / HTTP/1.0\r\n\r\n")
         assert heard[0].startswith((8080).to_bytes(2, "little"))
