@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import struct
 import threading
@@ -263,6 +264,21 @@ async def test_a_new_connection_for_each_call_leaves_nothing_behind(tmp_path: Pa
         await trio.to_thread.run_sync(ask)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert rig.server._programs == {}
+
+
+async def test_connections_that_have_ended_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
+    """A thousand devices whose mapper connects for each report would else keep megabytes of them."""
+    async with serving(tmp_path) as rig:
+        await rig.still_serves()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await rig.still_serves()
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not [one for one in gc.get_objects() if isinstance(one, H2Connection)]
+        finally:
+            gc.enable()
 
 
 async def test_our_own_channel_gets_large_answers_through_every_window(tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ _READ_BYTES = 32 * 1024  # at a time, so that other connections get their turn
 class _H2(H2Connection):
     MAX_CLOSED_STREAMS = GRPC_CLOSED_STREAMS_MAX  # h2 keeps 65,536 of them, which is megabytes
 
+    def let_go(self) -> None:
+        """A connection that has ended is freed at once, not when the garbage is collected: some peers make one for each
+        call."""
+        self._frame_dispatch_table.clear()  # of methods bound to this
+
 
 class Wire:
     """One connection. One task at a time may wait for it to be readable, and one to be writable."""
@@ -144,3 +149,4 @@ class Wire:
                 self.flush_now()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
+        self.http.let_go()
