@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from pathlib import Path
 
 import pytest
 from cryptography import x509

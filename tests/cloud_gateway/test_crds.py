@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ DEVICES = "/apis/devices.kubeedge.io/v1beta1/namespaces/default"
 Json = dict[str, Any]
 
 
+@cache
 def crds() -> dict[str, Json]:
     return {one["spec"]["names"]["kind"]: one for one in packaged.definitions()}
 
@@ -31,6 +32,7 @@ def schema_of(kind: str) -> Json:
     return dict(crds()[kind]["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
 
 
+@cache
 def manifests() -> list[Json]:
     return [one for path in sorted(MANIFESTS.glob("*.yaml")) for one in yaml.safe_load_all(path.read_text())]
 
