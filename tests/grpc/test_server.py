@@ -262,8 +262,8 @@ async def test_a_new_connection_for_each_call_leaves_nothing_behind(tmp_path: Pa
                     real_call(channel, SAY)(b"x", timeout=PATIENCE_S)
 
         await trio.to_thread.run_sync(ask)
-        await trio.testing.wait_all_tasks_blocked(0.01)
-        assert rig.server._programs == {}
+        while rig.server._programs:  # the client closes in a thread of its own
+            await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 async def test_connections_that_have_ended_are_freed_without_the_garbage_collector(tmp_path: Path) -> None:
