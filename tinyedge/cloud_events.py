@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from tinyedge.model.job import NodeJob
 from tinyedge.model.objects import Object
 
 # --- what the daemon sees -------------------------------------------------------------------------
@@ -39,7 +40,7 @@ class CloudPut(Struct, frozen=True):
     kind: str
     key: str
     revision: bytes
-    object: Object | None
+    object: Object | NodeJob | None
     problem: str = ""
 
 

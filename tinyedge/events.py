@@ -7,7 +7,8 @@
 Times: `mono_ms` is the monotonic clock of this boot, for intervals; `wall_ms` is Unix time, for people, and only
 believed while it is trusted. An effect that can fail carries an `op` number; exactly one `OpDone` answers it, unless
 the daemon ends first. Numbers start anew with each boot of the daemon: after it everything is observed again. What
-belongs to the gateway stands in `cloud_events.py`, what belongs to devices in `device_events.py`.
+belongs to the gateway stands in `cloud_events.py`, what belongs to devices in `device_events.py`, what belongs to jobs
+of a fleet in `job_events.py`.
 """
 
 from __future__ import annotations
@@ -49,6 +50,23 @@ from tinyedge.device_events import (
     StateReported,
     Subscriptions,
     Value,
+)
+from tinyedge.job_events import (
+    AwaitConfirmation,
+    BeginTrial,
+    CancelJob,
+    ChangeConfig,
+    CheckConfig,
+    ConfigEnded,
+    FetchVersion,
+    JobDone,
+    JobLooked,
+    JobProgress,
+    LookAtMachine,
+    Release,
+    SoftwareSeen,
+    StageVersion,
+    UpgradeEnded,
 )
 from tinyedge.model.objects import Object
 from tinyedge.model.runtime import (
@@ -193,16 +211,9 @@ class RestartPod(Struct, frozen=True):
     container: str = ""
 
 
-class UpgradeEnded(Struct, frozen=True):
-    """What has become of an upgrade, told once. `verdict`: `confirmed`, `rolled-back` or `switched` (by a person);
-    `message` says it in words."""
-
-    version: str
-    verdict: str
-    message: str
-
-
-Request = Apply | DeleteObject | RestartPod | SetDesired | ReadDevice | CallMethod | UpgradeEnded
+Request = (
+    Apply | DeleteObject | RestartPod | SetDesired | ReadDevice | CallMethod | UpgradeEnded | ConfigEnded | Release
+)
 
 
 class Requested(Struct, frozen=True):
@@ -329,6 +340,10 @@ Event = (
     | Published
     | Called
     | Publish
+    | SoftwareSeen
+    | JobLooked
+    | JobDone
+    | JobProgress
     | PushFailed
 )
 
@@ -485,6 +500,17 @@ class Record(Struct, frozen=True):
     fields: dict[str, str | int]
 
 
+JobEffect = (
+    LookAtMachine
+    | FetchVersion
+    | StageVersion
+    | AwaitConfirmation
+    | BeginTrial
+    | CheckConfig
+    | ChangeConfig
+    | CancelJob
+)
+
 Effect = (
     RunSandbox
     | StopSandbox
@@ -509,6 +535,7 @@ Effect = (
     | ReportAnswer
     | CallMapper
     | Subscriptions
+    | JobEffect
     | Note
     | Record
 )

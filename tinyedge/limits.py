@@ -119,6 +119,7 @@ BUNDLE_UNPACKED_BYTES_MAX = 512 * MIB
 BUNDLE_FILE_BYTES_MAX = 256 * MIB
 
 # Jobs of a fleet.
+JOBS_MAX = 32  # of one node
 JOB_WORDS_CHARS_MAX = 1000  # of one thing that a node says of a job
 JOB_ACTIONS_MAX = 8
 JOB_IMAGES_MAX = 100

@@ -17,6 +17,7 @@
     mapper     name              MapperRow     who has registered
     localrule, rule, ruleendpoint  namespace/name  LocalRuleRow, RuleRow, RuleEndpointRow
     rulestate  namespace/name    RuleStateRow  whether a local rule is active
+    job        kind/name         JobRow        a job of the fleet, and how far it is
 
 Equal rows are equal bytes. Times are wall-clock ms. Each row begins with a byte that says how it is written: a field
 may be added with a default; any other change is a new version, and `decode` then reads the old one too. A row that does
@@ -31,6 +32,7 @@ import msgspec
 from msgspec import Struct, field
 
 from tinyedge.model.device import Device, DeviceModel
+from tinyedge.model.job import IN_PROGRESS, Action, ImageResult, NodeJob
 from tinyedge.model.pod import ConfigMap, Pod, Secret
 from tinyedge.model.rule import LocalRule, Rule, RuleEndpoint
 
@@ -252,6 +254,26 @@ class RuleStateRow(Struct, frozen=True, omit_defaults=True):
     fired: int = 0
 
 
+class JobRow(Struct, frozen=True, omit_defaults=True):
+    """`number` tells in which order they came. `withdrawn`: the gateway does not want it any more. `stage` is one of
+    core.jobs; `path` is the file of an upgrade, `target` the name of its version, `before` the one that ran when it
+    began; `tries` counts how often its trial was begun."""
+
+    order: NodeJob
+    revision: bytes = b""
+    number: int = 0
+    withdrawn: bool = False
+    stage: str = ""
+    phase: str = IN_PROGRESS
+    reason: str = ""
+    flow: tuple[Action, ...] = ()
+    images: tuple[ImageResult, ...] = ()
+    path: str = ""
+    target: str = ""
+    before: str = ""
+    tries: int = 0
+
+
 Row = (
     PodRow
     | StateRow
@@ -271,6 +293,7 @@ Row = (
     | RuleRow
     | RuleEndpointRow
     | RuleStateRow
+    | JobRow
 )
 
 ROWS: dict[str, type[Struct]] = {
@@ -292,6 +315,7 @@ ROWS: dict[str, type[Struct]] = {
     "rule": RuleRow,
     "ruleendpoint": RuleEndpointRow,
     "rulestate": RuleStateRow,
+    "job": JobRow,
 }
 _DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")

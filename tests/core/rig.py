@@ -19,6 +19,7 @@ from tinyedge import events as ev
 from tinyedge import wire
 from tinyedge.core.edge import Edge
 from tinyedge.core.pressure import Policy
+from tinyedge.model.job import NodeJob
 from tinyedge.model.objects import Object
 from tinyedge.model.pod import ConfigMap, Pod, Secret
 from tinyedge.model.runtime import (
@@ -184,6 +185,7 @@ class Rig:
         self.answers: dict[int, ev.Answer] = {}
         self.sent: list[Any] = []  # effects for the link
         self.calls: list[ev.CallMapper] = []  # of mappers, that are not answered
+        self.job_effects: list[Any] = []  # of jobs of a fleet, in this life
         self.told_mappers: list[ev.MapperWelcome | ev.ReportAnswer] = []
         self.mqtt = False  # a broker is configured
         self.subscriptions: tuple[str, ...] = ()
@@ -215,23 +217,28 @@ class Rig:
                 rows.pop(write.key, None)
         self.check()
         for effect in step.effects:
-            if isinstance(effect, ev.Note):
-                self.notes.append(effect)
-            elif isinstance(effect, ev.Record):
-                self.records.append(effect)
-            elif isinstance(effect, ev.Answer):
-                self.answers[effect.request] = effect
-            elif isinstance(effect, ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken):
-                self.sent.append(effect)
-            elif isinstance(effect, ev.CallMapper):
-                self.calls.append(effect)
-            elif isinstance(effect, ev.MapperWelcome | ev.ReportAnswer):
-                self.told_mappers.append(effect)
-            elif isinstance(effect, ev.Subscriptions):
-                self.subscriptions = effect.filters
-            else:
-                self.pending.append(effect)
+            self.effect(effect)
         return step
+
+    def effect(self, effect: Any) -> None:
+        if isinstance(effect, ev.Note):
+            self.notes.append(effect)
+        elif isinstance(effect, ev.Record):
+            self.records.append(effect)
+        elif isinstance(effect, ev.Answer):
+            self.answers[effect.request] = effect
+        elif isinstance(effect, ev.CloudAck | ev.CloudRefuse | ev.Report | ev.RequestToken):
+            self.sent.append(effect)
+        elif isinstance(effect, ev.JobEffect):
+            self.job_effects.append(effect)
+        elif isinstance(effect, ev.CallMapper):
+            self.calls.append(effect)
+        elif isinstance(effect, ev.MapperWelcome | ev.ReportAnswer):
+            self.told_mappers.append(effect)
+        elif isinstance(effect, ev.Subscriptions):
+            self.subscriptions = effect.filters
+        else:
+            self.pending.append(effect)
 
     def series_written(self, write: ev.Append | ev.Trim) -> None:
         items = self.series.setdefault(write.series, [])
@@ -255,7 +262,7 @@ class Rig:
         if reason not in ("crash", "clean"):
             self.boots += 1
         self.edge = Edge({table: dict(rows) for table, rows in self.tables.items()}, self.policy)
-        self.pending, self.calls = [], []
+        self.pending, self.calls, self.job_effects = [], [], []
         node = ev.NodeFacts("gate-7", f"boot-{self.boots}", addresses=("192.168.1.7",), memory_bytes=1 << 30)
         if self.mqtt:
             node = structs.replace(node, mqtt=True, mqtt_events=True)
@@ -405,7 +412,9 @@ class Rig:
     def unlink(self) -> ev.Step:
         return self.step(ev.Unlinked(self.session, "the connection was lost"))
 
-    def put(self, one: Object | None, key: str = "", revision: bytes = b"", problem: str = "", kind: str = "") -> Any:
+    def put(
+        self, one: Object | NodeJob | None, key: str = "", revision: bytes = b"", problem: str = "", kind: str = ""
+    ) -> Any:
         """The gateway sends an object; its answer."""
         self.seq += 1
         kind = kind or (type(one).kind.lower() if one else "pod")

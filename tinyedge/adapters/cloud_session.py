@@ -27,6 +27,8 @@ from tinyedge.limits import (
     CLOUD_SERIES_WINDOW_BYTES,
     LINK_ASKS_MAX,
 )
+from tinyedge.model.job import KIND as JOB
+from tinyedge.model.job import NodeJob, decode_job
 from tinyedge.model.objects import API_VERSIONS, Object
 from tinyedge.protocol import asks, link
 from tinyedge.protocol.websocket import WebSocket
@@ -338,9 +340,10 @@ class CloudSession:
     def _object(self, event: link.Put | link.Delete) -> ev.CloudPut | ev.CloudDelete:
         if isinstance(event, link.Delete):
             return ev.CloudDelete(self._number, event.seq, event.kind, event.key)
-        found, problem = None, ""
+        found: Object | NodeJob | None = None
+        problem = ""
         try:
-            found = self._around.decode(_manifest(event))
+            found = decode_job(event.body) if event.kind == JOB else self._around.decode(_manifest(event))
         except BadInput as error:
             problem = str(error)[:_WORDS_MAX]
         except Exception as error:  # noqa: BLE001 - an object that we can't read is refused, and blocks nothing

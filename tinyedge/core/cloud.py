@@ -20,6 +20,7 @@ from msgspec import Struct, structs
 
 from tinyedge import __version__, wire
 from tinyedge.core.desk import Desk
+from tinyedge.core.jobs import Jobs
 from tinyedge.core.sources import BUDGET_BYTES, Refusal, Sources
 from tinyedge.events import CloudAck, CloudDelete, CloudPut, CloudRefuse, CloudSynced, Joined, Linked, Unlinked
 from tinyedge.limits import (
@@ -30,6 +31,9 @@ from tinyedge.limits import (
     CLOUD_REFUSED_MAX,
     EVENT_MESSAGE_BYTES_MAX,
 )
+from tinyedge.model.job import KIND as JOB
+from tinyedge.model.job import NodeJob
+from tinyedge.model.objects import Object
 from tinyedge.model.pod import Pod
 from tinyedge.wire import CLOUD, GoneRow, PodRow, RefusedRow
 
@@ -61,10 +65,11 @@ class Cloud:
     """`gateway` and `node` are empty while this node belongs to none; `session` is 0 while there is no link. `again`
     collects the uids of gone pods that are to be reported once more."""
 
-    def __init__(self, desk: Desk, sources: Sources) -> None:
+    def __init__(self, desk: Desk, sources: Sources, jobs: Jobs) -> None:
         self._desk = desk
         self._tables = desk.tables
         self._sources = sources
+        self._jobs = jobs
         self._held: dict[tuple[str, str], Held] = {}
         self._held_bytes = 0
         self.gateway = ""
@@ -119,6 +124,7 @@ class Cloud:
                 if tables.pending_bytes > BUDGET_BYTES:
                     return False
                 self._sources.release_from_cloud(f"{kind} {key}")
+        self._jobs.left()
         for table in ("gone", "refused", "token"):
             for key in list(tables.rows[table]):
                 tables.delete(table, key)
@@ -167,9 +173,13 @@ class Cloud:
                 self._remember(event, refusal)
 
     def _keep(self, event: CloudPut) -> Refusal | None:
-        desk, obj = self._desk, event.object
         if refusal := self._cannot_promise():
             return refusal
+        obj = event.object
+        return self._keep_job(obj, event) if isinstance(obj, NodeJob) else self._keep_object(obj, event)
+
+    def _keep_object(self, obj: Object | None, event: CloudPut) -> Refusal | None:
+        desk = self._desk
         if obj is None or event.kind not in TABLES:
             return Refusal("Unsupported", event.problem or f"kind {event.kind} is not known here")
         key = obj.metadata.uid if isinstance(obj, Pod) else obj.key
@@ -181,6 +191,13 @@ class Cloud:
         if isinstance(obj, Pod):
             return self._keep_pod(obj, event.revision)
         return self._sources.from_cloud(obj, event.revision)
+
+    def _keep_job(self, job: NodeJob, event: CloudPut) -> Refusal | None:
+        if (event.kind, event.key) != (JOB, job.key) or len(event.key) > CLOUD_KEY_CHARS_MAX:
+            return Refusal("Invalid", f"it came as {event.kind} {event.key[:CLOUD_KEY_CHARS_MAX]}, which it is not")
+        if self._desk.full:
+            return Refusal("StoreFull", "the store is full: free space on its disk, or delete objects")
+        return self._jobs.put(job, event.revision)
 
     def _cannot_promise(self) -> Refusal | None:
         why = self._desk.read_only
@@ -216,6 +233,9 @@ class Cloud:
     def _drop(self, event: CloudDelete) -> Refusal | None:
         if refusal := self._cannot_promise():
             return refusal
+        if event.kind == JOB:
+            self._jobs.drop(event.key)
+            return None
         if event.kind != "pod":
             if event.kind in TABLES:
                 self._sources.release_from_cloud(f"{TABLES[event.kind]} {event.key}")
@@ -271,6 +291,8 @@ class Cloud:
         """Key → revision of what came from the cloud and needs no sending again: kept, gone, or refused."""
         tables = self._tables
         found: dict[str, bytes] = {}
+        if kind == JOB:
+            return self._jobs.outline()
         if kind == "pod":
             for row in tables.pods.values():
                 if row.source == CLOUD and not row.released:

@@ -23,32 +23,33 @@ from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
 from tinyedge.core.device_reports import DeviceReports
 from tinyedge.core.devices import Devices
+from tinyedge.core.jobs import TARGET as OF_JOB
+from tinyedge.core.jobs import Jobs
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import Policy, Pressure
 from tinyedge.core.reactions import Reactions
-from tinyedge.core.run import NEVER, PodRun, containers_of, look
+from tinyedge.core.requests import Requests
+from tinyedge.core.run import NEVER, PodRun, containers_of
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import phase
 from tinyedge.core.tables import Stored, Tables
 from tinyedge.core.tokens import Tokens
-from tinyedge.core.upgrades import upgrade_ended
 from tinyedge.core.view import View
 from tinyedge.events import (
-    Answer,
     Append,
-    Apply,
     Booted,
     Called,
-    CallMethod,
     CloudDelete,
     CloudHave,
     CloudPut,
     CloudSynced,
-    DeleteObject,
     Effect,
     Event,
     FolderSeen,
     ImagesSeen,
+    JobDone,
+    JobLooked,
+    JobProgress,
     Joined,
     Linked,
     MachineSeen,
@@ -61,19 +62,17 @@ from tinyedge.events import (
     PullProgress,
     PushFailed,
     Put,
-    ReadDevice,
     ReportAnswer,
     Reported,
     ReportRefused,
     ReportTaken,
     Requested,
-    RestartPod,
     RunSandbox,
     RuntimeDown,
     RuntimeListed,
     RuntimeUp,
     SeriesTaken,
-    SetDesired,
+    SoftwareSeen,
     StartContainer,
     StateReported,
     Step,
@@ -81,11 +80,11 @@ from tinyedge.events import (
     Tick,
     TokenGiven,
     Unlinked,
-    UpgradeEnded,
     Write,
 )
 from tinyedge.model.image import find_image
 from tinyedge.model.runtime import PodSeen
+from tinyedge.protocol.jobs import STATUS
 from tinyedge.wire import NodeRow, PodRow, StateRow
 
 
@@ -107,21 +106,25 @@ class Edge:
         self._backlog: deque[Event] = deque()
         self._waiting: dict[str, FolderSeen] = {}  # folders that changed while the store can't be written
         self._pressure = Pressure(policy, self._desk, self._runs, self._touch)
-        self._cloud = Cloud(self._desk, self._sources)
+        self._jobs = Jobs(self._desk)
+        self._cloud = Cloud(self._desk, self._sources, self._jobs)
         self._tokens = Tokens(self._desk)
         self._outbox = Outbox(self._desk, self._runs, self._cloud)
         self._chronicle = Chronicle(self._desk, self._runs)
         self._devices = Devices(self._desk)
         self._reactions = Reactions(self._desk, self._devices)
         self._device_reports = DeviceReports(self._desk, self._devices, self._cloud)
-        others = (self._cloud, self._outbox, self._tokens, self._devices, self._reactions.rules)
+        self._requests = Requests(
+            self._desk, self._sources, self._devices, self._jobs, runs=self._runs, touch=self._touch
+        )
+        others = (self._cloud, self._outbox, self._tokens, self._devices, self._reactions.rules, self._jobs)
         self._view = View(self._desk, self._runs, self._sources, self._pressure, others)
         for row in self._desk.tables.pods.values():
             self._follow(row)
         self._take: dict[type[Any], Callable[[Any], None]] = {
             Booted: self._booted,
             FolderSeen: self._folder,
-            Requested: self._requested,
+            Requested: self._requests.requested,
             RuntimeUp: self._runtime_up,
             RuntimeDown: self._runtime_down,
             RuntimeListed: self._runtime_listed,
@@ -147,6 +150,10 @@ class Edge:
             Reported: self._devices.reported,
             StateReported: self._devices.state_reported,
             MapperCalled: self._devices.called,
+            SoftwareSeen: self._jobs.software,
+            JobLooked: self._jobs.looked,
+            JobDone: self._jobs.done,
+            JobProgress: self._jobs.progress,
             Published: self._reactions.bus.published,
             Called: self._reactions.routes.called,
             Publish: self._reactions.bus.publish,
@@ -181,6 +188,7 @@ class Edge:
         self._reactions.flush()
         self._devices.flush()
         self._device_reports.flush()
+        self._jobs.flush(self._cloud.session)
         self._chronicle.flush(self._cloud.node)
         wake = desk.now if self._backlog else self._wake()
         writes, effects = desk.tables.take_writes(), desk.take_effects()
@@ -245,7 +253,7 @@ class Edge:
     def _wake(self) -> int:
         """The monotonic time of the next thing to do, 0 for never."""
         waking = (self._tokens, self._outbox, self._chronicle, self._devices, self._device_reports, self._reactions)
-        wakes = [one.wake_ms for one in waking]
+        wakes = [self._jobs.wake_ms, *(one.wake_ms for one in waking)]
         wakes += [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > self._desk.now]
         earliest = min(wakes)
         return 0 if earliest >= NEVER else earliest
@@ -368,48 +376,6 @@ class Edge:
         elif not self._sources.folder(event):
             self._backlog.appendleft(event)
 
-    def _requested(self, event: Requested) -> None:
-        what = event.what
-        if isinstance(what, SetDesired | ReadDevice | CallMethod) and not self._desk.read_only:
-            self._devices.requested(event.request, event.uid, what)
-            return
-        error, message = "", ""
-        if self._desk.read_only:
-            error = f"the store can't be written: {self._desk.read_only}"
-        elif isinstance(what, Apply) and self._desk.full:
-            error = "the store is full: delete objects, or free space on its disk"
-        elif isinstance(what, Apply):
-            error, message = self._sources.apply(what.objects)
-        elif isinstance(what, DeleteObject):
-            error, message = self._sources.delete(what.kind, f"{what.namespace}/{what.name}", what.grace_s)
-        elif isinstance(what, RestartPod):
-            error, message = self._restart(what)
-        elif isinstance(what, UpgradeEnded):
-            upgrade_ended(what, self._desk)
-        self._desk.note("debug", "request", uid=event.uid, what=type(what).__name__, error=error, message=message)
-        self._desk.say(Answer(event.request, error, message))
-
-    def _restart(self, what: RestartPod) -> tuple[str, str]:
-        """Promise a later attempt for each container: what runs with an older one is replaced."""
-        key = f"{what.namespace}/{what.name}"
-        row = self._desk.tables.pods.get(key)
-        run = self._runs.get(row.uid) if row else None
-        if run is None or run.pod is None or (row and row.deletion):
-            return f"Pod {key} not found", ""
-        if run.state.terminal:
-            return f"Pod {key} has ended ({run.state.terminal.phase}): change its manifest, or delete and apply it", ""
-        names = [one.name for one in containers_of(run.pod) if run.roles[one.name] != "init"]
-        if what.container:
-            if what.container not in names:
-                return f"Pod {key} has no container {what.container} that runs", ""
-            names = [what.container]
-        again = {name: look(run, name).attempt for name in names if name in run.state.attempts}
-        for name in names:
-            run.of(name).forgive()
-        self._desk.keep(run, attempts=run.state.attempts | again)
-        self._touch(run)
-        return "", f"restarting {', '.join(names)} of {key}"
-
     # --- the cloud -------------------------------------------------------------------------------
 
     def _joined(self, event: Joined) -> None:
@@ -434,10 +400,14 @@ class Edge:
         self._outbox.touch(event.key)
 
     def _report_taken(self, event: ReportTaken) -> None:
-        (self._device_reports if event.kind == device_reports.KIND else self._outbox).taken(event)
+        self._teller(event.kind).taken(event)
 
     def _report_refused(self, event: ReportRefused) -> None:
-        (self._device_reports if event.kind == device_reports.KIND else self._outbox).refused(event)
+        self._teller(event.kind).refused(event)
+
+    def _teller(self, kind: str) -> DeviceReports | Jobs | Outbox:
+        apart: dict[str, DeviceReports | Jobs] = {device_reports.KIND: self._device_reports, STATUS: self._jobs}
+        return apart.get(kind, self._outbox)
 
     def _series_taken(self, event: SeriesTaken) -> None:
         self._desk.tables.trim(event.series, event.through)
@@ -529,7 +499,10 @@ class Edge:
             self._desk.starting -= 1
         run = op.run
         if run is None:
-            self._pressure.op_done(op, event)
+            if op.target == OF_JOB:
+                self._jobs.pulled(event)
+            else:
+                self._pressure.op_done(op, event)
             return
         self._about.pod = run.key
         run.busy.pop(op.target, None)

@@ -21,6 +21,7 @@ from tinyedge.wire import (
     DeviceRow,
     FolderRow,
     GoneRow,
+    JobRow,
     LocalRuleRow,
     MapperRow,
     NodeRow,
@@ -63,6 +64,7 @@ class Tables:
         self.rules: dict[str, RuleRow] = {}
         self.rule_endpoints: dict[str, RuleEndpointRow] = {}
         self.rule_states: dict[str, RuleStateRow] = {}
+        self.jobs: dict[str, JobRow] = {}
         self.rows: dict[str, dict[str, Any]] = {
             "pod": self.pods,
             "podstate": self.states,
@@ -82,6 +84,7 @@ class Tables:
             "rule": self.rules,
             "ruleendpoint": self.rule_endpoints,
             "rulestate": self.rule_states,
+            "job": self.jobs,
         }
         self.unreadable: list[tuple[str, str, str]] = []
         self._raw: Stored = {}  # what can't be read, byte for byte

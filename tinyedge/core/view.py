@@ -17,6 +17,7 @@ from tinyedge.core import node as of_node
 from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
 from tinyedge.core.devices import Devices
+from tinyedge.core.jobs import Jobs
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
 from tinyedge.core.ring import Occurrence
@@ -46,13 +47,13 @@ class View:
         runs: dict[str, PodRun],
         sources: Sources,
         pressure: Pressure,
-        others: tuple[Cloud, Outbox, Tokens, Devices, Rules],
+        others: tuple[Cloud, Outbox, Tokens, Devices, Rules, Jobs],
     ) -> None:
         self._desk = desk
         self._runs = runs
         self._sources = sources
         self._pressure = pressure
-        self._cloud, self._outbox, self._tokens, self._devices, self._rules = others
+        self._cloud, self._outbox, self._tokens, self._devices, self._rules, self._jobs = others
 
     # --- pods ------------------------------------------------------------------------------------
 
@@ -167,6 +168,10 @@ class View:
             "gone": len(self._desk.tables.gone),
             "tokens_waiting": self._tokens.waiting(),
         }
+
+    def jobs(self) -> list[Json]:
+        """Of the fleet, as this node is at them: `{"job", "phase", "progress", "reason"}`."""
+        return self._jobs.status()
 
     # --- devices ---------------------------------------------------------------------------------
 
