@@ -23,7 +23,8 @@ class Config(Struct, frozen=True):
 
     `kubelet_ports` (0, 0): no kubelet endpoints, so no logs and no exec. `autonomy` is a window such as `unlimited`,
     `72h` or `none`. `device_status`: where twins are written; `sinks`: URLs for readings;
-    `upgrade_source`: a folder or URL that holds versions for nodes. Times in the unit that their name ends with."""
+    `upgrade_source`: a folder or URL that holds versions for nodes. `rest`: where rules are called; `outbound_allow`:
+    where those may lead. Times in the unit that their name ends with."""
 
     kubeconfig: str = ""
     context: str = ""
@@ -45,6 +46,11 @@ class Config(Struct, frozen=True):
     hold_labels: tuple[tuple[str, str], ...] = ()
     sinks: tuple[str, ...] = ()
     upgrade_source: str = ""
+    rest: Address | None = None
+    rest_cert: str = ""
+    rest_key: str = ""
+    rest_tokens: str = ""
+    outbound_allow: tuple[str, ...] = ("*",)
     device_status: Literal["both", "devicestatus", "device"] = "both"
     cert_days: int = 90
     grace_days: int = 400

@@ -46,6 +46,7 @@ from cloud_gateway.core.authority import Policy
 from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.hold import Hold
 from cloud_gateway.core.nodes import Gateway
+from cloud_gateway.rules import Rules
 from tinyedge import __version__
 from tinyedge.errors import TinyEdgeError
 from tinyedge.log import Log
@@ -155,6 +156,7 @@ class Daemon:
         self._upgrades = UpgradeSource(config.upgrade_source)
         self._nursery: trio.Nursery | None = None
         self._readings = Readings([sink(url, log.note) for url in config.sinks], log.note)
+        self._rules = Rules(config, kube, stream=self._stream, note=log.note)
         self.edges = Edges(
             self._joining,
             context=self._tls,
@@ -167,6 +169,7 @@ class Daemon:
             joined=self._joined,
             backoff_cap_s=lambda: max(2, min(60, self._core.fleet // NODES_PER_S)),
             readings=self._readings,
+            messages=self._rules.messages,
         )
         self._calls: Calls | None = None
         self._ports: KubeletPorts | None = None
@@ -191,6 +194,7 @@ class Daemon:
             await nursery.start(page.serve, config.metrics)
         await self._open_store()
         await self._readings.start(nursery)
+        rest = await self._rules.start(nursery, endpoint, self._store)
         self._calls = Calls(self._kube, nursery, self._send.send)
         self._ports = await open_ports(
             config,
@@ -209,8 +213,9 @@ class Daemon:
         nursery.start_soon(self._refresh_ca)
         nursery.start_soon(self._replicas.run, self._send.send)
         port: int = await nursery.start(self.edges.serve, config.listen)
+        where: dict[str, str | int | bool] = {"port": port, **({"rest": rest} if rest else {})}
         self._log.note(
-            "info", "gateway.ready", {"version": __version__, "port": port, "kubernetes": ", ".join(endpoint.urls)}
+            "info", "gateway.ready", {"version": __version__, **where, "kubernetes": ", ".join(endpoint.urls)}
         )
         return port
 
@@ -282,14 +287,19 @@ class Daemon:
         customs = CustomResources(
             self._kube,
             follow=partial(self._follow, listed=None),
-            unserved=lambda one: self._send.send(facts.Unserved(one.plural)),
+            unserved=self._unserved,
         )
         nursery.start_soon(customs.run)
+
+    async def _unserved(self, resource: Resource) -> None:
+        self._rules.unserved(resource.plural)
+        await self._send.send(facts.Unserved(resource.plural))
 
     async def _follow(self, resource: Resource, listed: Callable[[], None] | None, **selected: Any) -> None:
         name = resource.plural
 
         async def send(change: Change) -> None:
+            self._rules.took(name, change)
             match change:
                 case types.ListStart():
                     await self._send.send(facts.Listing(name))
@@ -425,6 +435,7 @@ class Daemon:
             **self._requests(),
             **watch_numbers(self._kube.counters),
             **numbers(self._readings.counts),
+            **self._rules.numbers(),
             "tinyedge_gateway_handshakes_total": ("TLS handshakes that succeeded.", traffic.handshakes),
             "tinyedge_gateway_handshakes_failed_total": ("TLS handshakes that did not.", traffic.failed),
         }

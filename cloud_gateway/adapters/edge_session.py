@@ -15,6 +15,7 @@ import trio
 
 from cloud_gateway import limits
 from cloud_gateway.adapters.joining import Joining
+from cloud_gateway.adapters.rule_messages import Inlet, RuleMessages
 from cloud_gateway.adapters.sinks import Readings
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
@@ -23,6 +24,7 @@ from tinyedge.errors import PeerError, TinyEdgeError
 from tinyedge.limits import LINK_MESSAGE_BYTES_MAX
 from tinyedge.protocol import asks, link
 from tinyedge.protocol import joining as words
+from tinyedge.protocol.outgoing import MESSAGES
 from tinyedge.protocol.readings import SERIES
 from tinyedge.protocol.websocket import WebSocket
 
@@ -119,6 +121,7 @@ class EdgeSession:
         heartbeat_s: int,
         welcome: Greet,
         readings: Readings,
+        messages: RuleMessages | None = None,
     ) -> None:
         self.number = number
         self.known = known
@@ -140,6 +143,9 @@ class EdgeSession:
         self._renewed = False
         self._wake = trio.Event()
         self._inlet = readings.inlet(self.node, self._readings_taken)
+        self._messages = messages
+        self._outlet: Inlet | None = None
+        self._nursery: trio.Nursery | None = None
         self._streams: dict[int, EdgeStream] = {}
         self._refused: deque[facts.Refused] = deque()
 
@@ -151,6 +157,7 @@ class EdgeSession:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._inlet.run)
+                self._nursery = nursery
                 await self._read(first)
                 nursery.cancel_scope.cancel()
         except* (*GONE, PeerError) as errors:
@@ -235,6 +242,8 @@ class EdgeSession:
                 self._of_stream(event)
             case link.Series(series=name) if name == SERIES and not self._must_renew:
                 self._inlet.put(event)
+            case link.Series(series=name) if name == MESSAGES and self._messages is not None and not self._must_renew:
+                self._message(self._messages, event)
             case link.Acked(kind, key, held) if held and kind in BY_NAME:
                 await self._post(facts.Kept(self.number, kind, key))
             case link.Bye(reason=reason, message=message):
@@ -271,6 +280,18 @@ class EdgeSession:
 
     def _readings_taken(self, epoch: int, through: int) -> None:
         self.link.series_taken(SERIES, epoch, through)
+        self.wake()
+
+    def _message(self, messages: RuleMessages, event: link.Series) -> None:
+        """Few nodes have any: the task that sees to them is begun with the first."""
+        if self._outlet is None and self._nursery is not None:
+            self._outlet = messages.inlet(self.node, self._messages_taken)
+            self._nursery.start_soon(self._outlet.run)
+        if self._outlet is not None:
+            self._outlet.put(event)
+
+    def _messages_taken(self, epoch: int, through: int) -> None:
+        self.link.series_taken(MESSAGES, epoch, through)
         self.wake()
 
     async def _hello(self, hello: link.Hello) -> None:

@@ -25,6 +25,7 @@ from cloud_gateway import limits
 from cloud_gateway.adapters import ca
 from cloud_gateway.adapters.edge_session import EdgeSession, EdgeStream, Note, Post
 from cloud_gateway.adapters.joining import Joined, Joining
+from cloud_gateway.adapters.rule_messages import RuleMessages
 from cloud_gateway.adapters.sinks import Readings
 from cloud_gateway.core import facts
 from cloud_gateway.core.authority import CertFacts, Refused
@@ -100,6 +101,7 @@ class Edges:
         joined: Callable[[Joined], Awaitable[None]],
         backoff_cap_s: Callable[[], int],
         readings: Readings,
+        messages: RuleMessages | None = None,
     ) -> None:
         self._joining = joining
         self._context = context
@@ -117,6 +119,7 @@ class Edges:
         self.traffic = Traffic()
         self._backoff_cap_s = backoff_cap_s
         self._readings = readings
+        self._messages = messages
         self._stops = False
 
     async def serve(
@@ -270,6 +273,7 @@ class Edges:
             heartbeat_s=self._heartbeat_s,
             welcome=self._welcome,
             readings=self._readings,
+            messages=self._messages,
         )
         self._sessions[session.number] = session
         try:
@@ -289,7 +293,11 @@ class Edges:
             backoff_cap_s=self._backoff_cap_s(),
             want=want,
             have=have,
-            series={EVENTS: CLOUD_SERIES_WINDOW_BYTES, **self._readings.windows(len(self._sessions))},
+            series={
+                EVENTS: CLOUD_SERIES_WINDOW_BYTES,
+                **self._readings.windows(len(self._sessions)),
+                **(self._messages.windows(len(self._sessions)) if self._messages is not None else {}),
+            },
         )
 
     @property

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import ssl
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -16,13 +14,12 @@ from cloud_gateway.adapters.kube import Kube
 from cloud_gateway.adapters.kube_types import CONFIGMAPS, KubeError
 from cloud_gateway.adapters.kubelet_access import Access
 from cloud_gateway.adapters.kubelet_api import Find, KubeletApi, Note, Open, Room
-from cloud_gateway.certificates import load_chain
+from cloud_gateway.adapters.serving import Serving
 from cloud_gateway.config import Config
-from tinyedge.errors import TinyEdgeError, WorldError
+from tinyedge.errors import TinyEdgeError
 
 REFRESH_S = 60.0
 AGAIN_S = 5.0  # a port that is taken may be free soon; so may the API server be there
-OLD_S = 86400.0  # a certificate of our own is made anew after
 CLIENT_CA = ("kube-system", "extension-apiserver-authentication", "client-ca-file")
 
 
@@ -128,13 +125,19 @@ class _Tls:
     def __init__(self, config: Config, kube: Kube, store: IdentityStore) -> None:
         self._config = config
         self._kube = kube
-        self._store = store
+        self._serving = Serving(
+            store,
+            config.kubelet_cert,
+            config.kubelet_key,
+            address=config.kubelet_address,
+            flag="--kubelet-cert",
+        )
         self._made: _Made | None = None
 
     async def context(self) -> ssl.SSLContext:
         """Raises TinyEdgeError, OSError, ValueError."""
         clients = await self._client_ca()
-        of = (clients, *await trio.to_thread.run_sync(self._certificate))
+        of = (clients, *await trio.to_thread.run_sync(self._serving.stamp))
         if self._made is None or self._made.of != of:
             self._made = _Made(of, await trio.to_thread.run_sync(self._make, clients))
         return self._made.context
@@ -152,29 +155,11 @@ class _Tls:
             raise
         return str((found.get("data") or {}).get(key, ""))
 
-    def _certificate(self) -> tuple[object, ...]:
-        """What changes when ours does."""
-        files = [path for path in (self._config.kubelet_cert, self._config.kubelet_key) if path]
-        if not files:
-            return self._store.ca.fingerprint, int(time.monotonic() // OLD_S)
-        stats = [os.stat(path) for path in files]
-        return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in stats)
-
     def _make(self, clients: str) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if clients:
             context.verify_mode = ssl.CERT_OPTIONAL
             context.load_verify_locations(cadata=clients)
-        if not self._config.kubelet_cert:
-            self._load_own(context)
-            return context
-        try:
-            context.load_cert_chain(self._config.kubelet_cert, self._config.kubelet_key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise WorldError(f"can't use {self._config.kubelet_cert}", str(error), "look at --kubelet-cert") from None
+        self._serving.load(context)
         return context
-
-    def _load_own(self, context: ssl.SSLContext) -> None:
-        signed = self._store.ca.server(int(time.time()), [self._config.kubelet_address or "127.0.0.1"])
-        load_chain(context, signed.chain + signed.key)

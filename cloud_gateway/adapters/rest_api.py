@@ -10,6 +10,7 @@ node; the service's own answer is passed on as it is.
 from __future__ import annotations
 
 import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -69,6 +70,7 @@ class RestApi:
         self._note = note
         self._strangers = trio.CapacityLimiter(limits.REST_STRANGERS_MAX)
         self._callers = trio.CapacityLimiter(limits.REST_CONNECTIONS_MAX)
+        self.answers: Counter[int] = Counter()
 
     async def serve(self, transport: trio.abc.Stream, context: ssl.SSLContext) -> None:
         """One connection, one request. Raises nothing that a caller can cause."""
@@ -95,6 +97,7 @@ class RestApi:
                     raise _Answer(408, "the node takes too long")
         except _Answer as refused:
             status, headers, answer = refused.status, list(refused.headers.items()), f"{refused}\n".encode()
+        self.answers[status] += 1
         with trio.fail_after(HEAD_S):
             await _say(http, stream, status, headers, answer)
         with trio.move_on_after(LINGER_S):  # a body that is not read would reset the connection, and our words with it

@@ -133,6 +133,21 @@ RUN = (
         "folder or URL of the files that NodeUpgradeJobs name; without it there are none",
         "DIR|URL",
     ),
+    Option(("--rest",), "call rules over REST at this address, with TLS; without it nobody can", "ADDR:PORT"),
+    Option(("--rest-cert",), "serving certificate there, PEM (default: one by the gateway's CA)", "FILE"),
+    Option(("--rest-key",), "its key, PEM", "FILE"),
+    Option(
+        ("--rest-tokens",),
+        "lines of NAME TOKEN: who may call every rule, beside whom the API server knows and lets",
+        "FILE",
+    ),
+    Option(
+        ("--outbound-allow",),
+        "where rules may lead: HOST, ADDRESS or NETWORK/BITS, with or without :PORT; none: nowhere (default *: "
+        "anywhere but loopback, link-local and the API server)",
+        "WHERE",
+        many=True,
+    ),
     Option(
         ("--device-status",),
         "where the values of devices are written: the DeviceStatus, the status of the Device as older clients of "

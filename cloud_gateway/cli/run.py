@@ -25,11 +25,16 @@ def config_of(args: argparse.Namespace) -> Config:
         raise BadInput("--sandbox", args.sandbox, "a sandbox or --kubeconfig, not both")
     if bool(args.kubelet_cert) != bool(args.kubelet_key):
         raise BadInput("--kubelet-cert", args.kubelet_cert, "a certificate together with --kubelet-key")
+    if bool(args.rest_cert) != bool(args.rest_key):
+        raise BadInput("--rest-cert", args.rest_cert, "a certificate together with --rest-key")
     autonomy_s(args.autonomy, "--autonomy")
+    _check_rules(args)
     _check_sinks(args.sink)
     chosen: dict[str, Any] = {}
     if args.hold_daemonsets:
         chosen["hold_daemonsets_of"] = tuple(one for one in args.hold_daemonsets if one != "none")
+    if args.outbound_allow:
+        chosen["outbound_allow"] = tuple(one for one in args.outbound_allow if one != "none")
     if args.device_status:
         chosen["device_status"] = args.device_status
     if args.log_format:
@@ -56,6 +61,10 @@ def config_of(args: argparse.Namespace) -> Config:
         hold_labels=tuple(_label(one) for one in args.hold),
         sinks=tuple(args.sink),
         upgrade_source=_source(args.upgrade_source),
+        rest=address(args.rest, "--rest") if args.rest else None,
+        rest_cert=args.rest_cert,
+        rest_key=args.rest_key,
+        rest_tokens=args.rest_tokens,
         cert_days=_number(args.cert_days, "--cert-days", 1, DAYS_MAX),
         grace_days=_number(args.grace_days, "--grace-days", 0, DAYS_MAX),
         qps=_number(args.qps, "--qps", 1, 100_000),
@@ -70,6 +79,17 @@ def _check_sinks(urls: list[str]) -> None:
 
         for url in urls:
             sink(url, lambda *_: None)
+
+
+def _check_rules(args: argparse.Namespace) -> None:
+    if args.outbound_allow:
+        from tinyedge.outbound import allowed
+
+        allowed((one for one in args.outbound_allow if one != "none"), "--outbound-allow")
+    if args.rest_tokens:
+        from cloud_gateway.adapters.rest_access import read_tokens
+
+        read_tokens(args.rest_tokens)
 
 
 def _source(text: str) -> str:

@@ -108,6 +108,13 @@ class RuleRoutes:
             return self.problems.get(rule, f"there is no rule {rule}")
         return found if found.node == node else f"rule {rule} is not for node {node}"
 
+    def useless(self) -> dict[str, tuple[str, str]]:
+        """Rules that do nothing: the uid of each, and why."""
+        self._compile()
+        return {
+            key: (str(self._objects[RULES][key]["metadata"].get("uid", "")), why) for key, why in self.problems.items()
+        }
+
     # --- the rules ------------------------------------------------------------------------------------
 
     def _compile(self) -> None:

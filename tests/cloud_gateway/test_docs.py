@@ -59,7 +59,8 @@ def test_every_metric_is_described() -> None:
     assert len(named) == 3
     counts = Counts(failures=Counter(a=1), refused=Counter(a=1))
     named |= {name.partition("{")[0] for name in numbers(counts)}
-    named |= set(re.findall(r"[\"'](tinyedge_gateway_\w+)", (ROOT / "cloud_gateway" / "daemon.py").read_text()))
+    for file in ("daemon.py", "rules.py"):
+        named |= set(re.findall(r"[\"'](tinyedge_gateway_\w+)", (ROOT / "cloud_gateway" / file).read_text()))
     assert len(named) > 12
     assert {name for name in named if f"`{name}`" not in DOC} == set()
 

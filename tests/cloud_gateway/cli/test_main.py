@@ -55,6 +55,11 @@ def test_every_flag_of_run_reaches_the_settings() -> None:
         "--device-status": "device",
         "--sink": "file:///out",
         "--upgrade-source": "/",
+        "--rest": "127.0.0.1:6",
+        "--rest-cert": "/rest-cert",
+        "--rest-key": "/rest-key",
+        "--rest-tokens": "/dev/null",
+        "--outbound-allow": "10.0.0.0/8:443",
         "--cert-days": "8",
         "--grace-days": "0",
         "--qps": "9",
@@ -83,6 +88,11 @@ def test_every_flag_of_run_reaches_the_settings() -> None:
         device_status="device",
         sinks=("file:///out",),
         upgrade_source="/",
+        rest=("127.0.0.1", 6),
+        rest_cert="/rest-cert",
+        rest_key="/rest-key",
+        rest_tokens="/dev/null",
+        outbound_allow=("10.0.0.0/8:443",),
         hold_labels=(("app", "cni"),),
         hold_daemonsets_of=("infra",),
         cert_days=8,
@@ -108,6 +118,10 @@ def test_what_is_held_can_be_nothing_or_several() -> None:
     assert several.hold_daemonsets_of == ("x", "y")
 
 
+def test_rules_can_lead_nowhere() -> None:
+    assert settings("--outbound-allow", "none").outbound_allow == ()
+
+
 def test_metrics_can_be_nowhere() -> None:
     assert settings("--metrics", "none").metrics is None
 
@@ -131,6 +145,9 @@ def test_the_kubelet_address_is_the_pods_own_in_a_cluster(monkeypatch: pytest.Mo
         (["--cert-days", "-1"], "--cert-days"),
         (["--qps", "²"], "--qps"),
         (["--hold", "=x"], "--hold"),
+        (["--rest", "8444"], "--rest"),
+        (["--rest-key", "/k"], "--rest-cert"),
+        (["--outbound-allow", "10.0.0.300"], "--outbound-allow[0]"),
     ],
 )
 def test_a_wrong_value_is_wrong_usage_and_names_its_flag(run: Run, words: list[str], named: str) -> None:

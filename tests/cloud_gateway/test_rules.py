@@ -1,0 +1,257 @@
+"""KubeEdge's Rules on all four ways: a whole gateway with its cluster, the wired daemon of a node with a real broker, a
+service on it, and a collector that rules lead to."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from cloud_gateway import rules
+from cloud_gateway.adapters import kube_types as types
+from cloud_gateway.adapters import rest_access
+from cloud_gateway.adapters.kube import MERGE_PATCH
+from cloud_gateway.adapters.kube_types import Resource
+from cloud_gateway.sandbox import packaged
+from tests.cloud_gateway.test_daemon import Gateway, Rig, condition, running
+from tests.fakes.http_peer import HttpPeer, http_peer
+from tests.fakes.ports import free_port
+from tests.test_daemon import Node
+from tests.test_daemon_rules import Broker, heard
+from tinyedge.cli.errors import CliError
+from tinyedge.protocol.joining import SERVER_NAME
+
+Json = dict[str, Any]
+pytestmark = pytest.mark.mosquitto
+TOKEN = "of-the-plant-0123456789"
+WAIT_S = 60.0
+
+
+class Site:
+    """Everything, with the four ways of one plant: orders and calls go down, alarms and notes come up."""
+
+    def __init__(self, rig: Rig, folder: Path, collector: HttpPeer, service: HttpPeer) -> None:
+        self.rig = rig
+        self.folder = folder
+        self.collector = collector
+        self.service = service
+        self.broker = Broker(folder / "broker")
+        self.node = Node(folder / "node")
+        self.bus = free_port()
+        self.listen = free_port()
+        self.rest = 0
+        self.gateway: Gateway | None = None
+
+    async def open(self) -> None:
+        await self.start_gateway()
+        await self.start_node()
+        assert self.gateway is not None
+        body = {"url": f"wss://127.0.0.1:{self.listen}", "token": self.gateway.token("gate")}
+        client = self.node.client
+        await self.until(lambda: client.get("/v1/status"))
+        await trio.to_thread.run_sync(lambda: client.ask("POST", "/v1/join", body=body))
+        await self.rig.cluster.until(types.NODES, "gate", lambda one: condition(one, "Ready") == "True")
+
+    async def start_gateway(self) -> None:
+        (self.folder / "tokens").write_text(f"ann {TOKEN}\n")
+        self.gateway = await self.rig.gateway(
+            listen=("127.0.0.1", self.listen),
+            rest=("127.0.0.1", 0),
+            rest_tokens=str(self.folder / "tokens"),
+            outbound_allow=("127.0.0.1",),
+        )
+        ready = next(json.loads(line) for line in self.gateway.lines if '"key":"gateway.ready"' in line)
+        self.rest = ready["rest"]
+
+    async def start_node(self) -> None:
+        settings = {
+            "mqtt.url": f"mqtt://127.0.0.1:{self.broker.port}",
+            "outbound.allow": "127.0.0.1",
+            "servicebus.listen": f"127.0.0.1:{self.bus}",
+        }
+        sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        await trio.to_thread.run_sync(lambda: self.node.start(*sets))
+
+    async def until(self, what: Callable[[], Any]) -> Any:
+        with trio.fail_after(WAIT_S):
+            while True:
+                found = await trio.to_thread.run_sync(_or_nothing, what)
+                if found:
+                    return found
+                await trio.sleep(0.05)
+
+    async def make(self, resource: Resource, name: str, spec: Json) -> None:
+        await self.rig.cluster.kube.create(resource, {"metadata": {"name": name}, "spec": spec}, "default")
+
+    async def patch(self, name: str, spec: Json) -> None:
+        patched = {"spec": spec}
+        await self.rig.cluster.kube.patch(types.RULES, name, patched, "default", content_type=MERGE_PATCH)
+
+    async def make_all(self) -> None:
+        ends: dict[str, Json] = {
+            "web": {"ruleEndpointType": "rest"},
+            "topics": {"ruleEndpointType": "eventbus", "properties": {}},
+            "service": {"ruleEndpointType": "servicebus", "properties": {"service_port": str(self.service.port)}},
+        }
+        for name, spec in ends.items():
+            await self.make(types.RULE_ENDPOINTS, name, spec)
+        here, there = {"node_name": "gate"}, self.collector.url
+        ways = {
+            "orders": ("web", {"path": "/orders"}, "topics", {"topic": "plant/orders"}),
+            "calls": ("web", {"path": "/calls/{who}"}, "service", {"path": "/api"}),
+            "alarms": ("topics", here | {"topic": "plant/alarms"}, "web", {"resource": f"{there}/alarms"}),
+            "notes": ("service", here | {"target_url": "/notes"}, "web", {"resource": f"{there}/notes"}),
+        }
+        for name, (source, ours, target, theirs) in ways.items():
+            spec = {"source": source, "sourceResource": ours, "target": target, "targetResource": theirs}
+            await self.make(types.RULES, name, spec)
+
+    # --- what people and programs do ------------------------------------------------------------------
+
+    async def call(
+        self, path: str, body: bytes = b"", *, method: str = "POST", token: str = TOKEN
+    ) -> tuple[int, bytes]:
+        assert self.gateway is not None
+        assert self.gateway.daemon is not None
+        context = ssl.create_default_context(cadata=self.gateway.daemon._store.ca.trusted)
+        port = self.rest
+
+        def ask() -> tuple[int, bytes]:
+            connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context)
+            connection.request(method, path, body, {"Authorization": f"Bearer {token}", "Host": SERVER_NAME})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+        return await trio.to_thread.run_sync(ask)
+
+    async def publish(self, topic: str, payload: str) -> None:
+        assert await trio.to_thread.run_sync(self.broker.publish, topic, payload) == 0
+
+    async def note(self, payload: str) -> int:
+        """A program on the node leaves a message."""
+
+        def post() -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", self.bus, timeout=30)
+            message = {"method": "POST", "targetURL": "/notes", "payload": payload}
+            connection.request("POST", "/", json.dumps(message), {"Content-Type": "application/json"})
+            return connection.getresponse().status
+
+        return await trio.to_thread.run_sync(post)
+
+    def collected(self, path: str) -> list[bytes]:
+        return [one.body for one in self.collector.requests if one.target == path]
+
+
+def _or_nothing(what: Callable[[], Any]) -> Any:
+    try:
+        return what()
+    except CliError:
+        return None
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    monkeypatch.setattr(rest_access, "LOOK_S", 0.05)
+    monkeypatch.setattr(rules, "SETTLE_S", 0.2)
+    for name in ("broker", "node"):
+        (tmp_path / name).mkdir()
+    async with (
+        http_peer() as collector,
+        http_peer() as service,
+        running(tmp_path, definitions=packaged.definitions(), tls=True) as rig,
+    ):
+        made = Site(rig, tmp_path, collector, service)
+        try:
+            await made.open()
+            yield made
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(made.node.close)
+                await trio.to_thread.run_sync(made.broker.stop)
+
+
+async def test_messages_and_calls_go_all_four_ways_and_edits_count(site: Site) -> None:
+    site.service.answer = lambda one: (200, f"{one.method} {one.target} {one.body.decode()}".encode())
+    await site.make_all()
+
+    listener = await trio.to_thread.run_sync(site.broker.listen, "plant/orders/#")
+    assert await site.call("/gate/default/orders/7", b'"a pump"') == (200, b"message delivered")
+    assert await trio.to_thread.run_sync(heard, listener) == ["a pump"]
+
+    found = await site.call("/gate/default/calls/ann/now?a=1", b"hello", method="PUT")
+    assert found == (200, b"PUT /api/now?a=1 hello")
+
+    async def up(path: str) -> None:
+        """The node may not know of its rule yet."""
+        tried = 0
+        while not site.collected(path):
+            tried += 1
+            await site.publish("plant/alarms", f"hot {tried}")
+            with trio.move_on_after(0.5):
+                await site.collector.until(lambda: site.collected(path))
+
+    await up("/alarms")
+    await site.until(lambda: site.collected("/alarms"))
+    keys = [one.headers["idempotency-key"] for one in site.collector.requests]
+    assert len(set(keys)) == len(keys)
+    assert keys[0].startswith("gate-")
+    assert await site.note("from a program") == 200
+    await site.collector.until(lambda: site.collected("/notes") == [b"from a program"])
+
+    await site.patch("alarms", {"targetResource": {"resource": f"{site.collector.url}/other"}})
+    await up("/other")
+    await site.patch("orders", {"targetResource": {"topic": "plant/second"}})
+    listener = await trio.to_thread.run_sync(site.broker.listen, "plant/second")
+    while listener.poll() is None:
+        assert (await site.call("/gate/default/orders", b"1"))[0] == 200
+    assert await trio.to_thread.run_sync(heard, listener) == [1]
+
+    assert (await site.call("/gate/default/orders", token="somebody-else-0123"))[0] == 401
+    assert (await site.call("/gate/default/nothing"))[0] == 404
+    assert (await site.call("/away/default/orders"))[0] == 503
+
+
+async def test_no_message_is_lost_while_gateway_node_and_collector_are_away(site: Site) -> None:
+    await site.make_all()
+    await site.until(lambda: len(site.node.client.get("/v1/rules")["items"]) == 2)
+    site.collector.answer = lambda _: 503
+    assert await site.note("1") == 200
+    await site.collector.until(lambda: site.collector.requests)
+    assert site.gateway is not None
+    site.gateway.scope.cancel()
+    assert await site.note("2") == 200
+    await trio.to_thread.run_sync(site.node.stop, signal.SIGKILL)
+    site.collector.answer = lambda _: 200
+    await site.start_gateway()
+    await site.start_node()
+    await site.until(lambda: site.node.client.get("/v1/status"))
+    await site.collector.until(lambda: site.collected("/notes")[-2:] == [b"1", b"2"], 60)
+    ones = {one.headers["idempotency-key"] for one in site.collector.requests if one.body == b"1"}
+    assert len(ones) == 1
+
+
+async def test_who_makes_a_rule_that_leads_nowhere_is_told(site: Site) -> None:
+    await site.make_all()
+    await site.patch("notes", {"target": "none"})
+    await site.patch("alarms", {"targetResource": {"resource": "http://169.254.169.254/secrets"}})
+
+    async def told(reason: str) -> str:
+        with trio.fail_after(WAIT_S):
+            while True:
+                status, body = await site.rig.cluster.kube.raw("GET", "/api/v1/namespaces/default/events")
+                assert status == 200
+                for one in json.loads(body)["items"]:
+                    if one["reason"] == reason and one["involvedObject"]["kind"] == "Rule":
+                        return str(one["message"])
+                await site.publish("plant/alarms", "hot")
+                await trio.sleep(0.2)
+
+    assert "there is no RuleEndpoint none in its namespace" in await told("RuleNotServed")
+    assert "cloud" in await told("MessageDropped")
