@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tests.upgrade.rig import KEY, ROOT, builder, program
 
@@ -26,7 +27,7 @@ def _load(name: str) -> ModuleType:
 binary, overlay, deb = _load("binary"), _load("overlay"), _load("deb")
 
 
-def run_file(folder: Path, version: str, **more: str) -> Path:
+def run_file(folder: Path, version: str, **more: Any) -> Path:
     """The path of a file that installs itself."""
     folder.mkdir(parents=True, exist_ok=True)
     made = program(folder, version, **more)

@@ -12,12 +12,14 @@ item is its node, epoch and number.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from tinyedge.errors import BadInput
+
+T = TypeVar("T")
 
 MQTT, PUSH, MESSAGES = "mqtt", "push:", "messages"
 
@@ -93,7 +95,7 @@ _PUSH = msgspec.msgpack.Decoder(Push)
 _ROUTED = msgspec.msgpack.Decoder(Routed)
 
 
-def _decode(item: bytes, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+def _decode(item: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
     try:
         return decoder.decode(item)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
