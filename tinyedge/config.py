@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, get_args, get_type_hints
 
@@ -189,6 +189,15 @@ class CloudConfig(Struct, frozen=True, forbid_unknown_fields=True):
         int,
         Meta(ge=0, le=1_000_000, description="Most that queued readings and events send, in KiB per second. 0: any."),
     ] = 0
+    bulk_kb_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Most that the file of an upgrade takes, in KiB per second; it waits for everything else "
+            "anyway. 0: any.",
+        ),
+    ] = 0
     join_files: Annotated[
         tuple[AbsolutePath, ...],
         Meta(
@@ -331,9 +340,12 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
 
     Raises BadInput naming the key and what would be right, or TinyEdgeError when the file can't be read.
     """
-    raw = _read(path or DEFAULT_PATH, required=path is not None)
-    for override in overrides:
-        _override(raw, override)
+    return build(_read(path or DEFAULT_PATH, required=path is not None), overrides)
+
+
+def build(raw: Mapping[str, object], overrides: Sequence[str] = ()) -> Config:
+    """What stands in a file, with overrides. Raises BadInput naming the key and what would be right."""
+    raw = with_values(raw, overrides)
     _refuse_unknown(raw)
     try:
         config = msgspec.convert(raw, Config)
@@ -345,6 +357,14 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     if config.mqtt.url:
         settings(config.mqtt.url)
     return config
+
+
+def with_values(raw: Mapping[str, object], overrides: Sequence[str]) -> dict[str, object]:
+    """A copy of what stands in a file, with `section.key=value` set. BadInput for what is no section."""
+    found = {name: dict(table) if isinstance(table, dict) else table for name, table in raw.items()}
+    for override in overrides:
+        _override(found, override)
+    return found
 
 
 def shown(config: Config) -> dict[str, dict[str, object]]:
@@ -367,6 +387,16 @@ def mqtt_password(config: Config) -> str:
     return user.partition(":")[2] if at else ""
 
 
+def parse(text: bytes, path: str) -> dict[str, object]:
+    """What stands in a file's text; TinyEdgeError when it is no TOML."""
+    if len(text) > FILE_BYTES_MAX:
+        raise TinyEdgeError(f"can't read {path}", f"it is larger than {FILE_BYTES_MAX} bytes", "is it the right file?")
+    try:
+        return tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TinyEdgeError(f"{path} is not valid TOML", str(error), "correct that line") from error
+
+
 def _read(path: str, *, required: bool) -> dict[str, object]:
     try:
         with open(path, "rb") as file:
@@ -379,12 +409,7 @@ def _read(path: str, *, required: bool) -> dict[str, object]:
         ) from error
     except OSError as error:
         raise TinyEdgeError(f"can't read {path}", os.strerror(error.errno or 0), "check its permissions") from error
-    if len(text) > FILE_BYTES_MAX:
-        raise TinyEdgeError(f"can't read {path}", f"it is larger than {FILE_BYTES_MAX} bytes", "is it the right file?")
-    try:
-        return tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TinyEdgeError(f"{path} is not valid TOML", str(error), "correct that line") from error
+    return parse(text, path)
 
 
 def _override(raw: dict[str, object], override: str) -> None:
