@@ -11,12 +11,13 @@ GIVE_UP_S ?=
 JOBS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n))) # tests beside each other, file by file
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
 MAPPER ?=
+VM ?= # of `make vm`: --long, --init openrc, --init sysv
 BENCH ?= store pods link fleet series devices
 OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
 
-.PHONY: demo test lint fmt bench outage sim crash e2e mapper-framework proto binary lock reproducible docs clean
+.PHONY: demo test lint fmt bench outage sim crash e2e mapper-framework vm proto binary lock reproducible docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml
@@ -64,6 +65,9 @@ e2e: .venv/.dev
 
 mapper-framework: .venv/.dev
 	@.venv/bin/python -m tests.e2e.mapper_framework "$(MAPPER)"
+
+vm: .venv/.dev
+	@.venv/bin/python -m tests.qemu $(VM)
 
 proto: .venv/.dev
 	.venv/bin/python build/protobuf.py

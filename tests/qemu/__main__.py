@@ -1,0 +1,150 @@
+"""The whole way on whole systems: install, boot, join, a pod, an upgrade, one that fails, power cuts, uninstall.
+
+    make vm                      systemd, the short form
+    make vm VM="--init openrc"   OpenRC, or sysv: their real init in namespaces; with --qemu in a virtual machine
+    make vm VM="--long"          systemd with more power cuts and the machine's watchdog; then OpenRC and SysV
+
+By QEMU without hardware acceleration, on a Debian made by debootstrap; what is fetched is kept in .work/qemu.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from tests.e2e.cluster import cluster_in
+from tests.qemu import image
+from tests.qemu.inside import Inside
+from tests.qemu.walk import CRASHES, Bundles, Walk, built, inside, machine
+from tests.upgrade.rig import ROOT
+
+FIRST, SECOND, BAD, THIRD = "0.1.0", "0.1.1", "0.1.2", "0.1.3"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make vm", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--init", choices=("systemd", "openrc", "sysv"), default="systemd")
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--qemu", action="store_true", help="OpenRC and SysV under QEMU too, not in namespaces")
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist")
+    args = parser.parse_args()
+    began = time.monotonic()
+    folder = image.CACHE / f"run-{args.init}"
+    bundles = Bundles(built(args.dist), folder / "files")
+    for old in bundles.folder.glob("*.run"):
+        old.unlink()
+    versions = {version: bundles.make(version) for version in (FIRST, SECOND, THIRD)}
+    versions[BAD] = bundles.make(BAD, CRASHES)
+    figures: dict[str, float] = {}
+    with cluster_in(_empty(folder / "cluster")) as cluster:
+        for init in ("systemd", "openrc", "sysv") if args.long else (args.init,):
+            sys.stdout.write(f"{init}\n")
+            where = machine if init == "systemd" or args.qemu else inside
+            with where(folder / init, init, bundles.folder) as vm:
+                walk = Walk(vm, cluster, bundles)
+                (systemd if init == "systemd" else other)(walk, versions, init, long=args.long)
+                figures |= {f"{init}_{name}": value for name, value in walk.figures.items()}
+    figures["vm_total_s"] = round(time.monotonic() - began, 1)
+    sys.stdout.write(json.dumps(figures) + "\n1 passed, 0 failed\n")
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _begin(walk: Walk, versions: dict[str, str], node: str) -> None:
+    with walk.step("boot", "boot_s"):
+        walk.vm.on()
+    walk.vm.mount_files()
+    walk.vm.sh("mkdir -p /etc/tinyedge")
+    walk.configure()
+    walk.first_boot_file(node)
+    with walk.step("install", "install_s"):
+        walk.vm.sh(f"sh /media/files/{versions[FIRST]} install")
+    with walk.step("the daemon answers", "start_s"):
+        walk.vm.wait_sh("tinyedge status")
+    walk.require(walk.current() == walk.bundles.name(FIRST), "another version runs")
+    if not isinstance(walk.vm, Inside):
+        with walk.step("without a network it says what it waits for"):
+            walk.vm.wait_sh("tinyedge status | grep -i 'can.t join'", told="tinyedge status")
+    with walk.step("joined by the first-boot file, and its token is gone", "join_s"):
+        walk.vm.network()
+        walk.joined(node)
+    with walk.step("a pod runs", "pod_s"):
+        walk.pod_runs("lamp")
+
+
+def systemd(walk: Walk, versions: dict[str, str], node: str, *, long: bool) -> None:
+    _begin(walk, versions, node)
+    shown = walk.vm.sh("systemctl show tinyedge -p Type,ActiveState,SubState,NRestarts,WatchdogUSec,MemoryCurrent")
+    walk.require("ActiveState=active" in shown and "SubState=running" in shown, shown)
+    sys.stdout.write(f"  {' '.join(shown.split())}\n")
+    with walk.step("the daemon is killed and comes back, its pod goes on", "crash_s"):
+        walk.crash()
+    with walk.step("upgrade: tried, found well, kept", "upgrade_s"):
+        walk.upgrade(versions[SECOND], walk.bundles.name(SECOND))
+    with walk.step("a version that crashes is given up", "rollback_s"):
+        walk.failing_upgrade(versions[BAD], walk.bundles.name(BAD))
+    with walk.step("power cut in the middle of an upgrade", "cut_s"):
+        walk.cut_in_a_trial(versions[THIRD], walk.bundles.name(THIRD), 6.0)
+    if long:
+        _long(walk, versions)
+    with walk.step("uninstall: pods and state stay"):
+        walk.uninstall()
+
+
+def _long(walk: Walk, versions: dict[str, str]) -> None:
+    for number, seconds in enumerate((1.0, 3.0, 9.0, 20.0)):
+        with walk.step(f"power cut {seconds:.0f} s after an upgrade began"):
+            back = FIRST if number % 2 == 0 else THIRD
+            walk.vm.wait_sh("test ! -e /var/lib/tinyedge/upgrade/trial", 400)
+            flag = "--allow-downgrade " if back == FIRST else ""
+            walk.cut_in_a_trial(f"{versions[back]} {flag}".strip(), walk.bundles.name(back), seconds)
+    with walk.step("the machine's watchdog resets a machine whose daemon hangs", "watchdog_s"):
+        walk.configure(watchdog="/dev/watchdog")
+        walk.vm.sh("modprobe i6300esb && systemctl restart tinyedge")
+        walk.vm.wait_sh("journalctl -u tinyedge -b | grep watchdog.fed", 60)
+        walk.vm.after_reset(f"kill -STOP {walk.daemon()}")
+        walk.vm.mount_files()
+        walk.vm.wait_sh("tinyedge status")
+
+
+def other(walk: Walk, versions: dict[str, str], init: str, *, long: bool) -> None:
+    """OpenRC and SysV: what their own init does with our script."""
+    _begin(walk, versions, init)
+    with walk.step("the daemon is killed and comes back, its pod goes on", "crash_s"):
+        walk.crash()
+    service = "rc-service tinyedge" if init == "openrc" else "/etc/init.d/tinyedge"
+    with walk.step("its script stops, starts and tells"):
+        pods = walk.pod_processes()
+        walk.vm.sh(f"{service} stop")
+        walk.require(walk.daemon() == "", "it does not stop")
+        walk.require(walk.vm.sh(f"{service} status >/dev/null; echo $?") != "0", "it says that it runs")
+        walk.vm.sh(f"{service} start")
+        walk.vm.wait_sh("tinyedge status")
+        walk.require(walk.pod_processes() == pods, "a pod was started anew")
+    with walk.step("power cut: it starts at boot, and its pod too", "boot_to_daemon_s"):
+        walk.vm.cut()
+        walk.vm.on()
+        walk.vm.wait_sh("tinyedge status")
+        walk.wait_pod("lamp")
+    walk.vm.mount_files()
+    walk.vm.network()
+    with walk.step("a version that crashes is given up", "rollback_s"):
+        walk.failing_upgrade(versions[BAD], walk.bundles.name(BAD))
+    if long:
+        with walk.step("upgrade: tried, found well, kept", "upgrade_s"):
+            walk.upgrade(versions[SECOND], walk.bundles.name(SECOND))
+    with walk.step("uninstall: pods and state stay"):
+        walk.uninstall()
+        walk.vm.sh("! ls /etc/rc*.d/*tinyedge /etc/runlevels/*/tinyedge 2>/dev/null")
+
+
+if __name__ == "__main__":
+    main()
