@@ -60,7 +60,7 @@ from tinyedge.model.runtime import (
 if TYPE_CHECKING:
     from tinyedge.adapters.process.streams import Job, StreamServer
 
-_START_S = 10.0
+_START_S = 60.0  # a board that boots, with everything else that starts then
 _STOP_S = 10.0
 _UNKNOWN = 255
 
@@ -302,7 +302,8 @@ class ProcessRuntime:
             await trio.to_thread.run_sync(kill_strays, self._folder, frozenset(self._sandboxes) - {sandbox_id})
             del self._sandboxes[sandbox_id]
             shutil.rmtree(folder, ignore_errors=True)
-            raise PeerError("FailedCreatePodSandBox", f"the supervisor did not start: {error}") from error
+            why = str(error) or f"not within {_START_S:.0f} s"
+            raise PeerError("FailedCreatePodSandBox", f"the supervisor did not start: {why}") from error
         self._changed(spec.uid)
         return sandbox
 
