@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tinyedge.adapters.process.streams import Job, StreamServer
 
 _START_S = 60.0  # a board that boots, with everything else that starts then
+_TELL_S = 10.0  # for one that runs already to say what it knows
 _STOP_S = 10.0
 _UNKNOWN = 255
 
@@ -212,7 +213,7 @@ class ProcessRuntime:
             with suppress(OSError):
                 link = await self._follow(sandbox)
         if link is not None:
-            with trio.move_on_after(_START_S):
+            with trio.move_on_after(_TELL_S):
                 await link.told_all.wait()
         else:
             await self._lost(sandbox)
