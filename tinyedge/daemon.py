@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import NoReturn
 
 import trio
 from msgspec import Struct
@@ -31,6 +32,7 @@ from tinyedge.broken import BOOT_S, Gate, broken_fields, set_aside
 from tinyedge.config import Config
 from tinyedge.core.edge import About, Edge
 from tinyedge.errors import InvariantBroken, StoreError, StoreFull, TinyEdgeError
+from tinyedge.fleet import ConfigSource, Fleet
 from tinyedge.guard import Guard
 from tinyedge.log import Log
 from tinyedge.loop import Loop
@@ -54,6 +56,7 @@ CLOSE_S_MAX = 20
 STOP_S_MAX = 30
 STOP_PODS_S_MAX = 60
 REFUSE_S = 0.2  # for refusals to reach those who wait
+SWITCH_S = 0.0005  # a thread that folds lets the loop go on so soon: with Python's 5 ms a report waits 100 ms and more
 
 
 _LAUNCH = "launch"  # what comes next, the launcher says
@@ -63,17 +66,20 @@ class _WritableAgain(Exception):
     """The disk of a read-only life takes writes again."""
 
 
-def serve(config: Config, *, stop_pods: bool = False) -> int:
+def serve(config: Config, *, stop_pods: bool = False, source: ConfigSource = ConfigSource()) -> int:  # noqa: B008
     """Run the daemon until it is told to stop; returns the exit code. Raises TinyEdgeError when it can't start."""
     if config.runtime.kind == "containerd":
         kubelets.refuse_beside(config.runtime.endpoint)
     log = open_log(config)
+    sys.setswitchinterval(SWITCH_S)
     environ = dict(os.environ)  # with the init system's address, which no child but our next life may have
     launch = trial.launched(environ)
     try:
-        again = trio.run(_live, config, log, launch, stop_pods)
+        again = trio.run(_live, config, log, launch, source, stop_pods)
     except BaseExceptionGroup as group:
         raise _find(group, TinyEdgeError) or group from None
+    if again is _LAUNCH and not launch.launcher:
+        _become_the_same(environ)
     if again is _LAUNCH:
         log.note("warning", "daemon.again", {"launcher": launch.launcher})
         trial.become_launched(launch.launcher, environ)
@@ -94,14 +100,17 @@ def _find(group: BaseExceptionGroup[BaseException], kind: type[BaseException]) -
 def _start_again(log: Log, reason: str, environ: dict[str, str]) -> None:
     """A new process, read-only if there is a reason: nothing of a state that could not be committed survives."""
     log.note("warning", "daemon.again", {"read_only": bool(reason), "reason": reason})
-    environ[READ_ONLY] = reason
+    _become_the_same(environ | {READ_ONLY: reason})
+
+
+def _become_the_same(environ: dict[str, str]) -> NoReturn:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)  # noqa: S606 - as we were started
 
 
 # --- one life ------------------------------------------------------------------------------------
 
 
-async def _live(config: Config, log: Log, launch: trial.Launch, stop_pods: bool) -> str | None:
+async def _live(config: Config, log: Log, launch: trial.Launch, source: ConfigSource, stop_pods: bool) -> str | None:
     """None: told to stop. Else this program is to start again, and the text says why it then is read-only, if it is;
     or, for _LAUNCH, whatever the launcher starts."""
     again: str | None = None
@@ -120,7 +129,9 @@ async def _live(config: Config, log: Log, launch: trial.Launch, stop_pods: bool)
         await trio.to_thread.run_sync(set_aside, suspects, loaded.tables, None if reason else store, log, box)
         edge = Edge(loaded.tables, policy(config), about)
         async with open_runtime(config, facts) as runtime:
-            parts = _Parts(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, launch)
+            parts = _Parts(
+                *(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, launch, source)
+            )
             if reason:
                 await _run(parts, stop_pods)
             else:
@@ -192,6 +203,7 @@ class _Parts(Struct):
     notifier: host.Notifier
     gate: Gate
     launch: trial.Launch
+    source: ConfigSource
     committer: Committer | None = None
 
 
@@ -239,6 +251,27 @@ def _site(parts: _Parts, nursery: trio.Nursery, post: Callable[[ev.Event], Await
     )
 
 
+def _fleet(
+    parts: _Parts,
+    nursery: trio.Nursery,
+    post: Callable[[ev.Event], Awaitable[None]],
+    uplink: Uplink,
+    upgrades: trial.Upgrades,
+) -> Fleet:
+    return Fleet(
+        parts.launch,
+        parts.config,
+        parts.source,
+        view=parts.edge.view,
+        link=uplink,
+        upgrades=upgrades,
+        writable=lambda: not parts.store.status().read_only,
+        post=post,
+        note=parts.log.note,
+        tasks=nursery,
+    )
+
+
 class _Daemon:
     """The tasks of one life, joined by hand."""
 
@@ -267,6 +300,7 @@ class _Daemon:
             note=parts.log.note,
             record=self._record,
         )
+        self._fleet = _fleet(parts, nursery, self._loop.post, self._uplink, self._upgrades)
         self._site = _site(parts, nursery, self._loop.post)
         self._backend = DaemonBackend(
             config=config,
@@ -310,7 +344,9 @@ class _Daemon:
         nursery.start_soon(self._feed_watchdog)
         nursery.start_soon(self.guard.run)
         nursery.start_soon(self._outlast_boot)
+        await self._fleet.start()
         nursery.start_soon(self._upgrades.run, self._backend.request)
+        nursery.start_soon(self._fleet.run, self._backend.request)
         self._notifier.ready(f"node {self._facts.name}")
 
     def _watch(self, folder: str) -> trio.Event:
@@ -372,6 +408,8 @@ class _Daemon:
                 self._site.carry_out(effect)
             case ev.CloudAck() | ev.CloudRefuse() | ev.Report() | ev.RequestToken():
                 self._uplink.carry_out(effect)
+            case _ if isinstance(effect, ev.JobEffect):
+                self._fleet.carry_out(effect)
             case _:
                 self._executor.carry_out(effect)
 

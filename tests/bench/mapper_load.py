@@ -26,6 +26,7 @@ from tinyedge.protocol import dmi_pb2 as pb
 
 DEVICES, PROPERTIES = 1000, 10
 IN_FLIGHT, CONNECTIONS = 32, 20
+ALL_PER_S = 1000
 SERVICE = "/v1beta1.DeviceManagerService/"
 CALL_S = 30
 
@@ -149,16 +150,17 @@ class Load:
             channel.close()
 
     def all(self) -> None:
-        places = threading.Semaphore(IN_FLIGHT)
+        """No faster than the daemon takes them from one mapper."""
+        left = threading.Semaphore(0)
+        start = time.perf_counter()
         with connect(self.path) as channel:
             call = method(channel)
-            for number in range(DEVICES):
-                for prop in range(PROPERTIES):
-                    places.acquire()
-                    data = request(number, prop, self._rng)
-                    self._begin(call, data, time.perf_counter(), places.release)
-            for _ in range(IN_FLIGHT):
-                places.acquire()
+            for number in range(DEVICES * PROPERTIES):
+                time.sleep(max(0.0, start + number / ALL_PER_S - time.perf_counter()))
+                data = request(*divmod(number, PROPERTIES), self._rng)
+                self._begin(call, data, time.perf_counter(), left.release)
+            for _ in range(DEVICES * PROPERTIES):
+                left.acquire()
 
 
 def main(argv: list[str]) -> None:
