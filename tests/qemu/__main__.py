@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.cluster import cluster_in
+from tests.packaging.rig import deb
 from tests.qemu import image
 from tests.qemu.inside import Inside
 from tests.qemu.walk import CRASHES, Bundles, Walk, built, inside, machine
@@ -35,10 +36,11 @@ def main() -> None:
     began = time.monotonic()
     folder = image.CACHE / f"run-{args.init}"
     bundles = Bundles(built(args.dist), folder / "files")
-    for old in bundles.folder.glob("*.run"):
+    for old in (*bundles.folder.glob("*.run"), *bundles.folder.glob("*.deb")):
         old.unlink()
     versions = {version: bundles.make(version) for version in (FIRST, SECOND, THIRD)}
     versions[BAD] = bundles.make(BAD, CRASHES)
+    deb.package(bundles.folder / versions[FIRST], bundles.folder)
     figures: dict[str, float] = {}
     with cluster_in(_empty(folder / "cluster")) as cluster:
         for init in ("systemd", "openrc", "sysv") if args.long else (args.init,):
@@ -144,6 +146,12 @@ def other(walk: Walk, versions: dict[str, str], init: str, *, long: bool) -> Non
     with walk.step("uninstall: pods and state stay"):
         walk.uninstall()
         walk.vm.sh("! ls /etc/rc*.d/*tinyedge /etc/runlevels/*/tinyedge 2>/dev/null")
+    if init == "sysv":
+        with walk.step("the Debian package installs the same, and a purge leaves nothing"):
+            walk.vm.sh("rm -r /etc/tinyedge; dpkg -i /media/files/*.deb")
+            walk.vm.wait_sh("tinyedge status")
+            walk.require(walk.current() == walk.bundles.name(FIRST), "another version runs")
+            walk.wait_gone("dpkg -P tinyedge", ("/usr/lib/tinyedge", "/usr/bin/tinyedge", "/etc/init.d/tinyedge"))
 
 
 if __name__ == "__main__":

@@ -179,6 +179,12 @@ class Walk:
         self.require(self.pod_processes() == pods and pods, "pods go on over an uninstall")
         self.vm.sh("test ! -e /usr/lib/tinyedge && test ! -e /usr/bin/tinyedge && test -d /var/lib/tinyedge/store")
 
+    def wait_gone(self, command: str, paths: tuple[str, ...]) -> None:
+        """After this command, none of these is there, and no daemon runs."""
+        self.vm.sh(command)
+        left = self.vm.sh(f"ls -d {' '.join(paths)} 2>/dev/null || :")
+        self.require(not left and not self.daemon(), f"{left} {self.daemon()}")
+
     def cut_in_a_trial(self, file: str, name: str, seconds: float) -> None:
         """The power goes so long after the upgrade began; what boots is whole, and the upgrade comes to an end."""
         before = self.current()
