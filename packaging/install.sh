@@ -102,6 +102,7 @@ init_system() {
 copy() {
   if ! cmp -s "$2" "$3"; then
     mkdir -p "${3%/*}"
+    rm -f "$3.new" # a cut in a rename may have left both names to one file
     cp "$2" "$3.new"
     chmod "$1" "$3.new"
     sync
@@ -254,6 +255,7 @@ install() {
   settle_rest "$lib/versions/$name/_internal/packaging"
   if [ "$current" != "$name" ]; then
     rm -f "$DEST/var/lib/tinyedge/upgrade/trial" # of an installation that is no more
+    rm -f "$lib/current.new"
     echo "$name" >"$lib/current.new"
     sync # all that it stands for is there before it is
     mv -f "$lib/current.new" "$lib/current"

@@ -1,6 +1,6 @@
-"""`make crash`: what is left of the store after a power cut, at every moment of real runs.
+"""`make crash`: what is left of the store, and of upgrades, after a power cut, at every moment of real runs.
 
-    python -m tests.crash [--seed N] [--states N] [--seconds N] [--jobs 2] [--only WORKLOAD] [--replay ID]
+    python -m tests.crash [--seed N] [--states N] [--seconds N] [--jobs 2] [--only WORKLOAD|upgrade] [--replay ID]
 
 Prints one JSON line per figure and exits with 1 on a violation or on a planted bug that was not caught.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct, field
 
-from tests.crash import explore, planted, record, workloads
+from tests.crash import explore, planted, record, upgrade_explore, upgrades, workloads
 from tests.crash.explore import Task
 
 REPLAYS = explore.REPO / ".work" / "crash"
@@ -127,6 +127,55 @@ class Driver:
         ]
 
 
+class Upgrades:
+    """The upgrades' scenarios and their planted mistakes, all of them once."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self.states = 0
+        self.violations: list[upgrade_explore.Violation] = []
+        self.caught: set[str] = set()
+
+    def run(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._args.jobs, mp_context=context) as pool:
+            tasks = upgrade_explore.tasks()
+            deadline = time.monotonic() + self._args.seconds
+            running = [pool.submit(upgrade_explore.run, task, self._args.seed, deadline) for task in tasks]
+            for task, future in zip(tasks, running, strict=True):
+                self._take(task, future.result())
+
+    def _take(self, task: upgrade_explore.Task, found: upgrade_explore.Found) -> None:
+        words = f"{len(found.digests)} states, {found.started} of them started"
+        print(
+            f"upgrade {task.name}: {words}{'; caught' if task.is_planted and found.violations else ''}", file=sys.stderr
+        )
+        if task.is_planted:
+            self.caught |= {task.kind} if found.violations else set()
+            return
+        self.states += len(found.digests)
+        self.violations += found.violations
+        for one in found.violations:
+            print(f"VIOLATION in {one.where}: {one.why}", file=sys.stderr)
+            for line in one.words:
+                print(f"    {line}", file=sys.stderr)
+            print(
+                f"    again: .venv/bin/python -m tests.crash --only upgrade --seed {self._args.seed}", file=sys.stderr
+            )
+
+    def figures(self) -> list[tuple[str, float, str]]:
+        return [
+            ("upgrade_states", self.states, "states"),
+            ("upgrade_violations", len(self.violations), "violations"),
+            ("upgrade_controls", len(upgrades.CONTROLS), "planted bugs"),
+            ("upgrade_controls_caught", len(self.caught), "planted bugs"),
+        ]
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.violations) or len(self.caught) < len(upgrades.CONTROLS)
+
+
 def show(violation: explore.Violation) -> None:
     """On stderr: what went wrong, in which state, and how to see it again."""
     path = explore.save(violation, REPLAYS)
@@ -152,7 +201,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--states", type=int, default=100_000, help="distinct states to reach")
     parser.add_argument("--seconds", type=float, default=290.0, help="give up after this long")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", default="", help="only workloads that begin so, and no controls")
+    parser.add_argument("--only", default="", help="only workloads that begin so, and no controls; or only `upgrade`")
     parser.add_argument("--replay", metavar="ID", help="build one violating state again")
     parser.add_argument("--verbose", action="store_true", help="also show how each planted bug was caught")
     return parser.parse_args(argv)
@@ -167,13 +216,31 @@ def main(argv: Sequence[str]) -> int:
         print(f"make crash can't run here: {missing} (apt-get install strace)", file=sys.stderr)
         return 1
     print(f"seed {args.seed}", file=sys.stderr)
+    failed = False
+    if args.only in ("", "upgrade"):
+        ours = Upgrades(args)
+        ours.run()
+        tell(ours.figures())
+        failed = ours.failed
+    if args.only != "upgrade":
+        failed |= explore_store(args)
+    return int(failed)
+
+
+def explore_store(args: argparse.Namespace) -> bool:
+    """Whether something was found, or not enough looked at."""
     driver = Driver(args)
     driver.run()
-    for metric, value, unit in driver.figures():
-        print(msgspec.json.encode({"bench": "crash", "metric": metric, "value": value, "unit": unit}).decode())
+    tell(driver.figures())
     figures = {metric: value for metric, value, _ in driver.figures()}
     failed = figures["violations"] or figures["controls_caught"] != figures["controls"]
-    return 1 if failed or figures["states"] < args.states else 0
+    return bool(failed or figures["states"] < args.states)
+
+
+def tell(figures: Iterable[tuple[str, float, str]]) -> None:
+    for metric, value, unit in figures:
+        line = {"bench": "crash", "metric": metric, "value": value, "unit": unit}
+        print(msgspec.json.encode(line).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,10 @@ class Builder:
     def size(self, ino: int) -> int:
         return self._sizes[ino]
 
+    def content(self, ino: int) -> bytes:
+        """As the running program sees it."""
+        return bytes(self._disk.files[ino].cache)
+
     def find(self, path: str) -> tuple[int, str, int | None] | None:
         """(directory, last name, inode if there) of an absolute path; None when it lies outside."""
         if path != self.root and not path.startswith(self.root + "/"):
@@ -503,13 +507,27 @@ class _Feeder:
         if int(call.numbers()[0]) in table:
             yield model.SyncAll()
 
+    def _on_copy_file_range(self, call: Call, table: dict[int, _OpenFile]) -> Iterator[model.Op]:
+        """As cp does it: from one file below the root to another, each where its descriptor stands."""
+        source, place, target, at = call.numbers()[:4]
+        if int(target) not in table or table[int(target)].notes:
+            return
+        if (place, at) != ("NULL", "NULL") or int(source) not in table or call.ret is None:
+            raise RecordError(f"this {call.name} is not modelled: {call.args}")
+        there, here = table[int(source)], table[int(target)]
+        data = self._b.content(there.ino)[there.offset : there.offset + call.ret]
+        if data:
+            yield model.Write(here.ino, here.offset, data, here.durable)
+        there.offset += len(data)
+        here.offset += len(data)
+
     def _on_sendfile(self, call: Call, table: dict[int, _OpenFile]) -> Iterator[model.Op]:
         target = int(call.numbers()[0 if call.name == "sendfile" else 2])
         if target in table and not table[target].notes:
             raise RecordError(f"{call.name} is not modelled")
         yield from ()
 
-    _on_copy_file_range = _on_splice = _on_sendfile
+    _on_splice = _on_sendfile
 
     def _on_msync(self, call: Call, _table: dict[int, _OpenFile]) -> Iterator[model.Op]:
         raise RecordError(f"{call.name} is not modelled")

@@ -72,6 +72,20 @@ def test_a_plain_write_goes_where_the_descriptor_stands(tmp_path: Path) -> None:
     assert builder.ops[1:] == [Write(1, 0, b"ab"), Write(1, 2, b"xy"), Write(1, 100, b"pq")]
 
 
+def test_what_is_copied_within_the_kernel_is_what_stands_at_the_source(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abcdef")
+    lines = [
+        opened(tmp_path / "a", 3, "O_RDONLY"),
+        opened(tmp_path / "b", 4),
+        "7 copy_file_range(3, NULL, 4, NULL, 9223372035781033984, 0) = 4",
+        "7 copy_file_range(3, NULL, 4, NULL, 9223372035781033984, 0) = 2",
+        "7 copy_file_range(3, NULL, 4, NULL, 9223372035781033984, 0) = 0",
+    ]
+    assert build(tmp_path, *lines).ops[1:] == [Write(2, 0, b"abcd"), Write(2, 4, b"ef")]
+    with pytest.raises(record.RecordError, match="not modelled"):
+        build(tmp_path, *lines[1:3])
+
+
 def test_o_trunc_resizes_only_what_is_there_and_not_empty(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "b").write_bytes(b"")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tinyedge import libcrypto
 from tinyedge.upgrade.bundle import this_architecture
@@ -32,19 +34,31 @@ def _builder() -> ModuleType:
 builder = _builder()
 
 
-def program(folder: Path, version: str, *, architecture: str = "", product: str = "tinyedge", body: str = "") -> Path:
+def program(
+    folder: Path,
+    version: str,
+    *,
+    architecture: str = "",
+    product: str = "tinyedge",
+    body: str = "",
+    data_bytes: int = 25000,
+    more: Mapping[str, bytes] = {},
+) -> Path:
     """A program's folder, as build/binary.py leaves it."""
     made = folder / f"{product}-{version}-{architecture or this_architecture()}"
     (made / "_internal" / "lib").mkdir(parents=True)
     start = made / "tinyedge"
     start.write_text(body or f'#!/bin/sh\necho "{version} $* trial=${{TINYEDGE_TRIAL:-}}"\n')
     start.chmod(0o755)
-    (made / "_internal" / "lib" / "data.bin").write_bytes(version.encode() * 5000)
+    (made / "_internal" / "lib" / "data.bin").write_bytes(version.encode() * (data_bytes // 5))
+    for path, content in more.items():
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_bytes(content)
     return made
 
 
-def bundle(folder: Path, version: str, key: bytes = KEY, **more: str) -> Path:
-    made: Path = builder.bundle(program(folder, version, **more), key, folder / "out", b"#!/bin/sh\n")
+def bundle(folder: Path, version: str, key: bytes = KEY, *, script: bytes = b"#!/bin/sh\n", **more: Any) -> Path:
+    made: Path = builder.bundle(program(folder, version, **more), key, folder / "out", script)
     return made
 
 
