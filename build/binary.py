@@ -41,14 +41,31 @@ EXCLUDED: dict[str, tuple[str, ...]] = {
         *("statistics", "_statistics", "_uuid", "pymodbus", "trio.testing", "trio._tests"),
     ),
     "loaded by shutil for archives that nobody makes": ("bz2", "_bz2", "lzma", "_lzma"),
-    "other ways to the same C library": ("cffi", "_cffi_backend", "lmdb.cffi"),
+    "other ways to the same C library": ("cffi", "lmdb.cffi"),
     "text encodings of legacy files": (
         *("_codecs_cn", "_codecs_hk", "_codecs_iso2022", "_codecs_jp", "_codecs_kr", "_codecs_tw", "_multibytecodec"),
     ),
 }
-HIDDEN = ("lmdb._envid",)  # imported by compiled code, where PyInstaller does not see it
-HIDDEN = ("lmdb._envid", "msgspec._utils")  # imported by extensions, where no analysis sees it
-EDGE_EXCLUDED = ("cloud_gateway", "cryptography", "httpx", "httpcore", "anyio", "certifi", "kubernetes")
+# Imported by compiled code, where no analysis sees it.
+HIDDEN = {"edge": ("lmdb._envid", "msgspec._utils"), "gateway": ("lmdb._envid", "msgspec._utils", "_cffi_backend")}
+DATA: dict[str, tuple[tuple[str, str], ...]] = {  # files that are read beside the code
+    "edge": (),
+    "gateway": (
+        ("packaging/kubernetes/crds", "cloud_gateway/crds"),
+        ("cloud_gateway/sandbox/types.txt", "cloud_gateway/sandbox"),
+        ("cloud_gateway/sandbox/protobuf.txt", "cloud_gateway/sandbox"),
+    ),
+}
+EDGE_EXCLUDED = (
+    "cloud_gateway",
+    "cryptography",
+    "_cffi_backend",
+    "httpx",
+    "httpcore",
+    "anyio",
+    "certifi",
+    "kubernetes",
+)
 
 
 def main() -> None:
@@ -101,14 +118,13 @@ def _pyinstaller(product: str, program: str, package: str, scratch: Path, python
     entry.write_text(f"from {package}.__main__ import main\n\nmain()\n")
     excluded = [name for names in EXCLUDED.values() for name in names]
     excluded += EDGE_EXCLUDED if product == "edge" else ()
-    data = [f"{ROOT / 'packaging/kubernetes/crds'}:cloud_gateway/crds"] if product == "gateway" else []
+    data = [f"{ROOT / source}:{target}" for source, target in DATA[product]]
     argv = [
         *(str(python), "-m", "PyInstaller", "--noconfirm", "--onedir", "--strip", "--optimize", "2"),
         *("--name", program, "--log-level", "WARN", "--paths", str(ROOT)),
         *("--workpath", str(scratch / "work"), "--distpath", str(scratch / "out"), "--specpath", str(scratch)),
         *("--collect-submodules", package, *(f"--exclude-module={name}" for name in excluded)),
-        *(f"--hidden-import={name}" for name in HIDDEN),
-        *(f"--hidden-import={name}" for name in HIDDEN),
+        *(f"--hidden-import={name}" for name in HIDDEN[product]),
         *(f"--add-data={one}" for one in data),
         str(entry),
     ]

@@ -125,7 +125,7 @@ def _of_python() -> Part:
     tried = (Path(sys.base_prefix) / "lib" / f"python3.{sys.version_info[1]}" / "LICENSE.txt",)
     tried += (DEBIAN / f"python3.{sys.version_info[1]}" / "copyright",)
     text = next(path.read_text() for path in tried if path.is_file())
-    return Part("CPython", platform.python_version(), "Python-2.0", "generic", {"Python": text})
+    return Part("CPython", platform.python_version(), "Python-2.0", "generic", {"CPython": text})
 
 
 def _of_library(path: Path, source: str) -> Part:

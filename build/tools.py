@@ -1,7 +1,7 @@
 """The environment that a binary is made in: exactly what build/requirements-PRODUCT.txt names, by digest, and nothing
 that happens to be installed beside it. Made once for each state of that file and each interpreter.
 
-`python build/tools.py --lock` (`make lock`) writes these files anew, with the newest versions that pyproject.toml allows.
+`python build/tools.py --lock` (`make lock`) writes these files anew, with the newest that pyproject.toml allows.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ NO_SKIP = os.environ.get("TINYEDGE_NO_SKIP") == "1"
 MISSING: dict[str, Callable[[], str]] = {
     "root": lambda: "needs root" if os.geteuid() else "",
     "containerd": lambda: _programs("containerd", "runc", "ctr") or ("needs root" if os.geteuid() else ""),
+    "binary": lambda: (
+        "" if NO_SKIP or os.environ.get("TINYEDGE_BINARY") else "builds binaries: TINYEDGE_BINARY=1 make test"
+    ),
     "strace": lambda: _programs("strace"),
     "mosquitto": lambda: _programs("mosquitto_passwd", "mosquitto_pub", "mosquitto_sub") or _mosquitto(),
     "kubectl": lambda: "" if shutil.which("kubectl") else "needs kubectl (https://kubernetes.io/docs/tasks/tools)",

@@ -60,6 +60,7 @@ class Node:
         self.client = Client(str(folder / "api.sock"))
         self.environ = {**os.environ, "BAD_DISK": str(folder / "bad-disk"), "PYTHONDONTWRITEBYTECODE": "1"}
         self.log = folder / "daemon.log"
+        self.program: Path | None = None  # a binary, instead of this interpreter
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str, module: str = "tinyedge", **environ: str) -> None:
@@ -80,7 +81,7 @@ class Node:
         sets = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, "run", *sets, *more],
+                [*((self.program,) if self.program else (sys.executable, "-m", module)), "run", *sets, *more],
                 cwd=ROOT,
                 env={**self.environ, **environ},
                 stderr=log,

@@ -208,7 +208,9 @@ def floor(
 
 
 class Daemon:
-    """One node: its folder, its process, its API."""
+    """One node: its folder, its process, its API. `program` is what is measured: these sources, or a binary."""
+
+    program: tuple[str, ...] = (sys.executable, "-m", "tinyedge")
 
     def __init__(self, scratch: Path, store: Path, endpoint: str, rig: ContainerdRig | None = None) -> None:
         self.client = Client(str(scratch / "api.sock"))
@@ -223,10 +225,10 @@ class Daemon:
         )
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *more: str, **environ: str) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            argv = [sys.executable, "-m", "tinyedge", "run", "--config", str(self._config)]
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log, env=environment())
+            argv = [*self.program, "run", "--config", str(self._config), *more]
+            self.process = subprocess.Popen(argv, stdout=log, stderr=log, env={**environment(), **environ})
         return self.process
 
     def stop(self, number: int = signal.SIGTERM) -> None:

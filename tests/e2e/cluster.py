@@ -44,6 +44,8 @@ class Cluster:
     """`start`, `kill` and `stop` are the gateway's; with the sandbox its API server lives and dies with it. `flags` are
     more of the gateway's."""
 
+    program: tuple[str, ...] = (sys.executable, "-m", "cloud_gateway")
+
     def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
         self.log = folder / "gateway.log"
@@ -68,7 +70,7 @@ class Cluster:
         """Returns when the gateway is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cloud_gateway", "run", *self._flags],
+                [*self.program, "run", *self._flags],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -91,7 +93,7 @@ class Cluster:
         """What a `tinyedge-gateway` command prints."""
         where = ("--kubeconfig", REAL) if REAL else ("--sandbox", str(self.folder / "cluster"))
         done = subprocess.run(
-            [sys.executable, "-m", "cloud_gateway", *words, *where],
+            [*self.program, *words, *where],
             cwd=ROOT,
             capture_output=True,
             text=True,

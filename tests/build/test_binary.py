@@ -1,0 +1,293 @@
+"""The binaries as they are handed out: that they do what the sources do, hold what they should, and no more."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.build import rig
+from tests.e2e.cluster import Cluster
+from tests.fakes.modbus_server import ModbusServer
+from tests.fakes.ports import free_port
+from tests.test_daemon import SLEEPER, Node, until
+from tests.test_daemon_devices import PATH, SIMULATED, reported
+from tests.test_daemon_rules import TOPIC, Broker, heard
+from tinyedge.protocol import dmi_pb2 as pb
+
+pytestmark = pytest.mark.binary
+
+ROOT = rig.ROOT
+MODULES = Path(__file__).parent / "modules.txt"
+DISK_MB_MAX = 32
+GATEWAYS_OWN = ("cloud_gateway", "cryptography", "_cffi_backend", "httpx", "kubernetes")
+OF_NO_DAEMON = ("pytest", "hypothesis", "mypy", "setuptools", "pkg_resources", "PyInstaller", "pymodbus", "aiohttp")
+PUMP = """\
+apiVersion: devices.kubeedge.io/v1beta1
+kind: DeviceModel
+metadata: {name: pump}
+spec:
+  protocol: modbus
+  properties:
+  - {name: temperature, type: INT, accessMode: ReadOnly}
+---
+apiVersion: devices.kubeedge.io/v1beta1
+kind: Device
+metadata: {name: pump-1}
+spec:
+  deviceModelRef: {name: pump}
+  protocol: {protocolName: modbus, configData: {communicateMode: TCP, ip: 127.0.0.1, port: PORT, slaveID: 1}}
+  properties:
+  - name: temperature
+    collectCycle: 100
+    reportCycle: 100
+    visitors: {protocolName: modbus, configData: {register: InputRegister, offset: 0, limit: 1}}
+"""
+# Tells the modules that are loaded, and goes on: what the daemon's first line would be is the rest.
+ASKED_FOR_MODULES = """\
+import os, signal, sys
+def tell(*_):
+    with open(os.environ["MODULES"] + ".new", "w") as file:
+        file.write("\\n".join(sorted(sys.modules)) + f"\\n{sys.flags.optimize}")
+    os.rename(os.environ["MODULES"] + ".new", os.environ["MODULES"])
+signal.signal(signal.SIGUSR1, tell)
+from tinyedge.__main__ import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def edge() -> Path:
+    """The executable, in its folder."""
+    return rig.folder_of("edge") / "tinyedge"
+
+
+@pytest.fixture
+def node(tmp_path: Path, edge: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    made.program = edge
+    yield made
+    if made.process is not None:
+        made.program = edge
+        made.close()
+
+
+def output(program: Path, *words: str, stdin: str = "") -> str:
+    done = subprocess.run([program, *words], input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# what it does
+
+
+def test_pods_run_and_outlive_a_daemon_that_is_killed(node: Node) -> None:
+    (node.manifests / "sleeper.yaml").write_text(SLEEPER)  # read by a child, run by another
+    node.start()
+    before = until(node.running_since)
+    node.stop(signal.SIGKILL)  # so that the next life has its checkpoint verified by a child
+    node.start()
+    assert until(node.running_since) == before
+    assert "ImportError" not in node.log.read_text()
+
+
+def test_each_of_its_children_starts(edge: Path, node: Node) -> None:
+    assert "BEGIN CERTIFICATE REQUEST" in json.loads(output(edge, "make-key"))["csr"]
+    node.start()
+    until(node.status)
+    node.stop()
+    assert output(edge, "verify-checkpoint", f"{node.folder}/store/state/data.mdb") == ""
+    environ = {
+        **os.environ,
+        "TINYEDGE_ROOT": str(node.folder / "lib"),
+        "TINYEDGE_UPGRADE_STATE": str(node.folder / "up"),
+    }
+    argv = [str(edge), "stage-version", "/nonexistent.run", "1"]
+    staged = subprocess.run(argv, capture_output=True, text=True, check=False, env=environ)
+    assert "nonexistent" in staged.stdout, staged.stderr
+    port = free_port()
+    with subprocess.Popen([edge, "demo-server", "--port", str(port), "--folder", str(node.folder)]) as server:
+        try:
+            until(lambda: _answers(port))
+        finally:
+            server.terminate()
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def test_a_mapper_of_grpcio_registers(node: Node) -> None:
+    node.start()
+    until(node.status)
+    info = pb.MapperInfo(name="m", version="1", api_version="v1.0.0", protocol="acme", address=b"/run/m.sock")
+    request = pb.MapperRegisterRequest(withData=True, mapper=info)
+    with grpc.insecure_channel(f"unix://{node.folder}/dmi.sock") as channel:
+        call = channel.unary_unary("/v1beta1.DeviceManagerService/MapperRegister")
+        pb.MapperRegisterResponse.FromString(call(request.SerializeToString(), timeout=60))
+    assert [one["name"] for one in until(lambda: node.status()["mappers"])] == ["m"]
+
+
+def test_a_modbus_device_is_read(node: Node) -> None:
+    server = ModbusServer()
+    try:
+        (node.manifests / "pump.yaml").write_text(PUMP.replace("PORT", str(server.port)))
+        node.start()
+        until(lambda: node.client.get(PATH)["status"].get("twins"))
+        assert until(lambda: reported(node, "temperature")) == "0"
+    finally:
+        server.close()
+
+
+@pytest.mark.mosquitto
+def test_it_speaks_to_a_broker(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "broker").mkdir()
+    broker = Broker(tmp_path / "broker")
+    try:
+        (node.manifests / "pump.yaml").write_text(SIMULATED)
+        node.start("--set", f"mqtt.url=mqtt://127.0.0.1:{broker.port}")
+        until(lambda: reported(node, "temperature") == "21.5")
+        answers = broker.listen(f"{TOPIC}/twin/get/result")
+        until(lambda: broker.publish(f"{TOPIC}/twin/get", '{"event_id": "1"}') == 0 and answers.poll() is not None)
+        assert heard(answers)[0]["twin"]["temperature"]["actual"]["value"] == "21.5"
+    finally:
+        broker.stop()
+
+
+def test_a_node_joins_a_gateway_both_as_binaries(node: Node, tmp_path: Path) -> None:
+    class Binary(Cluster):
+        program = (str(rig.folder_of("gateway") / "tinyedge-gateway"),)
+
+    (tmp_path / "gateway").mkdir()
+    cluster = Binary(tmp_path / "gateway")
+    try:
+        cluster.start()
+        node.start()
+        until(node.status)
+        token = cluster.gateway("token", "create", "--node", "gate").strip()
+        node.client.ask("POST", "/v1/join", body={"url": cluster.url, "token": token})
+        until(lambda: node.status()["link"].get("synced"))
+    finally:
+        cluster.close()
+
+
+def test_a_broken_invariant_ends_it_without_asserts(node: Node, edge: Path, tmp_path: Path) -> None:
+    planted = (ROOT / "tests" / "fakes" / "daemon_that_breaks.py").read_text()
+    (node.manifests / "sleeper.yaml").write_text(SLEEPER)
+    node.start()
+    until(node.running_since)
+    node.stop()
+    node.program = rig.with_entry(edge, planted, tmp_path / "breaks")
+    node.start(BREAKS_ON="default/sleeper")
+    assert node.ended() == 1
+    node.program = edge
+    node.start()
+    until(node.running_since)
+    broken = [entry for entry in node.client.get("/v1/blackbox")["items"] if entry["kind"] == "broken"]
+    assert [(entry["pod"], entry["what"]) for entry in broken] == [("default/sleeper", "planted")]
+
+
+# what it holds
+
+
+def test_it_loads_the_modules_that_are_listed_and_no_others(node: Node, edge: Path, tmp_path: Path) -> None:
+    node.program = rig.with_entry(edge, ASKED_FOR_MODULES, tmp_path / "asked")
+    told = tmp_path / "modules"
+    runtime = ("--set", "runtime.kind=containerd", "--set", f"runtime.endpoint={tmp_path}/none.sock")
+    node.start(*runtime, MODULES=str(told))
+    until(node.status)
+    assert node.process is not None
+    node.process.send_signal(signal.SIGUSR1)
+    until(told.exists)
+    node.stop()
+    *modules, optimised = told.read_text().splitlines()
+    assert optimised == "2"
+    if os.environ.get("TINYEDGE_REWRITE_MODULES"):
+        MODULES.write_text("\n".join(modules) + "\n")
+    listed = MODULES.read_text().split()
+    came, went = sorted(set(modules) - set(listed)), sorted(set(listed) - set(modules))
+    remedy = "if that is meant: TINYEDGE_REWRITE_MODULES=1 make test, and look at what each costs"
+    assert not came + went, f"came: {came}; went: {went}; {remedy}"
+
+
+def test_nothing_of_the_gateway_and_no_tool_of_development_is_in_it(edge: Path, tmp_path: Path) -> None:
+    names = (*GATEWAYS_OWN, *OF_NO_DAEMON, "tinyedge")
+    code = f"from importlib.util import find_spec\nprint(*[name for name in {names} if find_spec(name)])"
+    assert output(rig.with_entry(edge, code, tmp_path / "asked")).split() == ["tinyedge"]
+
+
+def test_its_licences_and_its_bill_of_materials_name_every_file_that_is_not_ours(edge: Path) -> None:
+    folder = edge.parent
+    document = json.loads(folder.with_name(f"{folder.name}.cdx.json").read_text())
+    files = {
+        one["name"]: one["hashes"][0]["content"]
+        for part in document["components"]
+        for one in part.get("components", ())
+    }
+    libraries = {str(path.relative_to(folder)) for path in folder.rglob("*.so*")}
+    assert libraries == set(files)
+    for name, digest in files.items():
+        assert rig.digest(folder / name) == digest
+    text = (folder / "_internal" / "LICENSES").read_text()
+    for part in document["components"]:
+        [licence] = part["licenses"]
+        assert "see LICENSES" not in str(licence), f"{part['name']}: build/contents.py does not know its licence"
+        assert f"{part['name']} {part.get('version', '')}: " in text
+        inner = re.search(r"\(in (.*)\)", part["name"])
+        assert re.search(rf"(?m)^.*\b{re.escape(inner[1] if inner else part['name'])}\b", text.partition("====")[2])
+
+
+def test_it_is_as_small_as_promised(edge: Path) -> None:
+    size = sum(path.stat().st_size for path in edge.parent.rglob("*") if path.is_file())
+    assert size < DISK_MB_MAX << 20
+
+
+@pytest.mark.strace
+def test_a_start_writes_nothing_but_its_state(node: Node, edge: Path, tmp_path: Path) -> None:
+    (node.manifests / "sleeper.yaml").write_text(SLEEPER)
+    traced = tmp_path / "strace"
+    script = tmp_path / "traced"
+    calls = "open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,symlink,symlinkat,link,linkat"
+    script.write_text(f'#!/bin/sh\nexec strace -D -f -z -qq -o {traced} -e trace={calls} {edge} "$@"\n')
+    script.chmod(0o755)
+    node.program = script
+    node.start()
+    until(node.running_since)
+    assert node.stop() == 0
+    written = [line for line in traced.read_text().splitlines() if re.search(r"O_WRONLY|O_RDWR|O_CREAT", line)]
+    written += [line for line in traced.read_text().splitlines() if not re.search(r" open(at)?\(", line)]
+    kept = (str(tmp_path), "/dev/", "/proc/", "/sys/fs/cgroup/")
+    outside = [line for line in written if not any(f'"{where}' in line for where in kept)]
+    assert not [line for line in outside if re.search(r'"/', line)]
+    assert any(str(tmp_path) in line for line in written)  # it does see what is written
+
+
+# where it runs
+
+
+@pytest.mark.parametrize("product", ["edge", "gateway"])
+def test_it_asks_for_no_newer_c_library_than_debian_12_has(product: str) -> None:
+    spec = importlib.util.spec_from_file_location("tinyedge_build_floor", ROOT / "build" / "floor.py")
+    assert spec is not None
+    assert spec.loader is not None
+    floor = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = floor
+    spec.loader.exec_module(floor)
+    assert floor.newest(rig.folder_of(product)) <= floor.FLOOR
