@@ -236,6 +236,12 @@ class Uplink:
         elif isinstance(effect, ev.RequestToken):
             self._later(ev.TokenGiven(effect.op, error="this node belongs to no gateway"))
 
+    async def ask(self, what: str, body: bytes) -> bytes:
+        """The gateway's answer to a question. PeerError, also while there is no link."""
+        if self._cloud is None:
+            raise PeerError("this node belongs to no gateway", "tinyedge join")
+        return await self._cloud.ask(what, body)
+
     def appended(self) -> None:
         """Something has become durable: there may be new items in a series."""
         if self._cloud is not None:

@@ -259,6 +259,12 @@ class Cloud:
         elif isinstance(effect, ev.RequestToken):
             self._around.later(ev.TokenGiven(effect.op, error="there is no link to the gateway"))
 
+    async def ask(self, what: str, body: bytes) -> bytes:
+        """The answer's body. PeerError, also while there is no link."""
+        if self._session is None:
+            raise PeerError("there is no link to the gateway")
+        return await self._session.ask(what, body)
+
     def look(self) -> None:
         """There may be more in a series."""
         if self._session is not None:

@@ -208,6 +208,8 @@ class CloudSession:
         finally:
             self._tasks = None
             self._over.set()
+            for heard, _ in self._answers.values():
+                heard.set()
             if self._welcome.is_set():
                 self._around.later(ev.Unlinked(self._number, self._ended.why if self._ended else "stopped"))
         return self._ended or Ended("it ended")
@@ -404,6 +406,8 @@ class CloudSession:
                     await heard.wait()
             finally:
                 del self._answers[number]
+        if not replies and self._over.is_set():
+            raise PeerError("the link to the gateway broke")
         if not replies:
             raise PeerError("the gateway does not answer", f"it was asked for {what} {CLOUD_ASK_S_MAX} s ago")
         if replies[0].error:

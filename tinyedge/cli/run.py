@@ -38,8 +38,15 @@ def quick(words: Sequence[str]) -> int | None:
 
 
 def start(config: str | None, overrides: Sequence[str], socket: str | None, *, stop_pods: bool) -> int:
-    from tinyedge import daemon
-    from tinyedge.config import load
+    import os
 
-    loaded = load(config, [*overrides, *([f"api.socket={socket}"] if socket else [])])
-    return daemon.serve(loaded, stop_pods=stop_pods)
+    from tinyedge import daemon
+    from tinyedge.config import DEFAULT_PATH, load
+    from tinyedge.fleet import ConfigSource
+    from tinyedge.upgrade.config_trial import started
+
+    values = (*overrides, *((f"api.socket={socket}",) if socket else ()))
+    found = started(os.environ)  # counted before anything of the configuration is looked at
+    loaded = load(found.path or config, values)
+    source = ConfigSource(config or DEFAULT_PATH, values, found)
+    return daemon.serve(loaded, stop_pods=stop_pods, source=source)
