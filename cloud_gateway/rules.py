@@ -19,6 +19,7 @@ from cloud_gateway.adapters.kubelet_access import Access
 from cloud_gateway.adapters.rest_access import RestAccess
 from cloud_gateway.adapters.rest_api import Note, Open, RestApi
 from cloud_gateway.adapters.rest_port import RestPort
+from cloud_gateway.adapters.rest_relay import Relay
 from cloud_gateway.adapters.rule_messages import RuleMessages
 from cloud_gateway.adapters.serving import Serving
 from cloud_gateway.config import Config
@@ -67,6 +68,10 @@ class Rules:
             return 0
         config = self._config
         serving = Serving(store, config.rest_cert, config.rest_key, address=config.kubelet_address, flag="--rest-cert")
+        if config.kubelet_address:
+            self._api.relay = Relay(
+                self._kube, serving.trust, address=config.kubelet_address, port=self._config.rest[1]
+            )
         port: int = await nursery.start(RestPort(self._api, serving, self._note).serve, config.rest)
         return port
 

@@ -32,16 +32,26 @@ class Answer(Struct, frozen=True):
 
 
 class HttpClient:
-    """`url` names scheme, host and port; its path is not used. Close it with `aclose`. For one caller at a time."""
+    """`url` names scheme, host and port; its path is not used. `context` and `server_name`: who must be there, if not
+    one whom the system trusts by the host's name. Close it with `aclose`. For one caller at a time."""
 
-    def __init__(self, url: str, *, refusal: Refusal | None = None, body_bytes_max: int = 64 * 1024) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        refusal: Refusal | None = None,
+        body_bytes_max: int = 64 * 1024,
+        context: ssl.SSLContext | None = None,
+        server_name: str = "",
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadInput("url", url, "http://HOST[:PORT] or https://HOST[:PORT]")
         self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._netloc = parts.netloc.rpartition("@")[2]
-        self._context: ssl.SSLContext | None = None
+        self._context = context
+        self._server_name = server_name or parts.hostname
         self._tls = parts.scheme == "https"
         self._refusal = refusal
         self._body_bytes_max = body_bytes_max
@@ -143,7 +153,7 @@ class HttpClient:
             return plain
         try:
             self._context = self._context or ssl.create_default_context()
-            over = secured(plain, self._context, self._host)
+            over = secured(plain, self._context, self._server_name)
             await over.do_handshake()
         except trio.BrokenResourceError as error:
             await trio.aclose_forcefully(plain)

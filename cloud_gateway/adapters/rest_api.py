@@ -24,8 +24,10 @@ from msgspec import Struct
 from cloud_gateway import limits
 from cloud_gateway.adapters.kubelet_api import EdgeStream
 from cloud_gateway.adapters.rest_access import RestAccess
+from cloud_gateway.adapters.rest_relay import HERE, Relay
 from cloud_gateway.core.rule_routes import RestRoute
 from tinyedge.errors import PeerError, TinyEdgeError
+from tinyedge.http_client import Answer
 
 GONE = (trio.BrokenResourceError, trio.ClosedResourceError, ssl.SSLError, OSError)
 HEAD_S = 20.0  # for a stranger to have said what it wants
@@ -35,7 +37,9 @@ _STATUS = {
     "NotFound": 404, "Invalid": 400, "Forbidden": 403, "TooLarge": 413, "Full": 507, "ReadOnly": 507,
     "Unavailable": 503, "TooMany": 429,
 }  # fmt: skip
-_PASSED_ON_NOT = frozenset({"authorization", "cookie", "host", "content-length", "connection", "transfer-encoding"})
+_PASSED_ON_NOT = frozenset(
+    {"authorization", "cookie", "host", "content-length", "connection", "transfer-encoding", HERE}
+)
 _HEAD_FRAME = 4
 
 Find = Callable[[str, tuple[str, ...]], tuple[RestRoute, tuple[str, ...]] | None]
@@ -61,7 +65,7 @@ class _Answer(Exception):
 
 
 class RestApi:
-    """`stream` raises PeerError when the node is not connected."""
+    """`stream` raises PeerError when the node is not connected. `relay`: to another replica, where there may be one."""
 
     def __init__(self, *, access: RestAccess, find: Find, stream: Open, note: Note) -> None:
         self._access = access
@@ -71,6 +75,7 @@ class RestApi:
         self._strangers = trio.CapacityLimiter(limits.REST_STRANGERS_MAX)
         self._callers = trio.CapacityLimiter(limits.REST_CONNECTIONS_MAX)
         self.answers: Counter[int] = Counter()
+        self.relay: Relay | None = None
 
     async def serve(self, transport: trio.abc.Stream, context: ssl.SSLContext) -> None:
         """One connection, one request. Raises nothing that a caller can cause."""
@@ -159,6 +164,8 @@ class RestApi:
         try:
             edge = await self._stream(node, what, params)
         except PeerError as error:
+            if (answer := await self._relayed(request, node, body)) is not None:
+                return answer.status, list(answer.headers), answer.body
             raise _Answer(503, f"node {node}: {error}", {"retry-after": "5"}) from None
         try:
             await _give(edge, body)
@@ -168,6 +175,16 @@ class RestApi:
         finally:
             await edge.aclose()
         return (200, [], b"message delivered") if route.topic else _of_service(data)
+
+    async def _relayed(self, request: _Request, node: str, body: bytes) -> Answer | None:
+        """What the replica answers that has the node; None when it is nowhere."""
+        if self.relay is None or any(name == HERE for name, _ in request.headers):
+            return None
+        try:
+            return await self.relay.ask(node, request.method, request.target, request.headers, body)
+        except (TinyEdgeError, ssl.SSLError) as error:
+            self._note("warning", "rest.not_relayed", {"node": node[:253], "why": str(error)[:300]})
+            return None
 
 
 def _call(request: _Request, port: int, path: str) -> dict[str, Any]:

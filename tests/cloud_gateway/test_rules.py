@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,17 +20,21 @@ from cloud_gateway.adapters import kube_types as types
 from cloud_gateway.adapters import rest_access
 from cloud_gateway.adapters.kube import MERGE_PATCH
 from cloud_gateway.adapters.kube_types import Resource
+from cloud_gateway.adapters.rest_relay import Relay
+from cloud_gateway.adapters.serving import Serving
 from cloud_gateway.sandbox import packaged
 from tests.cloud_gateway.test_daemon import Gateway, Rig, condition, running
 from tests.fakes.http_peer import HttpPeer, http_peer
+from tests.fakes.mosquitto import Pki
 from tests.fakes.ports import free_port
 from tests.test_daemon import Node
 from tests.test_daemon_rules import Broker, heard
 from tinyedge.cli.errors import CliError
+from tinyedge.errors import PeerError
+from tinyedge.protocol import link
 from tinyedge.protocol.joining import SERVER_NAME
 
 Json = dict[str, Any]
-pytestmark = pytest.mark.mosquitto
 TOKEN = "of-the-plant-0123456789"
 WAIT_S = 60.0
 
@@ -177,6 +182,7 @@ async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
                 await trio.to_thread.run_sync(made.broker.stop)
 
 
+@pytest.mark.mosquitto
 async def test_messages_and_calls_go_all_four_ways_and_edits_count(site: Site) -> None:
     site.service.answer = lambda one: (200, f"{one.method} {one.target} {one.body.decode()}".encode())
     await site.make_all()
@@ -218,6 +224,7 @@ async def test_messages_and_calls_go_all_four_ways_and_edits_count(site: Site) -
     assert (await site.call("/away/default/orders"))[0] == 503
 
 
+@pytest.mark.mosquitto
 async def test_no_message_is_lost_while_gateway_node_and_collector_are_away(site: Site) -> None:
     await site.make_all()
     await site.until(lambda: len(site.node.client.get("/v1/rules")["items"]) == 2)
@@ -237,6 +244,7 @@ async def test_no_message_is_lost_while_gateway_node_and_collector_are_away(site
     assert len(ones) == 1
 
 
+@pytest.mark.mosquitto
 async def test_who_makes_a_rule_that_leads_nowhere_is_told(site: Site) -> None:
     await site.make_all()
     await site.patch("notes", {"target": "none"})
@@ -255,3 +263,87 @@ async def test_who_makes_a_rule_that_leads_nowhere_is_told(site: Site) -> None:
 
     assert "there is no RuleEndpoint none in its namespace" in await told("RuleNotServed")
     assert "cloud" in await told("MessageDropped")
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own certificate", "given certificate"])
+async def test_a_request_finds_its_node_at_whichever_replica_it_arrives(tmp_path: Path, own: bool) -> None:
+    (tmp_path / "pki").mkdir()
+    pki = Pki(tmp_path / "pki")
+    (tmp_path / "tokens").write_text(f"ann {TOKEN}\n")
+    given = {} if own else {"rest_cert": pki.server[0], "rest_key": pki.server[1]}
+    port = free_port()
+    async with running(tmp_path, definitions=packaged.definitions(), tls=True) as rig:
+        made = [
+            await rig.gateway(
+                replica=f"gw-{address}",
+                kubelet_address=address,
+                rest=(address, port),
+                rest_tokens=str(tmp_path / "tokens"),
+                **given,
+            )
+            for address in ("127.0.0.1", "127.0.0.2")
+        ]
+        edge = await rig.node(made[1])
+        ends = {"web": {"ruleEndpointType": "rest"}, "topics": {"ruleEndpointType": "eventbus", "properties": {}}}
+        for name, spec in ends.items():
+            await rig.cluster.kube.create(types.RULE_ENDPOINTS, {"metadata": {"name": name}, "spec": spec}, "default")
+        spec = {"source": "web", "sourceResource": {"path": "/a"}, "target": "topics", "targetResource": {"topic": "b"}}
+        await rig.cluster.kube.create(types.RULES, {"metadata": {"name": "down"}, "spec": spec}, "default")
+        await rig.cluster.until(types.NODES, "gate-7", lambda one: "127.0.0.2" in str(one["status"]["addresses"]))
+        for gateway in made:
+            assert gateway.daemon is not None
+            ca = gateway.daemon._store.ca.trusted if own else Path(pki.ca).read_text()
+            host = gateway.config.replica.removeprefix("gw-") if own else "127.0.0.1"
+            for node, status in (("gate-7", 200), ("gate-9", 503)):
+                address = (gateway.config.rest or ("", 0))[0]
+                found = await trio.to_thread.run_sync(_call, (address, port, host), ca, f"/{node}/default/a/c")
+                assert found[0] == status, found
+        opened = [one.params for one in edge.events if isinstance(one, link.Open)]
+        assert opened == [{"topic": "b/c"}] * 2
+
+
+async def test_a_replica_that_shows_another_certificate_gets_no_token(tmp_path: Path) -> None:
+    """Somebody who can write the address of a Node could have requests sent to himself."""
+    for name in ("pki", "other"):
+        (tmp_path / name).mkdir()
+    pki, other = Pki(tmp_path / "pki"), Pki(tmp_path / "other")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(*other.server)
+
+    class Cluster:
+        async def get(self, *_: object) -> Json:
+            await trio.lowlevel.checkpoint()
+            return {"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}]}}
+
+    async with http_peer(server) as thief:
+        for serving in (
+            Serving(FakeStore(Path(pki.ca).read_text()), "", "", address="", flag=""),  # type: ignore[arg-type]
+            Serving(FakeStore(""), *pki.server, address="", flag=""),  # type: ignore[arg-type]
+        ):
+            relay = Relay(Cluster(), serving.trust, address="127.0.0.2", port=thief.port)  # type: ignore[arg-type]
+            with pytest.raises(PeerError, match="is not to be trusted"):
+                await relay.ask("gate-7", "POST", "/", [("authorization", f"Bearer {TOKEN}")], b"x")
+        assert thief.requests == []
+
+
+class FakeStore:
+    """A CA, as far as `Serving` needs one."""
+
+    def __init__(self, trusted: str) -> None:
+        self.ca = self
+        self.trusted = trusted
+
+
+def _call(where: tuple[str, int, str], ca: str, path: str) -> tuple[int, bytes]:
+    """`where`: address, port, and the name that its certificate is for."""
+    context = ssl.create_default_context(cadata=ca)
+    address, port, name = where
+    with (
+        socket.create_connection((address, port), timeout=30) as plain,
+        context.wrap_socket(plain, server_hostname=name) as stream,
+    ):
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1\r\n\r\nx"
+        stream.sendall(head.encode())
+        answer = http.client.HTTPResponse(stream)
+        answer.begin()
+        return answer.status, answer.read()
