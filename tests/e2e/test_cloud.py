@@ -75,7 +75,7 @@ def test_the_node_is_an_ordinary_node(cluster: Cluster, member: Node) -> None:
     assert int(found["status"]["allocatable"]["cpu"].removesuffix("m")) > 0
     assert "node-role.kubernetes.io/edge" in found["metadata"]["labels"]
     row = cluster.kubectl("get", "node", member.name, "--no-headers").split()
-    assert row[1:3] == ["Ready", "edge"]
+    assert row[1:3] == ["Ready", "agent,edge"]
 
 
 def test_a_pod_that_kubectl_applies_runs_with_its_configuration(cluster: Cluster, member: Node) -> None:

@@ -18,15 +18,28 @@ START = """\
 set -e
 mount --bind {root} {root}
 mount -t proc proc {root}/proc
-mount -t sysfs -o ro sys {root}/sys
+mount -t sysfs sys {root}/sys
+mount -o remount,bind,ro {root}/sys
 mount -t tmpfs run {root}/run
 mount -t tmpfs dev {root}/dev
 mount --bind {files} {root}/media/files
 {nodes}
 touch {root}/dev/console
 mkdir {root}/dev/shm {root}/dev/pts
-exec chroot {root} /sbin/init
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+  mount -t cgroup2 cgroup {root}/sys/fs/cgroup
+else # of the first kind, systemd needs only its own
+  mount -t tmpfs cgroup {root}/sys/fs/cgroup
+  mkdir {root}/sys/fs/cgroup/systemd
+  mount -t cgroup -o none,name=systemd cgroup {root}/sys/fs/cgroup/systemd
+fi
+exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot {root} /sbin/init
 """
+BOOTED = {
+    "systemd": "systemctl is-system-running | grep -E 'running|degraded'",
+    "openrc": "test -e /run/openrc/softlevel && runlevel | grep '[2-5]$'",
+    "sysv": "runlevel | grep '[2-5]$'",
+}
 
 
 class Inside(Machine):
@@ -39,8 +52,11 @@ class Inside(Machine):
         self.root = folder / "root"
         subprocess.run(["cp", "-a", image.debian(init), self.root], check=True)
         (self.root / "media" / "files").mkdir(parents=True)
+        self._booted = BOOTED[init]
+        (self.root / "etc/systemd/system/sysinit.target.wants/vm-agent.service").unlink(missing_ok=True)
         table = self.root / "etc" / "inittab"
-        table.write_text("".join(line for line in table.open() if not line.startswith("ag:")))
+        if table.exists():
+            table.write_text("".join(line for line in table.open() if not line.startswith("ag:")))
         self._files = files
         self._outer: subprocess.Popen[bytes] | None = None
 
@@ -50,7 +66,19 @@ class Inside(Machine):
         script = START.format(root=self.root, files=self._files, nodes=nodes)
         with self.console.open("ab") as console:
             self._outer = subprocess.Popen(
-                ["unshare", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child", "sh", "-c", script],
+                [
+                    "unshare",
+                    "--pid",
+                    "--mount",
+                    "--uts",
+                    "--ipc",
+                    "--cgroup",
+                    "--fork",
+                    "--kill-child",
+                    "sh",
+                    "-c",
+                    script,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -59,10 +87,7 @@ class Inside(Machine):
         return time.monotonic() - began
 
     def _has_booted(self) -> bool:
-        return (
-            bool(self._init())
-            and self._call("test -e /run/openrc/softlevel || runlevel | grep -q '[2-5]$'", 20)[0] == 0
-        )
+        return bool(self._init()) and self._call(self._booted, 20)[0] == 0
 
     def cut(self) -> None:
         init = self._init()
@@ -103,7 +128,7 @@ class Inside(Machine):
         try:
             asked.write_text(command)
             done = subprocess.run(
-                ["nsenter", "-t", init, "-p", "-m", "-u", "-i", "chroot", str(self.root), "sh", "/run/vm-asked"],
+                ["nsenter", "-t", init, "-p", "-m", "-u", "-i", "-C", "chroot", str(self.root), "sh", "/run/vm-asked"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
