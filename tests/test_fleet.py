@@ -19,7 +19,6 @@ from tinyedge.config import Config, StoreConfig
 from tinyedge.errors import PeerError, WorldError
 from tinyedge.fleet import ConfigSource, Fleet
 from tinyedge.trial import Launch, Restart
-from tinyedge.upgrade import config_trial
 from tinyedge.upgrade.bundle import open_bundle, this_architecture
 from tinyedge.upgrade.config_trial import CONFIRMED, ROLLED_BACK, ConfigTrials, Ended, Started
 from tinyedge.upgrade.gate import HOLD_S, WINDOW_S
