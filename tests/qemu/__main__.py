@@ -32,9 +32,10 @@ def main() -> None:
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--qemu", action="store_true", help="OpenRC and SysV under QEMU too, not in namespaces")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
+    parser.add_argument("--inside", action="store_true", help="systemd in namespaces, not under QEMU")
     args = parser.parse_args()
     began = time.monotonic()
-    folder = image.CACHE / f"run-{args.init}"
+    folder = image.CACHE / f"run-{args.init}-{'inside' if args.inside else 'own'}"
     bundles = Bundles(built(args.dist), folder / "files")
     for old in (*bundles.folder.glob("*.run"), *bundles.folder.glob("*.deb")):
         old.unlink()
@@ -45,7 +46,7 @@ def main() -> None:
     with cluster_in(_empty(folder / "cluster")) as cluster:
         for init in ("systemd", "openrc", "sysv") if args.long else (args.init,):
             sys.stdout.write(f"{init}\n")
-            where = machine if init == "systemd" or args.qemu else inside
+            where = machine if args.qemu or (init == "systemd" and not args.inside) else inside
             with where(folder / init, init, bundles.folder) as vm:
                 walk = Walk(vm, cluster, bundles)
                 (systemd if init == "systemd" else other)(walk, versions, init, long=args.long)
