@@ -269,12 +269,12 @@ def _daemon_ratio(scratch: Path, path: Path, stat: Path) -> float:
     rig = Rig(scratch, *settings)
     try:
         rig.load("all", 0)
+        rig.load("paced", DAEMON_READINGS // 2, "1000")  # the first backup, the first save of the newest values
         os.sync()
         before = counters(stat)[0]
-        rig.load("paced", DAEMON_READINGS, "1000")
+        answered = rig.load("paced", DAEMON_READINGS, "1000")["answered"]
         os.sync()
-        encoded = sum(len(next(source)) for _ in range(DAEMON_READINGS))
-        return (counters(stat)[0] - before) / encoded
+        return (counters(stat)[0] - before) / sum(len(next(source)) for _ in range(answered))
     finally:
         rig.close()
 

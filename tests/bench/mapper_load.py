@@ -175,6 +175,7 @@ def main(argv: list[str]) -> None:
     seconds = time.perf_counter() - began
     took = sorted(load.took_ms) or [0.0]
     result = {
+        "answered": len(load.took_ms),
         "per_s": len(load.took_ms) / seconds,
         "p50_ms": took[len(took) // 2],
         "p99_ms": took[len(took) * 99 // 100],
