@@ -14,39 +14,46 @@ def main() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words[:1] == ["process-shim"]:
-        from tinyedge.adapters.process import shim
-
-        del sys.argv[1]
-        shim.main()
-        return 0
-    if words[:1] == ["parse-manifest"]:
-        from tinyedge.adapters import manifest_child
-
-        manifest_child.main()
-        return 0
-    if words == ["make-key"]:
-        from tinyedge.adapters import key_child
-
-        key_child.main()
-        return 0
-    if words[:1] == ["stage-version"] and len(words) > 2:
-        from tinyedge.upgrade import stage_child
-
-        return stage_child.main(words[1:])
-    if words[:1] == ["verify-checkpoint"] and len(words) == 2:
-        from tinyedge.store import verify
-
-        return verify.main(words[1])
-    if words[:1] == ["run"]:
+    code = _child(words)
+    if code is None and words[:1] == ["run"]:
         from tinyedge.cli.run import quick
 
         code = quick(words[1:])
-        if code is not None:
-            return code
+    if code is not None:
+        return code
     from tinyedge.cli.main import main as command_line
 
     return command_line()
+
+
+def _child(words: list[str]) -> int | None:
+    """What a child of ours does; None when it is none."""
+    code: int | None = 0
+    match words:
+        case ["process-shim", *_]:
+            from tinyedge.adapters.process import shim
+
+            del sys.argv[1]
+            shim.main()
+        case ["parse-manifest", *_]:
+            from tinyedge.adapters import manifest_child
+
+            manifest_child.main()
+        case ["make-key"]:
+            from tinyedge.adapters import key_child
+
+            key_child.main()
+        case ["stage-version", _, _, *_]:
+            from tinyedge.upgrade import stage_child
+
+            code = stage_child.main(words[1:])
+        case ["verify-checkpoint", path]:
+            from tinyedge.store import verify
+
+            code = verify.main(path)
+        case _:
+            code = None
+    return code
 
 
 if __name__ == "__main__":
