@@ -120,15 +120,26 @@ class Inside(Machine):
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text().split()
         return children[0] if children else ""
 
-    def _call(self, command: str, timeout_s: float) -> tuple[int, str]:
+    def tell(self, command: str) -> None:
+        script = self.root / "root" / "told"
+        script.write_text(command)
+        subprocess.Popen(
+            self._enter("/root/told"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def _enter(self, script: str) -> list[str]:
         init = self._init()
         if not init:
             raise Failed("it is off")
-        asked = Path(f"/proc/{init}/root/run/vm-asked")
+        return ["nsenter", "-t", init, "-p", "-m", "-u", "-i", "-C", "chroot", str(self.root), "sh", script]
+
+    def _call(self, command: str, timeout_s: float) -> tuple[int, str]:
+        argv = self._enter("/run/vm-asked")
+        asked = Path(f"/proc/{self._init()}/root/run/vm-asked")
         try:
             asked.write_text(command)
             done = subprocess.run(
-                ["nsenter", "-t", init, "-p", "-m", "-u", "-i", "-C", "chroot", str(self.root), "sh", "/run/vm-asked"],
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -121,6 +121,7 @@ class Machine:
         self.sh("mkdir -p /boot/firmware && mount /dev/vdc /boot/firmware")
 
     def network(self) -> None:
+        self.wait_sh("test -e /sys/class/net/eth0", 60)  # its driver is loaded while the machine answers already
         self.sh("ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0")
         self.sh("ip route add default via 10.0.2.2")
 
