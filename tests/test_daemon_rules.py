@@ -153,6 +153,8 @@ def test_a_rule_acts_once_in_all_its_ways_and_not_again_after_a_power_cut(
     path, key, body = collector.posts[0]
     assert (path, json.loads(body)) == ("/hook", {"t": 21.5})
     assert "-push-" in key
+    (pushed,) = until(lambda: node.status()["pushes"])
+    assert pushed == {"place": f"http://127.0.0.1:{collector.port}", "sent": 1, "dropped": 0, "message": ""}
     assert heard(broker.listen("plant/alarm")) == [{"t": 21.5}]
     events = node.client.get("/v1/events")["items"]
     assert [one["message"] for one in events if one["reason"] == "Warm"] == ["21.5 degrees"]
@@ -194,7 +196,14 @@ def test_what_was_published_while_the_daemon_or_the_broker_was_away_arrives(node
     assert broker.publish(f"{TOPIC}/twin/update", json.dumps(update)) == 0
     node.start()
     until(lambda: reported(node, "temperature") == "2")
+    assert node.status()["broker"] == {
+        "state": "up",
+        "address": f"mqtt://127.0.0.1:{broker.port}",
+        "message": "",
+        "refusedTopics": [],
+    }
     broker.stop()
+    until(lambda: node.status()["broker"]["state"] == "down")
     set_to = node.client.ask("POST", "/v1/namespaces/default/devices/pump-1/properties/running", body={"value": "true"})
     assert set_to["message"].startswith("running of default/pump-1 is to be true")
     node.stop(signal.SIGKILL)

@@ -94,7 +94,8 @@ class Life(Struct):
 
 
 class DaemonBackend:
-    """`local_api.Backend` of the daemon. `numbers` are the wiring's own counters, for the metrics."""
+    """`local_api.Backend` of the daemon. `numbers` are the wiring's own counters, for the metrics;
+    `around` is what `Site.status` tells."""
 
     def __init__(
         self,
@@ -113,6 +114,7 @@ class DaemonBackend:
         wall_ms: Callable[[], int],
         uplink: Uplinked,
         upgrades: Upgrading,
+        around: Callable[[], Json] = dict,
     ) -> None:
         self._config = config
         self._life = life
@@ -128,6 +130,7 @@ class DaemonBackend:
         self._wall_ms = wall_ms
         self._uplink = uplink
         self._upgrades = upgrades
+        self._around = around
         self._changes = Changes()
         self._waiting: dict[int, tuple[trio.Event, list[Answer]]] = {}
         self._request = 0
@@ -226,6 +229,7 @@ class DaemonBackend:
             "series": self._series(),
             "machine": self._machine(),
             "upgrade": self._upgrades.status(),
+            **self._around(),
         }
 
     def _store_status(self) -> Json:

@@ -317,6 +317,7 @@ class _Daemon:
             wall_ms=clock.wall_ms,
             uplink=self._uplink,
             upgrades=self._upgrades,
+            around=self._site.status,
         )
         self.guard = Guard(config.watchdog, self._loop.beat, parts.log.note)
         self._listed = trio.Event()

@@ -151,6 +151,27 @@ class Site:
             self._note("error", "mqtt.not_used", {"why": str(error)})
             return None
 
+    def status(self) -> dict[str, Any]:
+        """For people: `broker` (left out: none is configured) with `state`, `address`, `message`, `refusedTopics`; and
+        `pushes`, the places that values were pushed to in this life: `place`, `sent`, `dropped`, `message`."""
+        url = self._config.mqtt.url
+        broker = self._broker.status() if self._broker is not None else None
+        found: dict[str, Any] = {
+            "pushes": [
+                {"place": one.name, "sent": one.sent, "dropped": one.dropped, "message": one.why}
+                for one in self._pushes.places.values()
+                if one.name
+            ]
+        }
+        if url:
+            found["broker"] = {
+                "state": "up" if broker is not None and broker.connected else "down",
+                "address": f"{url.partition('://')[0]}://{url.partition('://')[2].rpartition('@')[2]}",
+                "message": broker.why if broker is not None else "its settings can't be used: see the log",
+                "refusedTopics": list(broker.refused) if broker is not None else [],
+            }
+        return found
+
     def appended(self) -> None:
         """Something has become durable: there may be new messages in line."""
         if self._broker is not None:

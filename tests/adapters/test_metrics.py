@@ -98,6 +98,9 @@ def test_devices_mappers_and_what_waits_are_measured(backend: FakeBackend) -> No
     assert found['tinyedge_series_waiting{series="readings"}'] == 120
     assert found['tinyedge_series_dropped{series="readings"}'] == 3
     assert found['tinyedge_series_waiting{series="push"}'] == 2
+    assert "tinyedge_broker_up" not in found
+    status["broker"] = {"state": "up"}
+    assert of(backend)["tinyedge_broker_up"] == 1
 
 
 def test_every_family_has_help_and_type_once(backend: FakeBackend) -> None:

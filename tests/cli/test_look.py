@@ -372,6 +372,21 @@ def test_status_names_devices_and_mappers_that_need_a_look(cli: Cli) -> None:
     ]
 
 
+def test_status_tells_of_the_broker_and_of_what_can_not_leave(cli: Cli) -> None:
+    status = cli.backend.status_object
+    status["broker"] = {"state": "up", "address": "mqtt://127.0.0.1", "message": "", "refusedTopics": []}
+    status["series"] |= {"mqtt": {"waiting": 5, "dropped": 1}, "messages": {"waiting": 3, "dropped": 0}}
+    out = lines(cli("status").out)
+    assert "Broker:    up, mqtt://127.0.0.1" in out
+    assert "Messages:  5 wait for the broker, 1 were dropped for want of room" in out
+    assert "To rules:  3 wait for the gateway" in out
+    status["broker"] |= {"state": "down", "message": "connection refused", "refusedTopics": ["a/#"]}
+    status["pushes"][0]["message"] = "no route to host"
+    out = lines(cli("status").out)
+    assert "Broker:    DOWN, mqtt://127.0.0.1: connection refused; it does not let us have a/#" in out
+    assert out[out.index("Places that values can't be pushed to:") + 1] == "  http collector:80: no route to host"
+
+
 def test_status_names_what_needs_a_look(cli: Cli) -> None:
     status = cli.backend.status_object
     status["node"] |= {"ready": False, "message": "the runtime does not answer"}

@@ -294,6 +294,7 @@ def status() -> Json:
         ],
         "rules": {"total": 1, "active": 1, "problems": []},
         "series": {"readings": {"waiting": 120, "dropped": 3}, "push": {"waiting": 2, "dropped": 0}},
+        "pushes": [{"place": "http collector:80", "sent": 7, "dropped": 0, "message": ""}],
         "manifests": [{"folder": "/etc/tinyedge/manifests", "files": 1, "problem": "", "problems": []}],
     }
 

@@ -11,6 +11,7 @@ tinyedge_pressure{resource}, tinyedge_machine_<what>_bytes
 tinyedge_manifest_problems{folder}
 tinyedge_devices{state}, tinyedge_devices_with_problems
 tinyedge_mapper_up{mapper}, tinyedge_mapper_devices{mapper}, tinyedge_device_reports_total{mapper,code}
+tinyedge_broker_up
 tinyedge_series_waiting{series}, tinyedge_series_dropped{series}
 tinyedge_pods{phase}, tinyedge_pod_ready{namespace,pod}
 tinyedge_container_restarts_total{namespace,pod,container}, tinyedge_container_running{…}
@@ -104,6 +105,8 @@ def of_status(status: Json) -> list[Family]:
         gauge("tinyedge_store_state_bytes_max", "Room for state.", store.get("stateBytesMax", 0)),
     ]
     families += _of_link(status.get("link", {}))
+    if broker := status.get("broker"):
+        families.append(gauge("tinyedge_broker_up", "Whether the MQTT broker is there.", broker["state"] == "up"))
     families.append(
         Family(
             "tinyedge_pressure",

@@ -37,11 +37,13 @@ def run(args: argparse.Namespace) -> int:
     troubles = list(_troubles(status))
     strange = list(_strange(status.get("devices", {})))
     failing = [f"  {one['rule']}: {_one_line(in_words(one))}" for one in status.get("rules", {}).get("problems", ())]
+    away = [f"  {one['place']}: {_one_line(one['message'])}" for one in status.get("pushes", ()) if one.get("message")]
     notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
     for title, found in (
         ("Pods that need a look", troubles),
         ("Devices that need a look", strange),
         ("Rules that need a look", failing),
+        ("Places that values can't be pushed to", away),
         ("Manifests that can't be used", list(_bad(status))),
         ("The runtime says", notes),
     ):
@@ -123,7 +125,14 @@ def _overview(status: Json, lines: Sequence[PodLine], now: float) -> Iterator[tu
     if status.get("rules", {}).get("total"):
         yield "Rules", f"{status['rules']['total']}: {status['rules']['active']} active"
     waiting = "are kept here" if link.get("state") == "none" else "wait for the cloud"
-    for name, title, waits in (("readings", "Readings", waiting), ("push", "Pushes", "wait for where they go")):
+    if broker := status.get("broker"):
+        yield "Broker", _broker(broker)
+    for name, title, waits in (
+        ("readings", "Readings", waiting),
+        ("push", "Pushes", "wait for where they go"),
+        ("mqtt", "Messages", "wait for the broker"),
+        ("messages", "To rules", "wait for the gateway"),
+    ):
         if words := _queue(status.get("series", {}).get(name, {}), waits):
             yield title, words
 
@@ -140,6 +149,13 @@ def _devices(devices: Json) -> str:
     counts = sorted(devices.get("states", {}).items(), key=lambda one: -one[1])
     words = f"{devices['total']}: " + ", ".join(f"{count} {state}" for state, count in counts if count)
     return words + (f"; {devices['withProblems']} with problems" if devices.get("withProblems") else "")
+
+
+def _broker(broker: Json) -> str:
+    words = f"{'up' if broker['state'] == 'up' else 'DOWN'}, {broker['address']}"
+    words += f": {_one_line(broker['message'])}" if broker["state"] != "up" and broker.get("message") else ""
+    refused = broker.get("refusedTopics", ())
+    return words + (f"; it does not let us have {_one_line(', '.join(refused))}" if refused else "")
 
 
 def _queue(series: Json, waits: str) -> str:
