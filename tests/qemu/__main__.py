@@ -1,6 +1,7 @@
 """The whole way on whole systems: install, boot, join, a pod, an upgrade, one that fails, power cuts, uninstall.
 
     make vm                      systemd, the short form
+    make vm VM="--inside"        the same in namespaces, with systemd as their process 1
     make vm VM="--init openrc"   OpenRC, or sysv: their real init in namespaces; with --qemu in a virtual machine
     make vm VM="--long"          systemd with more power cuts and the machine's watchdog; then OpenRC and SysV
 
@@ -111,11 +112,11 @@ def _long(walk: Walk, versions: dict[str, str]) -> None:
             walk.cut_in_a_trial(f"{versions[back]} {flag}".strip(), walk.bundles.name(back), seconds)
     with walk.step("the machine's watchdog resets a machine whose daemon hangs", "watchdog_s"):
         walk.configure(watchdog="/dev/watchdog")
-        walk.vm.sh("modprobe i6300esb && systemctl restart tinyedge")
+        walk.vm.sh("echo i6300esb >/etc/modules-load.d/watchdog.conf; modprobe i6300esb && systemctl restart tinyedge")
         walk.vm.wait_sh("journalctl -u tinyedge -b | grep watchdog.fed", 60)
         walk.vm.after_reset(f"kill -STOP {walk.daemon()}")
         walk.vm.mount_files()
-        walk.vm.wait_sh("tinyedge status")
+        walk.vm.wait_sh("tinyedge status | grep 'hardware watchdog'", told="tinyedge status")
 
 
 def other(walk: Walk, versions: dict[str, str], init: str, *, long: bool) -> None:
