@@ -1,6 +1,6 @@
 """Build the binaries with PyInstaller: one folder for each program, holding all that it needs but the C library.
 
-    python build/binary.py [--product edge|gateway] [--out dist]
+    python build/binary.py [--product edge|gateway] [--out dist] [--arch amd64|arm64|armhf]
 
 The folder is `OUT/tinyedge-VERSION-ARCH/` (or `tinyedge-gateway-…`), made for the machine that this runs on, of the
 libraries that build/requirements-PRODUCT.txt names (build/tools.py). Beside it: `….cdx.json`, what it is made of
@@ -72,7 +72,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make binary", description=__doc__.partition("\n")[0])
     parser.add_argument("--product", choices=sorted(ENTRIES), default="edge")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    parser.add_argument(
+        "--arch", choices=sorted(set(ARCHITECTURES.values())), help="another one is built by build/arm.py"
+    )
     args = parser.parse_args()
+    if args.arch not in (None, architecture()):
+        import arm  # noqa: PLC0415
+
+        made = arm.build(args.arch, args.out)
+        arm.prove(args.arch, made)
+        sys.stdout.write(f"{made}\n")
+        return
     sys.stdout.write(f"{build(args.product, args.out)}\n")
 
 

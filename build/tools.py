@@ -15,20 +15,22 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = 2  # environments of earlier states: one of them may be in use
 
 
 def python(product: str, work: Path = ROOT / ".work" / "build") -> Path:
     """The interpreter of that environment."""
     locked = ROOT / "build" / f"requirements-{product}.txt"
-    words = f"{sys.version} {sys.prefix}".encode() + locked.read_bytes()
+    words = f"{sys.version} {sys.base_prefix}".encode() + locked.read_bytes()
     folder = work / f"{product}-{hashlib.sha256(words).hexdigest()[:12]}"
     found = folder / "bin" / "python"
     work.mkdir(parents=True, exist_ok=True)
     with (work / f"{product}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests may ask for it at the same time
         if not (folder / "complete").exists():
-            for old in work.glob(f"{product}-*"):
+            for old in sorted(work.glob(f"{product}-*"), key=os.path.getmtime)[:-KEPT]:
                 shutil.rmtree(old)
+            shutil.rmtree(folder, ignore_errors=True)  # begun once, and cut off
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
             pip = [str(found), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
             environ = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
