@@ -78,13 +78,21 @@ packages() {
   fi
 }
 
+# Whether the file is as its Debian package brought it, so that nobody has decided anything in it.
+is_packaged() {
+  command -v dpkg-query >/dev/null || return 1
+  sum=$(dpkg-query -W -f '${Conffiles}\n' containerd containerd.io 2>/dev/null | awk -v f="$CONFIG" '$1 == f { print $2 }')
+  [ -n "$sum" ] && [ "$sum" = "$(md5sum "$CONFIG" | cut -d ' ' -f 1)" ]
+}
+
 configure_containerd() {
   folder=$(plugins)
   # As Docker's packages come: without CRI. Such a file has nothing else in it.
-  if [ -f "$CONFIG" ] && ! grep -q '^disabled_plugins.*"cri"' "$CONFIG"; then
+  if [ -f "$CONFIG" ] && ! is_packaged && ! grep -q '^disabled_plugins.*"cri"' "$CONFIG"; then
     say "$CONFIG is yours and stays as it is"
     return 0
   fi
+  [ ! -f "$CONFIG" ] || cp -p "$CONFIG" "$CONFIG.before-tinyedge"
   mkdir -p "${CONFIG%/*}"
   cat >"$CONFIG.new" <<END
 # For small boards: one image layer at a time, no metrics, no plugins that nothing here uses.
