@@ -226,7 +226,7 @@ def test_after_a_restart_of_the_daemon_an_active_rule_does_not_act_again_and_is_
 def test_after_a_power_cut_values_of_before_start_nothing_until_they_are_reported_again() -> None:
     found = site(rule(when="temperature < 10", clear="temperature > 20"))
     found.report(temperature=15)
-    found.rig.advance(61)  # until it is written down
+    found.rig.advance(901)  # until it is written down
     found.rig.power_cut()
     found.register()
     found.rig.apply(rule("late", when="temperature < 20"))

@@ -5,7 +5,7 @@
              ─▶ ReportAnswer, which leaves once that is durable
 
 The newest value of a property with history need not be durable by itself: its reading is. It goes to table `reading`
-once a minute, so a power cut may set what is shown back by that, and nothing else.
+every quarter of an hour, so a power cut may set what is shown back by that, and nothing else.
 
 A desired value comes from the device's manifest, or was set on site or by a rule, which holds until the manifest wants
 another. What can't be had is refused with its reason and told; the rest of the device goes on.
@@ -47,6 +47,7 @@ from tinyedge.wire import DesiredRow, DeviceRow, ReadingRow, TwinRow
 
 Json = dict[str, Any]
 SAVE_MS = 60_000
+SAVE_VALUES_MS = 900_000  # ten thousand of them once a minute would be most of what the daemon writes
 STATES = {  # as mappers say it → as it is kept
     "ok": "online",
     "online": "online",
@@ -261,7 +262,7 @@ class Devices:
                 self._tables.put("reading", name, row)
                 continue
             self._latest[name] = row
-            self._save_at = min(self._save_at, desk.now + SAVE_MS)
+            self._save_at = min(self._save_at, desk.now + SAVE_VALUES_MS)
         for (at, flags), values in items.items():
             item = readings.encode(readings.Report(twin.key, at, flags, tuple(values)))
             self._tables.append(readings.SERIES, item)
