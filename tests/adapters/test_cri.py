@@ -136,12 +136,15 @@ async def test_an_end_has_its_exit_code(
 async def test_a_container_that_takes_too_much_memory_is_seen_as_killed_for_it(
     rig: ContainerdRig, tmp_path: Path
 ) -> None:
+    """Containerd begins to look for it once it has started a container: an end before that has no reason."""
     async with runtime_of(rig) as runtime:
         small = Resources(memory_limit_bytes=16 * MIB, oom_score_adj=900)
         spec = sandbox(tmp_path)
         sandbox_id = await runtime.run_sandbox(spec)
-        hungry = container("dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1", resources=small)
-        await runtime.start_container(sandbox_id, spec, hungry)
+        script = "until [ -e /tmp/go ]; do sleep 0.01; done; exec dd if=/dev/zero of=/dev/null bs=64M count=1"
+        hungry = container("sh", "-c", script, resources=small)
+        container_id = await runtime.start_container(sandbox_id, spec, hungry)
+        await runtime.exec_sync(container_id, ["touch", "/tmp/go"], PATIENCE_S)
         seen = await until(runtime, spec.uid, lambda pod: has_ended(pod) and pod.containers[0].reason == "OOMKilled")
         assert seen.containers[0].exit_code == 137
 

@@ -32,6 +32,9 @@ else # of the first kind, systemd needs only its own
   mount -t tmpfs cgroup {root}/sys/fs/cgroup
   mkdir {root}/sys/fs/cgroup/systemd
   mount -t cgroup -o none,name=systemd cgroup {root}/sys/fs/cgroup/systemd
+  # A hierarchy that OpenRC makes for itself is one of the whole machine, and outlives it: with one more than it finds
+  # mounted, containerd tells neither usage nor ends for want of memory any more.
+  mount -o remount,ro {root}/sys/fs/cgroup
 fi
 exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot {root} /sbin/init
 """
