@@ -58,7 +58,7 @@ class PodRow(Struct, frozen=True, omit_defaults=True):
     """`source` is `file:FOLDER/PATH`, `api` or `cloud`. `generation` grows with each change of the spec, `incarnation`
     with each time the pod starts over under its uid, as a controller would make a new pod. Of a pod from the cloud:
     `revision` is the one it came with, `released` that the cloud has no such pod any more and waits for no word of its
-    end."""
+    end; `waiting` that it is not let in until somebody on site releases it, `held` a change of it that waits so."""
 
     uid: str
     source: str
@@ -69,6 +69,8 @@ class PodRow(Struct, frozen=True, omit_defaults=True):
     successor: Successor | None = None
     revision: bytes = b""
     released: bool = False
+    waiting: bool = False
+    held: Pod | None = None
 
 
 class ConfigMapRow(Struct, frozen=True, omit_defaults=True):

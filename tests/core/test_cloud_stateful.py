@@ -20,6 +20,7 @@ from tests.core.rig import Rig, cloud_pod, container, deleted, file, pod
 from tests.core.test_cloud import config
 from tinyedge import events as ev
 from tinyedge import wire
+from tinyedge.core.hold import HOLD
 from tinyedge.model.objects import Object
 from tinyedge.model.pod import Pod
 from tinyedge.protocol.revision import UP, difference, digest, revision
@@ -142,8 +143,8 @@ class Member(RuleBasedStateMachine):
 
     # --- people ------------------------------------------------------------------------------------
 
-    @rule(name=names, image=st.integers(1, 3), never=st.booleans(), uses=st.booleans())
-    def apply(self, name: str, image: int, never: bool, uses: bool) -> None:
+    @rule(name=names, image=st.integers(1, 3), never=st.booleans(), uses=st.booleans(), held=st.booleans())
+    def apply(self, name: str, image: int, never: bool, uses: bool, held: bool = False) -> None:
         old = self.cluster.named(name)
         if old is not None and old.metadata.deletion_timestamp:
             return
@@ -151,7 +152,9 @@ class Member(RuleBasedStateMachine):
         policy = old.spec.restart_policy if old else "Never" if never else "Always"
         extra: Any = {"envFrom": [{"configMapRef": {"name": "conf"}}]} if uses and not old else {}
         uid = old.metadata.uid if old else f"uid-{self.number}"
-        new = cloud_pod(name, container(image=f"app:{image}", **extra), uid=uid, restartPolicy=policy)
+        marks = {HOLD: "true"} if held else None
+        one = container(image=f"app:{image}", **extra)
+        new = cloud_pod(name, one, uid=uid, annotations=marks, restartPolicy=policy)
         self.cluster.objects["pod", uid] = new
         self.changed("pod", uid)
 
@@ -220,6 +223,13 @@ class Member(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         self.rig.settle()
+        for row in map(_row, self.rig.tables.get("pod", {}).values()):
+            assert not (row.waiting and self.rig.machine.running(row.uid))
+            assert row.held is None or not row.waiting
+
+    @rule(name=st.sampled_from(("", *NAMES)))
+    def release(self, name: str) -> None:
+        self.rig.request(ev.Release("default" if name else "", name))
 
     @precondition(lambda self: self.rig.machine.running())
     @rule(data=st.data(), code=st.sampled_from((0, 1)))
@@ -271,6 +281,8 @@ class Member(RuleBasedStateMachine):
             self.deliver()
             rig.advance(60)
             self.deliver()
+            self.release("")
+        assert not rig.edge.view.status()["pods"]["held"]
         rows = {row.uid: row for row in map(_row, rig.tables.get("pod", {}).values())}
         own = {path[:-5] for path in self.files}
         assert {row.pod.metadata.name for row in rows.values() if row.source != "cloud"} >= own - {

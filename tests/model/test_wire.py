@@ -89,7 +89,7 @@ def test_what_is_no_row_of_this_version_is_told_apart(value: bytes) -> None:
 def test_rows_of_the_cloud_come_back_with_their_revisions() -> None:
     pod = Pod(ObjectMeta("web", uid="u"), msgspec.convert(_POD["spec"], PodSpec))
     rows: dict[str, msgspec.Struct] = {
-        "pod": PodRow("u", CLOUD, pod, revision=b"r", released=True, successor=Successor(CLOUD, pod, b"s")),
+        "pod": PodRow("u", CLOUD, pod, revision=b"r", released=True, successor=Successor(CLOUD, pod, b"s"), held=pod),
         "configmap": ConfigMapRow(CLOUD, ConfigMap(ObjectMeta("c")), b"r"),
         "gone": GoneRow("default/web", b"r"),
         "refused": RefusedRow(b"r", "Unsupported", "no", "default/web", "1.0"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from tinyedge.core import answers, device_reports, pods, probes, sources, track
+from tinyedge.core import answers, device_reports, hold, pods, probes, sources, track
 from tinyedge.core.chronicle import Chronicle
 from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
@@ -28,6 +28,7 @@ from tinyedge.core.jobs import Jobs
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import Policy, Pressure
 from tinyedge.core.reactions import Reactions
+from tinyedge.core.refs import references
 from tinyedge.core.requests import Requests
 from tinyedge.core.run import NEVER, PodRun, containers_of
 from tinyedge.core.sources import Sources
@@ -264,6 +265,8 @@ class Edge:
             return
         self._about.pod = run.key
         self._outbox.touch(uid)
+        if run.row and run.row.waiting and run.newest:  # what is there has been let in, though the store forgot it
+            self._sources.let_go(run.key)
         run.wake_ms = NEVER
         run.probe_ms = self._desk.now  # which probes run may change
         if run.row or not self._desk.tables.unreadable:  # a pod whose row can't be read is not an unwanted one
@@ -284,6 +287,7 @@ class Edge:
             if self._sources.gone(run.key):
                 row = self._desk.tables.pods[run.key]
                 self._follow(row, seen=run.seen if row.uid == run.uid else self._seen_of(row.uid))
+                hold.tell(self._runs[row.uid], None, self._desk)
         self._desk.gone.clear()
 
     # --- wanted ----------------------------------------------------------------------------------
@@ -298,7 +302,7 @@ class Edge:
         run.set_row(row)
         run.since_ms = self._desk.wall
         self._runs[row.uid] = run
-        self._refer(row.uid, sources.references(row.pod))
+        self._refer(row.uid, references(row.pod))
         self._tokens.follow(run)
         if state is None and self._desk.node.boot_id:
             self._let_in(run)
@@ -351,14 +355,18 @@ class Edge:
         run = self._runs.get(row.uid)
         if run is None or run.row is None:
             self._follow(row, seen=self._seen_of(row.uid))
+            hold.tell(self._runs[row.uid], None, self._desk)
             self._desk.note("info", "pod.wanted", pod=key, source=row.source)
             return
-        before = run.row.deletion
+        before = run.row
         run.set_row(row)
-        if row.deletion and before and row.deletion.grace_s < before.grace_s:
+        hold.tell(run, before, self._desk)
+        if before.waiting and not row.waiting:
+            self._let_in(run)
+        if row.deletion and before.deletion and row.deletion.grace_s < before.deletion.grace_s:
             run.hurry, run.stop_since_ms = True, self._desk.now
         probes.renew(run, row.pod, track.pod_ip(run, self._desk), self._desk.now)
-        self._refer(row.uid, sources.references(row.pod))
+        self._refer(row.uid, references(row.pod))
         self._tokens.follow(run)
         self._touch(run)
 

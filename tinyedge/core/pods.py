@@ -70,6 +70,8 @@ def _plan_settled(run: PodRun, desk: Desk) -> None:
     if pod is None or (run.row and run.row.deletion):
         ending.take_down(run, desk)
         return
+    if run.row and run.row.waiting:
+        return
     if run.state.terminal is None:
         _expire(run, pod, desk)
     if run.state.terminal is None and (end := verdict(run, pod)):

@@ -28,3 +28,36 @@ class Unready(Struct, frozen=True):
 
     reason: str
     message: str
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def references(pod: Pod) -> set[tuple[str, str]]:
+    """The ConfigMaps and Secrets that a pod names: (`ConfigMap` or `Secret`, namespace/name)."""
+    found: set[tuple[str, str]] = set()
+    space = pod.metadata.namespace
+
+    def names(kind: str, ref: Named | None) -> None:
+        if ref and ref.name:
+            found.add((kind, f"{space}/{ref.name}"))
+
+    for container in (*pod.spec.init_containers, *pod.spec.containers):
+        for source in container.env_from:
+            names("ConfigMap", source.config_map_ref)
+            names("Secret", source.secret_ref)
+        for value in (one.value_from for one in container.env if one.value_from):
+            names("ConfigMap", value.config_map_key_ref)
+            names("Secret", value.secret_key_ref)
+    for volume in pod.spec.volumes:
+        names("ConfigMap", volume.config_map)
+        if volume.secret and volume.secret.secret_name:
+            found.add(("Secret", f"{space}/{volume.secret.secret_name}"))
+        for part in volume.projected.sources if volume.projected else ():
+            names("ConfigMap", part.config_map)
+            names("Secret", part.secret)
+    for local in pod.spec.image_pull_secrets:
+        names("Secret", local)
+    return found

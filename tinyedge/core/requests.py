@@ -17,6 +17,7 @@ from tinyedge.events import (
     ConfigEnded,
     DeleteObject,
     ReadDevice,
+    Release,
     Requested,
     RestartPod,
     SetDesired,
@@ -60,6 +61,8 @@ class Requests:
             error, message = self._sources.delete(what.kind, f"{what.namespace}/{what.name}", what.grace_s)
         elif isinstance(what, RestartPod):
             error, message = self._restart(what)
+        elif isinstance(what, Release):
+            error, message = self._release(what)
         elif isinstance(what, UpgradeEnded):
             upgrade_ended(what, self._desk)
             self._jobs.upgrade_ended(what)
@@ -88,3 +91,14 @@ class Requests:
         self._desk.keep(run, attempts=run.state.attempts | again)
         self._touch(run)
         return "", f"restarting {', '.join(names)} of {key}"
+
+    def _release(self, what: Release) -> tuple[str, str]:
+        key = f"{what.namespace}/{what.name}"
+        pods = self._desk.tables.pods
+        if what.name and key not in pods:
+            return f"Pod {key} not found", ""
+        keys = [key] if what.name else sorted(pods)
+        done = [one for one in keys if self._sources.let_go(one)]
+        if what.name and not done:
+            return f"of Pod {key} nothing is held", ""
+        return "", f"released: {', '.join(done)}" if done else "nothing is held"

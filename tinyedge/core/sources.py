@@ -12,13 +12,14 @@ A folder that is missing, unreadable, or not the one that it was, removes nothin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct, structs
 
 from tinyedge import wire
 from tinyedge.core.desk import Desk
 from tinyedge.core.digest import stable_uid
+from tinyedge.core.hold import is_held, is_waiting, waits_anew
 from tinyedge.core.run import sandbox_hash
 from tinyedge.core.status import rfc3339
 from tinyedge.errors import require
@@ -94,11 +95,6 @@ class Refusal(Struct, frozen=True):
 
 def in_words(owner: str) -> str:
     return "the cloud" if owner == CLOUD else owner.removeprefix("file:")
-
-
-class Named(Protocol):
-    @property
-    def name(self) -> str: ...
 
 
 class Sources:
@@ -342,30 +338,35 @@ class Sources:
         wanted, here = pod.spec.node_name, self._desk.node.name
         if wanted and wanted != here:
             return Refusal("WrongNode", f"is bound to node {wanted}, and this is {here}")
-        waits = isinstance(row, PodRow) and (row.deletion or pod.metadata.uid not in ("", row.uid))
+        waits = isinstance(row, PodRow) and (
+            row.deletion or pod.metadata.uid not in ("", row.uid) or is_held(row, pod, self._tables.states)
+        )
         if row and waits and len(wire.encode(row)) + len(wire.encode(pod)) > VALUE_BYTES_MAX:
             return Refusal("Busy", "is too large to wait beside the pod that has its name")
         return None
 
-    def _put_pod(self, pod: Pod, source: str, revision: bytes = b"") -> None:
+    def _put_pod(self, pod: Pod, source: str, revision: bytes = b"", *, released: bool = False) -> None:
         old = self._tables.pods.get(pod.key)
         if source != CLOUD:
             pod = self._complete(pod, old)
         after = Successor(source, pod, revision)
         if old is None:
-            row = PodRow(pod.metadata.uid, source, pod, revision=revision)
+            row = PodRow(pod.metadata.uid, source, pod, revision=revision, waiting=waits_anew(pod, source))
         elif old.deletion:
             other = source == CLOUD and pod.metadata.uid != old.uid  # then the API server has dropped the old one
             row = structs.replace(old, successor=after, released=old.released or other)
         elif pod.metadata.uid != old.uid:
-            row = structs.replace(old, deletion=self._deletion(old), successor=after, released=True)
+            row = structs.replace(old, deletion=self._deletion(old), successor=after, released=True, held=None)
+        elif not released and is_held(old, pod, self._tables.states):
+            row = structs.replace(old, held=pod, revision=revision)
         elif old.pod == pod:
-            row = structs.replace(old, source=source, revision=revision)
+            row = structs.replace(old, source=source, revision=revision, held=None)
         elif self._starts_over(old, pod):
-            row = structs.replace(old, deletion=self._deletion(old), successor=after, revision=revision)
+            row = structs.replace(old, deletion=self._deletion(old), successor=after, revision=revision, held=None)
         else:
             generation = old.generation + (old.pod.spec != pod.spec)
-            row = structs.replace(old, source=source, pod=pod, generation=generation, revision=revision)
+            row = structs.replace(old, source=source, pod=pod, generation=generation, revision=revision, held=None)
+            row = structs.replace(row, waiting=old.waiting and waits_anew(pod, source))
         if self._tables.put("pod", pod.key, row):
             self.changed[identity(pod)] = None
 
@@ -479,6 +480,7 @@ class Sources:
             self._tables.delete("pod", key)
             return False
         new = PodRow(after.pod.metadata.uid, after.source, after.pod, revision=after.revision)
+        new = structs.replace(new, waiting=not over and waits_anew(after.pod, after.source))
         if over:
             new = structs.replace(new, generation=row.generation + 1, incarnation=row.incarnation + 1)
         self._tables.put("pod", key, new)
@@ -516,6 +518,7 @@ class Sources:
         self._going_from_cloud(row, structs.replace(row, deletion=self._deletion(row), released=True))
 
     def _going_from_cloud(self, old: PodRow, new: PodRow) -> None:
+        new = structs.replace(new, held=None)
         if new.successor and new.successor.pod.metadata.uid == new.uid:
             new = structs.replace(new, successor=None)
         if self._tables.put("pod", old.pod.key, new):
@@ -523,6 +526,18 @@ class Sources:
         self.freed = True
         self._hand_on(identity(old.pod))
         self._flush("", "")
+
+    def let_go(self, key: str) -> bool:
+        """Let a pod, or a change of it, go on that is held. False when there is nothing to let go."""
+        row = self._tables.pods.get(key)
+        if row is None or not is_waiting(row):
+            return False
+        if row.held:
+            self._put_pod(row.held, CLOUD, row.revision, released=True)
+        elif self._tables.put("pod", key, structs.replace(row, waiting=False)):
+            self.changed[f"Pod {key}"] = None
+        self.freed = True
+        return True
 
     def drop_successor(self, key: str) -> None:
         """What was to take a pod's place is not wanted any more."""
@@ -562,31 +577,3 @@ def _object_row(obj: Plain, source: str, revision: bytes = b"") -> ObjectRow:
     shape: Any = wire.ROWS[obj.kind.lower()]
     row: ObjectRow = shape(source, obj, revision)
     return row
-
-
-def references(pod: Pod) -> set[tuple[str, str]]:
-    """The ConfigMaps and Secrets that a pod names: (`ConfigMap` or `Secret`, namespace/name)."""
-    found: set[tuple[str, str]] = set()
-    space = pod.metadata.namespace
-
-    def names(kind: str, ref: Named | None) -> None:
-        if ref and ref.name:
-            found.add((kind, f"{space}/{ref.name}"))
-
-    for container in (*pod.spec.init_containers, *pod.spec.containers):
-        for source in container.env_from:
-            names("ConfigMap", source.config_map_ref)
-            names("Secret", source.secret_ref)
-        for value in (one.value_from for one in container.env if one.value_from):
-            names("ConfigMap", value.config_map_key_ref)
-            names("Secret", value.secret_key_ref)
-    for volume in pod.spec.volumes:
-        names("ConfigMap", volume.config_map)
-        if volume.secret and volume.secret.secret_name:
-            found.add(("Secret", f"{space}/{volume.secret.secret_name}"))
-        for part in volume.projected.sources if volume.projected else ():
-            names("ConfigMap", part.config_map)
-            names("Secret", part.secret)
-    for local in pod.spec.image_pull_secrets:
-        names("Secret", local)
-    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from tinyedge.core import probes, specs
+from tinyedge.core import hold, probes, specs
 from tinyedge.core.desk import Desk
 from tinyedge.core.refs import Unready
 from tinyedge.core.run import CRASH_RESET_MS, Look, PodRun, Role, Stand, look
@@ -18,7 +18,10 @@ from tinyedge.model.runtime import ContainerSeen, ContainerState
 from tinyedge.wire import Transition
 
 Json = dict[str, Any]
-ORDER = ("DisruptionTarget", "PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+ORDER = (
+    *(hold.CONDITION, "DisruptionTarget", "PodReadyToStartContainers"),
+    *("Initialized", "Ready", "ContainersReady", "PodScheduled"),
+)
 UNKNOWN_END: Json = {
     "terminated": {
         "exitCode": 137,
@@ -95,6 +98,8 @@ def _states(run: PodRun, standing: Look, name: str) -> tuple[Json, Json]:
 def _not_yet(run: PodRun, name: str) -> Unready:
     """Why a container that nothing is wrong with is not there."""
     pod = run.pod
+    if run.row and run.row.waiting:
+        return Unready(hold.CONDITION, hold.in_words(run.row))
     if run.roles.get(name) is Role.MAIN and pod is not None and not is_initialized(run, pod):
         return Unready("PodInitializing", "")
     return Unready("ContainerCreating", "")
@@ -159,6 +164,12 @@ def unready(run: PodRun, pod: Pod) -> list[str]:
 
 
 def _now(run: PodRun, pod: Pod) -> dict[str, bool]:
+    held = hold.is_waiting(run.row)
+    waited = {hold.CONDITION: held} if held or hold.CONDITION in run.state.conditions else {}
+    return _of_containers(run, pod) | waited
+
+
+def _of_containers(run: PodRun, pod: Pod) -> dict[str, bool]:
     end = run.state.terminal
     if end is not None:
         conditions = {
@@ -212,6 +223,9 @@ def _explained(run: PodRun, pod: Pod) -> list[Json]:
         }
         if kind == "DisruptionTarget":
             one["reason"] = "TerminationByKubelet"
+        elif kind == hold.CONDITION:
+            if kept.status == "True" and run.row:
+                one |= {"reason": hold.REASON, "message": hold.in_words(run.row)}
         elif end is not None and kind in ("Ready", "ContainersReady", "Initialized"):
             if kept.status == "False" or end.phase == "Succeeded":
                 one["reason"] = "PodCompleted" if end.phase == "Succeeded" else "PodFailed"
@@ -282,6 +296,8 @@ def pod_status(run: PodRun, desk: Desk) -> Json:
         status["initContainerStatuses"] = inits
     if end is not None and (end.reason or end.message):
         status |= {"reason": end.reason, "message": end.message}
+    elif run.row and run.row.waiting and not run.row.deletion:
+        status["message"] = hold.in_words(run.row)
     elif run.held:
         status["message"] = run.held
     if end is None and (ip := pod_ip(run, desk)):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from tinyedge import wire
-from tinyedge.core import device_view, ending, status, why
+from tinyedge.core import device_view, ending, hold, status, why
 from tinyedge.core import node as of_node
 from tinyedge.core.cloud import Cloud
 from tinyedge.core.desk import Desk
@@ -107,8 +107,8 @@ class View:
 
     def pods_up(self) -> tuple[int, int, int]:
         """How many pods should run; how many of these do, with all their containers; and how many of those have not
-        fallen over lately. One that has ended well need not run, nor one that is being deleted."""
-        wanted = [run for run in self._runs.values() if run.row and not run.row.deletion]
+        fallen over lately. One that has ended well need not run, nor one that is being deleted or is not let in."""
+        wanted = [run for run in self._runs.values() if run.row and not run.row.deletion and not run.row.waiting]
         wanted = [run for run in wanted if status.phase(run) != "Succeeded"]
         up = [run for run in wanted if status.is_up(run)]
         return len(wanted), len(up), sum(status.is_steady(run, self._desk.now) for run in up)
@@ -332,8 +332,8 @@ class View:
         return found
 
     def status(self) -> Json:
-        """At a glance: `node`, `runtime`, `pressure`, `pods`, `devices`, `mappers`, `rules` and `manifests`, each with
-        what is wrong in it."""
+        """At a glance: `node`, `runtime`, `pressure`, `pods`, `jobs`, `devices`, `mappers`, `rules` and `manifests`,
+        each with what is wrong in it."""
         desk = self._desk
         runtime = desk.runtime
         up = runtime is not None
@@ -359,6 +359,7 @@ class View:
                 "pids": PIDS in self._pressure.active,
             },
             "pods": self._pods_at_a_glance(),
+            "jobs": self.jobs(),
             "devices": device_view.at_a_glance(self._devices),
             "mappers": device_view.mappers(self._devices),
             "rules": self._rules_at_a_glance(),
@@ -368,12 +369,17 @@ class View:
     def _pods_at_a_glance(self) -> Json:
         wanted = [run for run in self._runs.values() if run.row]
         problems = []
+        held = []
         for run in wanted:
+            if run.row and hold.is_waiting(run.row):
+                held.append({"pod": run.key, "what": hold.in_words(run.row), "remedy": hold.remedy(run)})
+            if run.row and run.row.waiting and not run.row.deletion:
+                continue
             told = why.explain(run, self._desk)
             problems += [{"pod": run.key, **reason} for reason in told["reasons"]]
         ready = sum(status.was(run, "Ready") for run in wanted)
         running = sum(status.phase(run) == "Running" for run in wanted)
-        return {"wanted": len(wanted), "running": running, "ready": ready, "problems": problems}
+        return {"wanted": len(wanted), "running": running, "ready": ready, "held": held, "problems": problems}
 
     def _rules_at_a_glance(self) -> Json:
         """Of LocalRules `{"total", "active", "problems": [{"rule", "what", "why"}]}`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyedge.core import probes, status
+from tinyedge.core import hold, probes, status
 from tinyedge.core.desk import Desk
 from tinyedge.core.refs import Unready
 from tinyedge.core.run import PodRun, Role, Stand, containers_of, look
@@ -24,6 +24,8 @@ def explain(run: PodRun, desk: Desk) -> Json:
     reasons = _reasons(run, desk)
     if reasons:
         summary = f"{run.name} {_verb(state)}: {reasons[0]['what']}."
+    elif run.row and run.row.held:
+        summary = f"{run.name} runs as it was, and {hold.in_words(run.row)}: {hold.remedy(run)}."
     elif run.state.terminal:
         summary = f"{run.name} has ended well."
     elif status.was(run, "Ready"):
@@ -93,6 +95,9 @@ def _reasons(run: PodRun, desk: Desk) -> list[Json]:
         return [_going(run)]
     if run.state.terminal:
         return _ended(run)
+    if run.row and run.row.waiting:
+        since = rfc3339(run.state.start_ms) or ""
+        return [_reason("", "an update is held", hold.in_words(run.row), since, hold.remedy(run))]
     found = []
     if desk.runtime is None:
         since = rfc3339(desk.runtime_since) or ""

@@ -23,7 +23,10 @@ UP = ("podstatus", "node", "mirror")  # kinds of which the edge does
 
 # Of a pod's conditions those that a node decides on; others in the API belong to somebody else.
 POD_CONDITIONS = frozenset(
-    {"PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", "DisruptionTarget"}
+    {
+        *("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"),
+        *("DisruptionTarget", "HeldUpgrade"),
+    }
 )
 
 _STATUS = ("phase", "reason", "message", "startTime", "hostIP")
