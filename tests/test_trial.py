@@ -271,6 +271,17 @@ async def test_a_version_that_stays_brings_its_launcher_if_that_one_knows_this_d
     assert node.marks.current() == NEW
 
 
+async def test_a_version_that_stays_brings_its_keys_and_one_that_does_not_brings_none(node: Node) -> None:
+    theirs = node.device.root / "versions" / NEW / "_internal" / "packaging" / "trust"
+    theirs.mkdir(parents=True)
+    (theirs / "second.pub").write_text("a key\n")
+    begun(node)
+    upgrades = node.start()
+    assert not (node.device.root / "trust" / "second.pub").exists()
+    assert await upgrades._confirm(NEW)
+    assert (node.device.root / "trust" / "second.pub").read_text() == "a key\n"
+
+
 # --- not on trial ---------------------------------------------------------------------------------------
 
 

@@ -186,6 +186,7 @@ class Upgrades:
     async def _confirm(self, name: str) -> bool:
         """False: it could not be made durable, and is tried again."""
         try:
+            await trio.to_thread.run_sync(self._marks.take_keys, name)
             await trio.to_thread.run_sync(self._marks.confirm)
         except TinyEdgeError as error:
             self._missing = (str(error),)

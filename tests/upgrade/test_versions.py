@@ -496,6 +496,18 @@ def test_a_version_that_brings_another_launcher_offers_it_to_be_tried(device: De
     assert device.versions.other_launcher() == ""
 
 
+def test_a_version_brings_keys_and_takes_none_away(device: Device) -> None:
+    theirs, ours = device.root / "versions" / NEW / "_internal" / "packaging" / "trust", device.root / "trust"
+    assert device.versions.take_keys(NEW) == []
+    before = {path.name: path.read_bytes() for path in ours.iterdir()}
+    theirs.mkdir(parents=True)
+    for name in (*before, "second.pub", "no-key.txt"):
+        (theirs / name).write_text("another\n")
+    assert device.versions.take_keys(NEW) == ["second.pub"]
+    assert {path.name: path.read_bytes() for path in ours.iterdir()} == {**before, "second.pub": b"another\n"}
+    assert device.versions.take_keys(NEW) == []
+
+
 def test_a_trial_of_what_is_not_installed_is_refused(device: Device) -> None:
     with pytest.raises(BadInput, match="an installed one"):
         device.versions.begin("9.9.9-amd64", linked=False, pods=0)

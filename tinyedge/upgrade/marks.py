@@ -37,6 +37,7 @@ _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,100}")
 _LINE_BYTES_MAX = 4096
 _REASON_CHARS_MAX = 500
 _LAUNCHER = "_internal/packaging/launcher"  # in a version's folder
+_KEYS = "_internal/packaging/trust"  # there too
 _FOR_ALL, _FOR_US = 0o644, 0o600
 
 
@@ -274,6 +275,29 @@ class Marks:
             self._disk.fsync_dir(self.root)
         except OSError as error:
             raise failed("can't change the launcher", error) from error
+
+    # --- keys ----------------------------------------------------------------------------------------
+
+    def take_keys(self, name: str) -> list[str]:
+        """Trust the keys that a version brings, too; the names of those that are new. None is changed or taken away:
+        the version before may be needed again."""
+        theirs, ours = os.path.join(self.root, "versions", name, _KEYS), os.path.join(self.root, "trust")
+        try:
+            listed = self._disk.listdir(theirs) if self._disk.is_dir(theirs) else []
+            known = self._disk.listdir(ours) if self._disk.is_dir(ours) else []
+            new = sorted(one for one in listed if one.endswith(".pub") and one not in known)
+            if new and not self._disk.is_dir(ours):
+                self._disk.mkdir(ours)
+                self._disk.fsync_dir(self.root)
+            for one in new:
+                aside = os.path.join(ours, f"{one}.new")
+                put_file(self._disk, aside, read_file(self._disk, os.path.join(theirs, one), 4096) or b"", _FOR_ALL)
+                self._disk.rename(aside, os.path.join(ours, one))
+            if new:
+                self._disk.fsync_dir(ours)
+        except OSError as error:
+            raise failed(f"can't write {ours}", error) from error
+        return new
 
     def _bytes(self, name: str) -> bytes:
         path = os.path.join(self.root, name)
