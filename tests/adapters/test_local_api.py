@@ -22,7 +22,7 @@ from tests.fakes.backend import MARKER, FakeBackend
 from tinyedge import limits
 from tinyedge.adapters.local_api import JoinBody, LocalApi
 from tinyedge.errors import BadInput, PeerError, StoreReadOnly, WorldError
-from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
+from tinyedge.events import Answer, Apply, DeleteObject, Release, RestartPod
 
 Fields = Mapping[str, str | int | bool]
 
@@ -269,11 +269,16 @@ async def test_deleting_and_restarting_reach_the_core(rig: Rig) -> None:
     assert (await rig.ask("DELETE", "/v1/namespaces/default/pods/web?gracePeriodSeconds=5"))[0] == 200
     assert (await rig.ask("DELETE", "/v1/namespaces/default/configmaps/site"))[0] == 200
     assert (await rig.ask("POST", "/v1/namespaces/default/pods/web/restart?container=web"))[0] == 200
+    assert (await rig.ask("POST", "/v1/namespaces/default/pods/web/release"))[0] == 200
+    assert (await rig.ask("POST", "/v1/release"))[0] == 200
     assert [what for _, what in rig.backend.requests] == [
         DeleteObject("Pod", "default", "web", 5),
         DeleteObject("ConfigMap", "default", "site"),
         RestartPod("default", "web", "web"),
+        Release("default", "web"),
+        Release(),
     ]
+    assert (await rig.ask("POST", "/v1/namespaces/default/pods/other/release"))[0] == 404
     assert (await rig.ask("DELETE", "/v1/namespaces/default/events/web.1"))[0] == 405
 
 
@@ -293,6 +298,7 @@ async def test_a_refused_request_says_why(rig: Rig, error: str, status: int) -> 
         ("POST", "/v1/namespaces/default/pods/web/attach", "api.attach"),
         ("POST", "/v1/namespaces/default/pods/web/portforward?ports=80", "api.port-forward"),
         ("POST", "/v1/namespaces/default/pods/web/restart", "api.restart"),
+        ("POST", "/v1/release", "api.release"),
         ("DELETE", "/v1/namespaces/default/pods/web", "api.delete"),
         ("POST", "/v1/images/pull?image=busybox", "api.image.pull"),
         ("POST", "/v1/images/import?path=/tmp/x.tar", "api.image.import"),

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.conftest import Cli
 from tests.fakes.backend import pod
 from tinyedge.errors import PeerError
-from tinyedge.events import Answer, Apply, DeleteObject, RestartPod
+from tinyedge.events import Answer, Apply, DeleteObject, Release, RestartPod
 
 MANIFESTS = """\
 kind: Pod
@@ -138,6 +138,19 @@ def test_a_pod_and_one_of_its_containers_are_restarted(cli: Cli) -> None:
         RestartPod("default", "web"),
         RestartPod("default", "web", "web"),
     ]
+
+
+def test_an_update_that_is_held_is_released_by_the_pods_name_or_with_all_others(cli: Cli) -> None:
+    cli.backend.answer = Answer(1, message="released: default/web")
+    assert cli("release", "pod/web").out == "released: default/web\n"
+    assert json.loads(cli("release", "--all", "-o", "json").out) == {"message": "released: default/web"}
+    assert [what for _, what in cli.backend.requests] == [Release("default", "web"), Release()]
+    assert cli("release", "other").code == 1
+    assert cli("release").code == cli("release", "web", "--all").code == 2
+    cli.backend.answer = Answer(1, "of Pod default/web nothing is held")
+    ran = cli("release", "web")
+    assert (ran.code, ran.out) == (1, "")
+    assert "nothing is held" in ran.err
 
 
 def test_images_are_listed_pulled_imported_and_removed(cli: Cli, tmp_path: Path) -> None:

@@ -331,6 +331,23 @@ def test_status_shows_the_node_at_a_glance(cli: Cli) -> None:
     ]
 
 
+def test_status_names_jobs_and_updates_that_are_held(cli: Cli) -> None:
+    status = cli.backend.status_object
+    status["jobs"] = [
+        {"job": "nodeupgradejob/june", "phase": "InProgress", "progress": "gets the file, 10 %", "reason": ""},
+        {"job": "configupdatejob/x", "phase": "Failure", "progress": "", "reason": "it would not be right"},
+    ]
+    status["pods"]["held"] = [{"pod": "default/web", "what": "a change of it waits"}]
+    assert cli("status").out.split("Jobs of the fleet:\n")[1].split("\n") == [
+        "  nodeupgradejob/june: InProgress: gets the file, 10 %",
+        "  configupdatejob/x: Failure: it would not be right",
+        "",
+        "Updates that are held (tinyedge release):",
+        "  default/web: a change of it waits",
+        "",
+    ]
+
+
 def test_status_of_a_node_without_devices_does_not_mention_them(cli: Cli) -> None:
     none = {"total": 0, "states": {"online": 0}, "withProblems": 0, "problems": []}
     cli.backend.status_object |= {"devices": none, "mappers": [], "series": {"readings": {"waiting": 0, "dropped": 0}}}

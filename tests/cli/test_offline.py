@@ -239,6 +239,7 @@ def test_every_command_is_looked_at_for_secrets_or_has_a_reason_not_to() -> None
         "collect": "above",
         "completion": "is text",
         "restart": "shows a name",
+        "release": "shows names",
         "join": "sends a token, and shows names",
         "leave": "shows a name",
         "upgrade": "shows versions",

@@ -273,7 +273,8 @@ def status() -> Json:
             "diskFreeBytes": 5 * 2**30,
             "diskTotalBytes": 10 * 2**30,
         },
-        "pods": {"wanted": 1, "running": 1, "ready": 1, "problems": []},
+        "pods": {"wanted": 1, "running": 1, "ready": 1, "held": [], "problems": []},
+        "jobs": [],
         "devices": {
             "total": 1,
             "states": {"offline": 0, "online": 1, "unhealthy": 0, "unknown": 0},

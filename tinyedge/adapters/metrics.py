@@ -13,6 +13,7 @@ tinyedge_devices{state}, tinyedge_devices_with_problems
 tinyedge_mapper_up{mapper}, tinyedge_mapper_devices{mapper}, tinyedge_device_reports_total{mapper,code}
 tinyedge_broker_up
 tinyedge_series_waiting{series}, tinyedge_series_dropped{series}
+tinyedge_jobs, tinyedge_pods_held
 tinyedge_pods{phase}, tinyedge_pod_ready{namespace,pod}
 tinyedge_container_restarts_total{namespace,pod,container}, tinyedge_container_running{…}
 tinyedge_container_cpu_cores{…}, tinyedge_container_memory_bytes{…}
@@ -105,6 +106,11 @@ def of_status(status: Json) -> list[Family]:
         gauge("tinyedge_store_state_bytes_max", "Room for state.", store.get("stateBytesMax", 0)),
     ]
     families += _of_link(status.get("link", {}))
+    held = len(status.get("pods", {}).get("held", ()))
+    families += [
+        gauge("tinyedge_jobs", "Jobs of the fleet that this node is at.", len(status.get("jobs", ()))),
+        gauge("tinyedge_pods_held", "Pods of which an update waits to be released here.", held),
+    ]
     if broker := status.get("broker"):
         families.append(gauge("tinyedge_broker_up", "Whether the MQTT broker is there.", broker["state"] == "up"))
     families.append(

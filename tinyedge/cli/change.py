@@ -1,4 +1,4 @@
-"""`tinyedge apply`, `delete`, `restart`: what changes the node. Each is on disk before it is answered."""
+"""`tinyedge apply`, `delete`, `restart`, `release`: what changes the node. Each is on disk before it is answered."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLURALS = {
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"apply": _apply, "delete": _delete, "restart": _restart}[args.command](args)
+    return {"apply": _apply, "delete": _delete, "restart": _restart, "release": _release}[args.command](args)
 
 
 def _apply(args: argparse.Namespace) -> int:
@@ -151,6 +151,18 @@ def _restart(args: argparse.Namespace) -> int:
         show(structured({"restarted": f"pod/{name}", "message": answer.get("message", "")}, args.output))
     else:
         show(answer.get("message") or f"pod/{name} restarted")
+    return 0
+
+
+def _release(args: argparse.Namespace) -> int:
+    if bool(args.pod) == args.all:
+        raise CliError("say which pod to release, or --all", "", "tinyedge status lists what is held", code=EXIT_USAGE)
+    path = f"/v1/namespaces/{namespace(args)}/pods/{pod_name(args.pod)}/release" if args.pod else "/v1/release"
+    answer = client(args).ask("POST", path)
+    if args.output:
+        show(structured({"message": answer["message"]}, args.output))
+    else:
+        show(answer["message"])
     return 0
 
 

@@ -191,6 +191,15 @@ COMMANDS: tuple[Command, ...] = (
         examples=("tinyedge restart web", "tinyedge restart web -c sidecar"),
     ),
     Command(
+        "release",
+        "change",
+        ACT,
+        "let a pod, or a change of it, go on that is held",
+        (Argument("pod", "name of the pod, or pod/NAME", "?", "pods"),),
+        (NAMESPACE, Option(("--all",), "everything that is held on this node"), JSON),
+        examples=("tinyedge release web", "tinyedge release --all"),
+    ),
+    Command(
         "exec",
         "exec",
         ACT,

@@ -1,4 +1,4 @@
-"""`tinyedge status`: the node at a glance, its mappers, then every pod, device and manifest that needs a look."""
+"""`tinyedge status`: the node at a glance, its mappers and jobs, then all that waits for somebody or needs a look."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     away = [f"  {one['place']}: {_one_line(one['message'])}" for one in status.get("pushes", ()) if one.get("message")]
     notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
     for title, found in (
+        ("Jobs of the fleet", list(_jobs(status.get("jobs", ())))),
+        ("Updates that are held (tinyedge release)", list(_held(status))),
         ("Pods that need a look", troubles),
         ("Devices that need a look", strange),
         ("Rules that need a look", failing),
@@ -87,6 +89,17 @@ def _strange(devices: Json) -> Iterator[str]:
 def _troubles(status: Json) -> Iterator[str]:
     for problem in status.get("pods", {}).get("problems", ()):
         yield f"  {problem.get('pod', '')}: {_one_line(in_words({**problem, 'since': ''}))}"
+
+
+def _held(status: Json) -> Iterator[str]:
+    for one in status.get("pods", {}).get("held", ()):
+        yield f"  {one['pod']}: {one['what']}"
+
+
+def _jobs(jobs: Sequence[Json]) -> Iterator[str]:
+    for one in jobs:
+        words = [one["phase"], *(one[name] for name in ("progress", "reason") if one.get(name))]
+        yield f"  {one['job']}: {_one_line(': '.join(words))}"
 
 
 def _one_line(text: str) -> str:

@@ -11,6 +11,7 @@
     POST   /v1/namespaces/NS/pods/NAME/attach    ?container= stdin= tty=
     POST   /v1/namespaces/NS/pods/NAME/portforward ?ports=
     POST   /v1/namespaces/NS/pods/NAME/restart   ?container=
+    POST   /v1/namespaces/NS/pods/NAME/release   an update of it that is held; /v1/release: all
     DELETE /v1/namespaces/NS/KINDS/NAME          ?gracePeriodSeconds=
     GET    /v1/namespaces/NS/devices/NAME/why
     GET    /v1/namespaces/NS/localrules/NAME/why

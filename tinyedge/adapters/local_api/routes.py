@@ -12,7 +12,17 @@ from msgspec import Struct
 from tinyedge import __version__, limits
 from tinyedge.adapters.local_api.backend import Backend, JoinBody, Json, LogOptions, Note
 from tinyedge.errors import BadInput, PeerError, StoreError, StoreFull, StoreReadOnly, TinyEdgeError
-from tinyedge.events import Answer, Apply, CallMethod, DeleteObject, ReadDevice, Request, RestartPod, SetDesired
+from tinyedge.events import (
+    Answer,
+    Apply,
+    CallMethod,
+    DeleteObject,
+    ReadDevice,
+    Release,
+    Request,
+    RestartPod,
+    SetDesired,
+)
 from tinyedge.model.objects import API_VERSIONS
 from tinyedge.redact import Redactor
 from tinyedge.unix_socket import Peer
@@ -356,6 +366,12 @@ class Routes:
         what = RestartPod(namespace, name, container)
         return _json({"message": await self._request(call, "restart", f"pods/{namespace}/{name}", what)})
 
+    async def release(self, call: Call, namespace: str = "", name: str = "") -> Reply:
+        if name and not self._there("pods", namespace, name):
+            raise _not_found("pods", namespace, name)
+        target = f"pods/{namespace}/{name}" if name else "pods"
+        return _json({"message": await self._request(call, "release", target, Release(namespace, name))})
+
     async def delete(self, call: Call, namespace: str, kind: str, name: str) -> Reply:
         if kind not in CHANGEABLE:
             raise ApiError(405, "MethodNotAllowed", f"{kind} can't be deleted", "", f"{', '.join(CHANGEABLE)} can")
@@ -527,6 +543,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "v1/config", Routes.config),
     ("POST", "v1/redact", Routes.redact),
     ("POST", "v1/apply", Routes.apply),
+    ("POST", "v1/release", Routes.release),
     ("POST", "v1/images/pull", Routes.pull),
     ("POST", "v1/images/import", Routes.import_image),
     ("DELETE", "v1/images", Routes.remove_image),
@@ -543,6 +560,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", f"{POD}/attach", Routes.attach),
     ("POST", f"{POD}/portforward", Routes.port_forward),
     ("POST", f"{POD}/restart", Routes.restart),
+    ("POST", f"{POD}/release", Routes.release),
     ("GET", "v1/namespaces/*/localrules/*/why", Routes.why_rule),
     ("GET", f"{DEVICE}/why", Routes.why_device),
     ("GET", f"{DEVICE}/history", Routes.history),
