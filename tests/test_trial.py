@@ -108,7 +108,7 @@ async def running(node: Node, upgrades: Upgrades) -> AsyncIterator[Callable[[], 
     async def run() -> None:
         try:
             await upgrades.run(node.tell)
-        except Restart:
+        except* Restart:
             ended.append(True)
 
     async with trio.open_nursery() as nursery:
@@ -177,6 +177,17 @@ async def test_a_process_that_has_started_itself_again_does_not_begin_its_trial_
     node.writable = False
     async with running(node, node.start(age_s=WINDOW_S - 20)) as ended:
         assert await until(ended, 60) <= 30
+
+
+async def test_a_person_may_end_a_trial(node: Node, autojump_clock: trio.testing.MockClock) -> None:
+    begun(node)
+    upgrades = node.start()
+    async with running(node, upgrades) as ended:
+        await trio.sleep(10)
+        node.marks.give_up("a person did not want it")
+        await upgrades.begin("")
+        await until(ended, 5)
+    assert node.marks.current() == OLD
 
 
 async def test_a_cloud_that_went_away_after_there_was_a_link_blocks_nothing(

@@ -135,14 +135,18 @@ class Upgrades:
         self._leave = trio.Event()
 
     async def run(self, tell: Callable[[int, Request], Awaitable[Answer]]) -> None:
-        """Raises Restart when another version is to be started. `tell` gives the core a request."""
+        """Raises Restart (in a group) when another version is to be started. `tell` gives the core a request."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow, tell)
+            await self._leave.wait()
+            await trio.sleep(ANSWER_S)
+            raise Restart
+
+    async def _follow(self, tell: Callable[[int, Request], Awaitable[Answer]]) -> None:
         await self._look_at_disk()
         if self._trial is not None:
             await self._pass_or_give_up(self._trial)
         await self._tell(tell)
-        await self._leave.wait()
-        await trio.sleep(ANSWER_S)
-        raise Restart
 
     # --- on trial ------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from tinyedge import libcrypto
-from tinyedge.upgrade.bundle import this_architecture
+from tinyedge.upgrade.bundle import open_bundle, this_architecture
 from tinyedge.upgrade.versions import Versions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,10 +70,18 @@ class Device:
         self.state = folder / "state" / "upgrade"
         (self.root / "versions").mkdir(parents=True)
         (self.root / "trust").mkdir()
-        self.state.parent.mkdir()
+        self.state.parent.mkdir(parents=True)
         public = base64.b64encode(libcrypto.public_key(KEY))
         (self.root / "trust" / "release.pub").write_bytes(public + b"\n")
         self.versions = Versions(str(self.root), str(self.state))
+
+    def stage(self, file: Path) -> str:
+        """The name of the version in that file, which is there from now on."""
+        found = open_bundle(str(file), self.keys)
+        try:
+            return self.versions.stage(found)
+        finally:
+            found.close()
 
     @property
     def environ(self) -> dict[str, str]:
