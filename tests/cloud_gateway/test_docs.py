@@ -7,19 +7,23 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cloud_gateway.adapters import sinks
 from cloud_gateway.adapters.kube_limits import Counters, watch_numbers
 from cloud_gateway.adapters.sinks import Counts, numbers
 from cloud_gateway.cli import main
 from cloud_gateway.cli.commands import COMMANDS, Command
-from cloud_gateway.core import translate
+from cloud_gateway.core import job_spec, translate
+from cloud_gateway.sandbox import packaged, schema
+from tinyedge import config_edit
 from tinyedge.cli import errors
 from tinyedge.protocol import readings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOC = (ROOT / "docs" / "gateway.md").read_text()
 DEVICES = (ROOT / "docs" / "devices.md").read_text()
+FLEET = (ROOT / "docs" / "fleet.md").read_text()
 
 
 def section(command: Command) -> str:
@@ -105,3 +109,22 @@ def test_documents_and_files_that_are_named_are_there() -> None:
     named |= {f"docs/{name}" for name in re.findall(r"\]\(([a-z-]+\.md)\)", DOC)}
     assert len(named) > 3
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_jobs_of_the_document_are_what_definitions_gateway_and_nodes_take() -> None:
+    definitions = {one["spec"]["names"]["kind"]: one["spec"]["versions"][0] for one in packaged.definitions()}
+    jobs = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", FLEET, re.M | re.S)]
+    assert {one["kind"] for one in jobs} == {"NodeUpgradeJob", "ConfigUpdateJob"}
+    for job in jobs:
+        checked = schema.check(definitions[job["kind"]]["schema"]["openAPIV3Schema"], job)
+        assert checked[1] == []
+        assert len(job_spec.plan(job["kind"], job).waves) == 1 + len(job["spec"].get("waves", ()))
+        if fields := job["spec"].get("updateFields"):
+            assert config_edit.changed(b"", fields, "tinyedge.toml")
+
+
+def test_keys_that_only_a_site_may_change_are_named() -> None:
+    told = (ROOT / "packaging" / "kubernetes" / "crds" / "configupdatejob.yaml").read_text()
+    for key in config_edit.PROTECTED:
+        assert f"`{key}`" in FLEET
+        assert key in told
