@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "build"))
 import floor  # noqa: E402
 
 SUITE = "bookworm"  # its C library is the oldest that the binaries run on
-PACKAGES = "ca-certificates,python3,python3-venv,python3-dev,binutils,gcc,libc6-dev,libffi-dev,zlib1g-dev"
+PACKAGES = "ca-certificates,python3,python3-venv,python3-dev,binutils,gcc,libc6-dev,zlib1g-dev"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 QEMU = {"arm64": ("qemu-aarch64-static", 2, 0xB7), "armhf": ("qemu-arm-static", 1, 0x28)}  # program, ELF class, machine
 PASSED = ("PATH", "PIP_CERT", "PIP_INDEX_URL", "http_proxy", "https_proxy", "no_proxy", "SOURCE_DATE_EPOCH")
@@ -46,7 +46,7 @@ path = "/proof-state/store"
 kind = "process"
 endpoint = "/proof-state/processes"
 [manifests]
-paths = ["/proof.yaml"]
+paths = ["/proof-manifests"]
 [api]
 socket = "/proof-state/api.sock"
 [dmi]
@@ -58,22 +58,24 @@ inodes_free_percent = 0
 """
 PROOF = """\
 set -u
-rm -rf /proof-state && mkdir /proof-state
+rm -rf /proof-state /proof-manifests && mkdir -p /proof-state /proof-manifests && cp /proof.yaml /proof-manifests/
 tinyedge() {
   /proof/tinyedge "$@" --config /proof.toml
 }
 /proof/tinyedge version || exit
 tinyedge check
-tinyedge run --stop-pods &
+/proof/tinyedge run --stop-pods --config /proof.toml &
+daemon=$!
+trap 'kill "$daemon" 2>/dev/null' EXIT
 turns=0
 until tinyedge get pods | grep Running; do
   turns=$((turns + 1))
   [ "$turns" -lt 60 ] || exit 1
-  kill -0 $! || exit 1
+  kill -0 "$daemon" || exit 1
   sleep 2
 done
-kill $!
-wait $!
+kill "$daemon"
+wait "$daemon"
 """
 
 
@@ -146,7 +148,7 @@ def _put_sources(target: Path) -> None:
     for room in ("tinyedge", "build", "packaging", "cloud_gateway"):
         shutil.rmtree(target / room, ignore_errors=True)
     for name in listed.split("\0"):
-        if name.partition("/")[0] in ("tinyedge", "build", "packaging") and (ROOT / name).is_file():
+        if name.partition("/")[0] in ("tinyedge", "build", "packaging", "LICENSE") and (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     shutil.rmtree(target.parent / "out", ignore_errors=True)

@@ -112,7 +112,7 @@ def build(product: str, out: Path) -> Path:
         made = _pyinstaller(product, program, package, Path(scratch), python)
         _trim(made)
         parts = contents.parts(Path(scratch) / "work" / program, made, tools.site_packages(python))
-        (made / "_internal" / "LICENSES").write_text(contents.licences(parts))
+        (made / "_internal" / "LICENSES").write_text(contents.licences(parts, (ROOT / "LICENSE").read_text()))
         _add_packaging(product, made)
         shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -156,10 +156,10 @@ def _within(outer: Part, folder: Path) -> Part:
 # --- what is handed out ------------------------------------------------------------------------------
 
 
-def licences(found: list[Part]) -> str:
-    """One text: a line for each part, then every licence once."""
+def licences(found: list[Part], own: str) -> str:
+    """One text: a line for each part, then every licence once, with the program's own."""
     table = "".join(f"{part.name} {part.version}: {part.licence}\n" for part in found)
-    texts: dict[str, list[str]] = {}
+    texts = {own.strip(): ["tinyedge"]}
     for part in found:
         for name, text in part.texts.items():
             texts.setdefault(text.strip(), []).append(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.upgrade.rig import ROOT, program
 
+pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl (apt-get install openssl)")
 VERIFY = re.search(r"```sh\n(.*?)```", (ROOT / "docs" / "release.md").read_text(), re.DOTALL)
 
 
