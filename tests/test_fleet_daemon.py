@@ -247,3 +247,33 @@ def test_a_job_that_asks_for_what_there_is_not_fails_with_the_reason(fleet: Flee
     assert fleet.ended("imageprepulljob", "pull")["nodeStatus"][0]["imageStatus"] == [
         {"image": "host", "status": "True"}
     ]
+
+
+def test_an_update_of_a_pod_is_held_at_its_node_until_it_is_released_there(fleet: Fleet) -> None:
+    hold = {"edge.kubeedge.io/hold-upgrade": "true"}
+    main = {"name": "main", "image": "host/one", "command": ["sleep", "1000"]}
+    spec: Json = {"nodeName": "gate", "terminationGracePeriodSeconds": 1, "containers": [main]}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "robot", "annotations": hold}}
+    fleet.cluster.namespace = "default"
+    fleet.cluster.apply({**made, "spec": spec})
+
+    def said() -> Json:
+        status = (fleet.cluster.get("pod", "robot") or {}).get("status", {})
+        held = [one["status"] for one in status.get("conditions", ()) if one["type"] == "HeldUpgrade"]
+        return {"phase": status.get("phase"), "held": held, "image": image(status)}
+
+    def image(status: Json) -> str:
+        return "".join(one["image"] for one in status.get("containerStatuses", ()) if "running" in one["state"])
+
+    fleet.cluster.wait(lambda: said() == {"phase": "Pending", "held": ["True"], "image": ""})
+    assert "HeldUpgrade" in fleet.cluster.kubectl("get", "pod", "robot")
+    assert "default/robot: it waits to be released" in fleet.node.cli("status")
+    assert fleet.node.cli("release", "robot") == "released: default/robot\n"
+    fleet.cluster.wait(lambda: said() == {"phase": "Running", "held": ["False"], "image": "host/one"})
+
+    fleet.cluster.kubectl("set", "image", "pod/robot", "main=host/two")
+    fleet.cluster.wait(lambda: said() == {"phase": "Running", "held": ["True"], "image": "host/one"})
+    assert "a change of it waits to be released" in fleet.node.cli("why", "robot")
+    fleet.cluster.kubectl("annotate", "pod", "robot", "edge.kubeedge.io/hold-upgrade-")
+    fleet.cluster.wait(lambda: said() == {"phase": "Running", "held": ["False"], "image": "host/two"})
+    fleet.cluster.kubectl("delete", "pod", "robot")
