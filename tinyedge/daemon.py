@@ -158,12 +158,17 @@ async def _live(config: Config, log: Log, launch: trial.Launch, source: ConfigSo
             gate.broke(about.pod, clock.mono_ms() - life.booted_mono_ms)
         raise
     if again in (None, _LAUNCH):
-        with trio.move_on_after(CLOSE_S_MAX, shield=True):
-            await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
+        await _close(store)
         reason, containers = ("upgrade", "go on") if again else ("clean", "stopped" if stop_pods else "go on")
         box.record("stop", {"reason": reason}, clock.trusted_wall_ms(), facts.boot_id)
         log.note("info", "daemon.stop", {"containers": containers})
+    notifier.watchdog()  # which waits for the next life as long as for this one
     return again
+
+
+async def _close(store: Store) -> None:
+    with trio.move_on_after(CLOSE_S_MAX, shield=True):
+        await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
 
 
 def _after(fault: BaseException | None, lived_ms: int) -> str:
