@@ -30,6 +30,8 @@ from tinyedge import events as ev
 from tinyedge import wire
 from tinyedge.errors import BadInput
 from tinyedge.model import decode
+from tinyedge.model.job import KIND as JOB
+from tinyedge.model.job import decode_job
 from tinyedge.protocol import asks, link
 from tinyedge.protocol.revision import DOWN, UP, digest, status_projection
 
@@ -505,6 +507,8 @@ def _pod(name: str, node: str, config: str, image: str = "run") -> Json:
 def _object(number: int, event: link.Put | link.Delete) -> ev.CloudPut | ev.CloudDelete:
     if isinstance(event, link.Delete):
         return ev.CloudDelete(number, event.seq, event.kind, event.key)
+    if event.kind == JOB:
+        return ev.CloudPut(number, event.seq, event.kind, event.key, event.revision, decode_job(event.body), "")
     raw = msgspec.msgpack.decode(event.body) | {"apiVersion": "v1", "kind": _KINDS[event.kind]}
     try:
         found, problem = decode.decode_object(raw), ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from cloud_gateway.core import facts
 from tests.cloud_gateway.core.rig import WATCHED
-from tests.sim.cloud import CloudWorld
+from tests.sim.cloud import CloudWorld, Wire
 from tests.sim.devices import DeviceWorld, Mapper
+from tests.sim.fleet import FleetWorld
 from tests.sim.world import Life, World
 from tinyedge import events as ev
+from tinyedge.protocol import jobs, link
 
 
 class ActBeforeCommit(World):
@@ -90,7 +92,19 @@ class ForgottenDelete(CloudWorld):
             super().say_to_edge(effect)
 
 
+class InattentiveGateway(FleetWorld):
+    """What a node says of a job is acknowledged, and one word in four is not heard."""
+
+    def hears(self, wire: Wire, message: link.Event) -> None:
+        if isinstance(message, link.State) and message.kind == jobs.STATUS and self.rng.random() < 0.25:
+            if wire.gateway is not None:
+                wire.gateway.state_taken(message.seq)
+            return
+        super().hears(wire, message)
+
+
 PLANTED = {
+    "inattentive gateway": InattentiveGateway,
     "hasty gateway": HastyGateway,
     "hasty report": HastyReport,
     "forgotten delete": ForgottenDelete,

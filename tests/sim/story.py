@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.sim.cloud import CONFIGS, NAMES, CloudWorld
 from tests.sim.devices import DeviceWorld
+from tests.sim.fleet import FleetWorld
 from tests.sim.manifests import make_config, make_pod
 from tests.sim.world import YEARS_20_MS, Violation, World
 from tinyedge import events as ev
@@ -13,7 +14,7 @@ TROUBLES = 30
 QUIET_MS = 1_200_000  # the longest back-off of all, some times over
 
 
-def tell(seed: int, world_type: type[World] = CloudWorld) -> tuple[str, list[str]]:
+def tell(seed: int, world_type: type[World] = FleetWorld) -> tuple[str, list[str]]:
     """The failure ("" for none) and the history of one seed."""
     world = world_type(seed)
     try:
@@ -55,12 +56,17 @@ DEVICE_TROUBLE = (
 )
 
 
+FLEET_TROUBLE = ("order", "order", "order", "take_back", "let_go", "let_go")
+
+
 def trouble(world: World) -> None:
     kinds: tuple[str, ...] = TROUBLE
     if isinstance(world, DeviceWorld):
         kinds += DEVICE_TROUBLE
     if isinstance(world, CloudWorld):
         kinds += CLOUD_TROUBLE * 2
+    if isinstance(world, FleetWorld):
+        kinds += FLEET_TROUBLE * 2
     globals()[f"_{world.rng.choice(kinds)}"](world)
 
 
@@ -207,6 +213,21 @@ def _silent(world: CloudWorld) -> None:
         world.wire.silent = True
 
 
+# --- jobs, and what is held on site ----------------------------------------------------------------
+
+
+def _order(world: FleetWorld) -> None:
+    world.order()
+
+
+def _take_back(world: FleetWorld) -> None:
+    world.take_back()
+
+
+def _let_go(world: World) -> None:
+    world.request(ev.Release())
+
+
 def settle(world: World) -> None:
     """Faults stop; after enough time what is wanted runs."""
     world.say("all faults stop")
@@ -222,6 +243,7 @@ def settle(world: World) -> None:
     if world.life:
         world.show_folder(world.life)
         world.runtime_up(world.life)
+    _let_go(world)
     world.run_until(world.now + QUIET_MS)
     world.take_readings()
     world.run_until(world.now + QUIET_MS)
