@@ -23,6 +23,7 @@ from tests.qemu import image
 from tests.qemu.inside import Inside
 from tests.qemu.walk import CRASHES, Bundles, Walk, built, inside, machine
 from tests.upgrade.rig import ROOT
+from tinyedge.upgrade.bundle import this_architecture
 
 FIRST, SECOND, BAD, THIRD = "0.1.0", "0.1.1", "0.1.2", "0.1.3"
 
@@ -37,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     began = time.monotonic()
     folder = image.CACHE / f"run-{args.init}-{'inside' if args.inside else 'own'}"
-    bundles = Bundles(built(args.dist), folder / "files")
+    bundles = Bundles(built(args.dist, this_architecture()), folder / "files")
     for old in (*bundles.folder.glob("*.run"), *bundles.folder.glob("*.deb")):
         old.unlink()
     versions = {version: bundles.make(version) for version in (FIRST, SECOND, THIRD)}

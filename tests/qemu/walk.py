@@ -248,10 +248,10 @@ def machine(folder: Path, init: str, files: Path, *, memory_mb: int = 512) -> It
             disk.unlink(missing_ok=True)
 
 
-def built(dist: Path) -> Path:
+def built(dist: Path, architecture: str) -> Path:
     """The edge's folder, built when it is not there."""
-    found = sorted(one for one in dist.glob("tinyedge-[0-9]*") if (one / "tinyedge").exists())
-    if not found:
-        subprocess.run([sys.executable, str(ROOT / "build" / "binary.py"), "--out", str(dist)], check=True)
-        found = sorted(one for one in dist.glob("tinyedge-[0-9]*") if (one / "tinyedge").exists())
-    return found[-1]
+    pattern = f"tinyedge-[0-9]*-{architecture}/tinyedge"
+    if not any(dist.glob(pattern)):
+        argv = [sys.executable, str(ROOT / "build" / "binary.py"), "--out", str(dist), "--arch", architecture]
+        subprocess.run(argv, check=True)
+    return max(dist.glob(pattern)).parent
