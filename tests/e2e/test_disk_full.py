@@ -20,6 +20,10 @@ PIECE_BYTES = 700_000
 PROBE: Json = {"exec": {"command": ["cat", "/keep/ready"]}, "periodSeconds": 1, "failureThreshold": 1}
 AT_KEEP: Json = {"volumeMounts": [{"name": "keep", "mountPath": "/keep"}]}
 KEEP: Json = {"volumes": [{"name": "keep", "emptyDir": {}}]}
+# On a sysfs of its own, as that of another network namespace is: this machine's may be read-only.
+BREAK = """\
+exec unshare --mount --net sh -ec 'mount -t sysfs sysfs /sys; echo 1 >"/sys/fs/ext4/$1/trigger_fs_error"' - "$1"
+"""
 
 
 def run(*argv: str) -> str:
@@ -47,7 +51,8 @@ class Disk:
     def break_down(self) -> None:
         """What a worn card does to its file system: it goes read-only under the feet of who writes to it."""
         device = run("losetup", "--associated", str(self.image)).partition(":")[0]
-        Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("1")
+        done = subprocess.run(["sh", "-c", BREAK, "-", Path(device).name], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, f"{device} can't be broken: needs root, and an ext4 of the kernel's: {done.stderr}"
 
     def replace(self) -> None:
         """By a repaired copy: whoever else has made a mount namespace meanwhile still holds the broken one."""
