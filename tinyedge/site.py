@@ -213,6 +213,7 @@ class Site:
                 note=self._note,
                 wall_ms=self._wall_ms,
                 broker=self._broker_settings("devices") if self._config.mqtt.url else None,
+                refusal=self._allowed.refusal,
             )
             self._tasks.start_soon(self._drivers.run)
         return self._drivers

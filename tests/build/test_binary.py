@@ -149,7 +149,7 @@ def test_a_modbus_device_is_read(node: Node) -> None:
     server = ModbusServer()
     try:
         (node.manifests / "pump.yaml").write_text(PUMP.replace("PORT", str(server.port)))
-        node.start()
+        node.start("--set", "outbound.allow=127.0.0.1")
         until(lambda: node.client.get(PATH)["status"].get("twins"))
         assert until(lambda: reported(node, "temperature")) == "0"
     finally:

@@ -20,7 +20,9 @@ from tinyedge.drivers.modbus_bus import Tcp
 from tinyedge.drivers.serial_line import Serial
 from tinyedge.errors import BadInput
 from tinyedge.mapper.contract import Device, Offline, Property, Refused
+from tinyedge.outbound import allowed
 from tinyedge.protocol.modbus import COILS, DISCRETE_INPUTS, HOLDING_REGISTERS, INPUT_REGISTERS, ModbusRefusal
+from tinyedge.reach import Refusal
 
 FAST_MS = 100  # for what does not answer in a test
 
@@ -48,8 +50,8 @@ def device(server: ModbusServer, *props: Property, name: str = "plc", unit: int 
 
 
 @asynccontextmanager
-async def opened(*devices: Device) -> AsyncIterator[Modbus]:
-    driver = Modbus()
+async def opened(*devices: Device, refusal: Refusal | None = None) -> AsyncIterator[Modbus]:
+    driver = Modbus(refusal)
     for one in devices:
         await driver.open(one)
     with trio.fail_after(60):
@@ -254,6 +256,29 @@ async def test_a_peer_that_does_not_speak_modbus_is_said_so() -> None:
             with pytest.raises(Offline, match="does not speak Modbus"):
                 await read(driver, plc)
         nursery.cancel_scope.cancel()
+
+
+async def test_what_outbound_allow_does_not_open_is_not_dialled_and_said_what_would(
+    tcp: ModbusServer,
+) -> None:
+    plc = device(tcp, prop("a"))
+    async with opened(plc, refusal=allowed(["*"]).refusal) as driver:
+        with pytest.raises(Offline, match=r"must not be dialled: .* this machine itself.*add it to outbound.allow"):
+            await read(driver, plc)
+    assert tcp.connections == 0
+
+
+async def test_a_name_is_looked_up_before_what_it_means_is_checked(tcp: ModbusServer) -> None:
+    plc = Device("default", "plc", "modbus", {"ip": "localhost", "port": tcp.port}, {"a": prop("a")})
+    asked = []
+
+    def refusal(host: str, address: str, port: int) -> str:
+        asked.append((host, address, port))
+        return "" if address == "127.0.0.1" else "is another"
+
+    async with opened(plc, refusal=refusal) as driver:
+        assert await read(driver, plc) == {"a": 0}
+    assert ("localhost", "127.0.0.1", tcp.port) in asked
 
 
 async def test_a_gateway_that_does_not_reach_its_target_means_that_the_device_is_away(tcp: ModbusServer) -> None:

@@ -22,6 +22,8 @@ from tinyedge.errors import BadInput
 from tinyedge.mapper.contract import Device, Offline, Property, Refused, Scalar
 from tinyedge.mqtt_settings import Settings as BrokerSettings
 from tinyedge.mqtt_settings import settings as broker_settings
+from tinyedge.outbound import allowed
+from tinyedge.reach import Refusal
 
 needs_mosquitto = pytest.mark.mosquitto
 HEAT = Property("heat", "DOUBLE", config={"topic": "tank/state", "path": "sensor.temp[0]"})
@@ -166,9 +168,11 @@ class Heard:
 
 
 @asynccontextmanager
-async def served(default: BrokerSettings | None = None) -> AsyncIterator[tuple[MqttDevices, Heard]]:
+async def served(
+    default: BrokerSettings | None = None, *, refusal: Refusal | None = None
+) -> AsyncIterator[tuple[MqttDevices, Heard]]:
     heard = Heard()
-    driver = MqttDevices(default)
+    driver = MqttDevices(default, refusal=refusal)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(driver.serve, heard.report)
         with trio.fail_after(60):
@@ -267,6 +271,30 @@ async def test_a_broker_that_is_not_there_leaves_other_brokers_alone() -> None:
         await heard.away("default/other", "/nowhere.pem")
         await driver.close(one)
         await driver.close(two)
+
+
+@needs_mosquitto
+async def test_a_broker_that_a_device_names_is_dialled_only_where_outbound_allow_opens_it_and_the_nodes_own_always(
+    broker: Mosquitto,
+) -> None:
+    default = broker_settings(broker.url, client_id="the-node", clean_session=False)
+    await said(broker, "lamp/state", b"on", retain=True)
+    async with served(default, refusal=allowed(["*"]).refusal) as (driver, heard):
+        named = device("named", f"mqtt://localhost:{broker.port}", lamp())
+        await driver.open(named)
+        await heard.away("default/named", "must not be dialled")
+        await heard.away("default/named", "add it to outbound.allow if it is meant")
+        await driver.open(device("own", "", lamp()))
+        await heard.values("default/own", {"on": True})
+        assert ("default/named", {"on": True}) not in heard.reports
+
+
+@needs_mosquitto
+async def test_a_broker_that_outbound_allow_opens_is_dialled(broker: Mosquitto) -> None:
+    await said(broker, "lamp/state", b"on", retain=True)
+    async with served(refusal=allowed([f"127.0.0.1:{broker.port}"]).refusal) as (driver, heard):
+        await driver.open(device("lamp", broker.url, lamp()))
+        await heard.values("default/lamp", {"on": True})
 
 
 async def test_a_property_without_a_topic_to_write_to_is_not_written() -> None:

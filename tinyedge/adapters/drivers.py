@@ -17,6 +17,7 @@ import trio
 from tinyedge.errors import TinyEdgeError
 from tinyedge.events import CallMapper, Event, MapperCalled, MapperInfo, ReportAnswer
 from tinyedge.mqtt_settings import Settings as BrokerSettings
+from tinyedge.reach import Refusal
 
 if TYPE_CHECKING:
     from tinyedge.mapper.contract import Driver
@@ -27,17 +28,18 @@ Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 _CALLS_MAX = 100_000  # more than the core ever has under way
 
 
-def load(mapper: MapperInfo, broker: BrokerSettings | None) -> Driver:
-    """The driver of this name; `broker` is the node's own, if it has one. Raises TinyEdgeError when there is none."""
+def load(mapper: MapperInfo, broker: BrokerSettings | None, refusal: Refusal | None) -> Driver:
+    """The driver of this name; `broker` is the node's own, if it has one, and `refusal` says which addresses a device
+    must not have dialled. Raises TinyEdgeError when there is none."""
     match mapper.name:
         case "driver-modbus":
             from tinyedge.drivers.modbus import Modbus  # noqa: PLC0415 - who has no such device does not pay for it
 
-            return Modbus()
+            return Modbus(refusal)
         case "driver-mqtt":
             from tinyedge.drivers.mqtt_device import MqttDevices  # noqa: PLC0415
 
-            return MqttDevices(broker)
+            return MqttDevices(broker, refusal=refusal)
         case "driver-simulated":
             from tinyedge.drivers.simulated import Simulated  # noqa: PLC0415
 
@@ -47,7 +49,7 @@ def load(mapper: MapperInfo, broker: BrokerSettings | None) -> Driver:
 
 class Drivers:
     """`post` gives the core an event; `ask` gives it one that a `ReportAnswer` answers, made with the request's number,
-    and returns the answer. `broker` is the node's own."""
+    and returns the answer. `broker` is the node's own, `refusal` is outbound.allow."""
 
     def __init__(
         self,
@@ -57,13 +59,15 @@ class Drivers:
         note: Note,
         wall_ms: Callable[[], int],
         broker: BrokerSettings | None = None,
-        load: Callable[[MapperInfo, BrokerSettings | None], Driver] = load,
+        refusal: Refusal | None = None,
+        load: Callable[[MapperInfo, BrokerSettings | None, Refusal | None], Driver] = load,
     ) -> None:
         self._post = post
         self._ask = ask
         self._note = note
         self._wall_ms = wall_ms
         self._broker = broker
+        self._refusal = refusal
         self._load = load
         self._served: dict[str, Inside] = {}
         self._calls_in, self._calls = trio.open_memory_channel[CallMapper](_CALLS_MAX)
@@ -89,7 +93,7 @@ class Drivers:
         if served is None:
             from tinyedge.mapper.inside import Inside  # noqa: PLC0415 - a node without devices does not pay for it
 
-            driver = self._load(mapper, self._broker)
+            driver = self._load(mapper, self._broker, self._refusal)
             served = self._served[mapper.name] = Inside(driver, self._post, self._ask, self._note, self._wall_ms)
             nursery.start_soon(served.run, mapper.name)
         return served

@@ -31,6 +31,7 @@ from tinyedge.mapper.contract import Device, Offline, Property, Refused, Scalar
 from tinyedge.mapper.settings import Settings
 from tinyedge.protocol import modbus
 from tinyedge.protocol.modbus import ModbusRefusal
+from tinyedge.reach import Refusal
 
 TIMEOUT_MS = 1000
 _NESTED = ("tcp", "com", "common", "modbus", "customizedValues")
@@ -48,11 +49,12 @@ class _Unit(Struct):
 
 
 class Modbus:
-    """The driver. `buses` by address."""
+    """The driver. `buses` by address; `refusal` says which ones must not be dialled."""
 
     own_limits = True  # each request has its time; a bus may have many before ours
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: Refusal | None = None) -> None:
+        self._refusal = refusal
         self.buses: dict[str, Bus] = {}
         self._units: dict[str, _Unit] = {}
 
@@ -60,7 +62,7 @@ class Modbus:
         """Raises BadInput when the settings can't be used."""
         address, unit, timeout_ms = place(device)
         found = points(device)
-        bus = self.buses.setdefault(str(address), Bus(address))
+        bus = self.buses.setdefault(str(address), Bus(address, self._refusal))
         if bus.address != address:
             why = f"another device uses it with other settings: {bus.address!r}"
             raise Refused(f"{address} can't be used as {address!r}", why, "give both the same")

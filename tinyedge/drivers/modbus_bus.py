@@ -1,6 +1,7 @@
 """One Modbus bus: a TCP connection or a serial port, shared by all devices on it, one request after the other.
 
 A bus that can't be opened is tried again after 1, 2, 4 … 30 s; until then its requests fail at once, with the reason.
+A host is dialled at addresses that `refusal` opens, whatever its name means by then.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tinyedge.drivers.serial_line import Serial, SerialPort
 from tinyedge.errors import BadInput, PeerError
 from tinyedge.mapper.contract import Offline
 from tinyedge.protocol.modbus import READS, Request, RtuMaster, TcpMaster
-from tinyedge.reach import open_tcp
+from tinyedge.reach import Refusal, open_tcp
 
 CONNECT_S = 3.0
 BACK_OFF_S_MAX = 30.0
@@ -92,8 +93,9 @@ class _Closed(Offline):
 class Bus:
     """`requests` counts what was sent, for tests and for people."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, refusal: Refusal | None = None) -> None:
         self.address = address
+        self._refusal = refusal
         self.users = 0
         self.requests = 0
         self._line: _Line | None = None
@@ -171,7 +173,8 @@ class Bus:
         if isinstance(self.address, Serial):
             return _SerialLine(SerialPort(self.address))
         try:
-            stream = await open_tcp(self.address.host, self.address.port, timeout_s=CONNECT_S)
+            host, port = self.address.host, self.address.port
+            stream = await open_tcp(host, port, refusal=self._refusal, timeout_s=CONNECT_S)
         except PeerError as error:
             raise Offline(error.what, error.why, error.remedy) from None
         return _TcpLine(self.address, stream)

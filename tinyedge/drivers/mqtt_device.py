@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ from tinyedge.mqtt_settings import Settings as BrokerSettings
 from tinyedge.mqtt_settings import Tls
 from tinyedge.mqtt_settings import settings as broker_settings
 from tinyedge.protocol.mqtt_topics import check_topic
+from tinyedge.reach import NotAllowed, Refusal, open_tcp
 
 TEMPLATE_CHARS_MAX = 4096
 AGAIN_S = 30.0  # after what a connection that tries for itself can't get over
@@ -96,6 +98,7 @@ class _Broker:
         self.client: mqtt.Client | None = None
         self.changed = trio.Event()
         self.problem = "not connected yet"
+        self.not_allowed: NotAllowed | None = None
 
     def put(self, one: _Device) -> None:
         self.remove(one.device.key)
@@ -122,13 +125,20 @@ class _Broker:
 
 
 class MqttDevices:
-    """The driver. `default` is the node's own broker, if it has one."""
+    """The driver. `default` is the node's own broker, if it has one; `refusal` says which others not to dial."""
 
     polls = False
 
-    def __init__(self, default: BrokerSettings | None = None, *, connect: Connect = mqtt.connect) -> None:
+    def __init__(
+        self,
+        default: BrokerSettings | None = None,
+        *,
+        refusal: Refusal | None = None,
+        connect: Connect = mqtt.connect,
+    ) -> None:
         # Another connection than the node's own: under its name it would take that one's place.
         self._default = default and structs.replace(default, client_id="", clean_session=True, will=None)
+        self._refusal = refusal
         self._connect = connect
         self._brokers: dict[BrokerSettings, _Broker] = {}
         self._devices: dict[str, _Device] = {}
@@ -197,10 +207,14 @@ class MqttDevices:
             if key == "mqtt.down":
                 self._went_down(broker, str(fields.get("why", "")))
 
+        reach = partial(self._reach, broker)
         with broker.scope:
             while True:
                 try:
-                    async with self._connect(broker.settings, note=note) as client, trio.open_nursery() as nursery:
+                    async with (
+                        self._connect(broker.settings, reach=reach, note=note) as client,
+                        trio.open_nursery() as nursery,
+                    ):
                         broker.client = client
                         nursery.start_soon(self._subscribe, broker, client)
                         async for message in client.messages():
@@ -209,10 +223,22 @@ class MqttDevices:
                     self._went_down(broker, str(errors.exceptions[0]))
                 await trio.sleep(AGAIN_S)
 
+    async def _reach(self, broker: _Broker, host: str, port: int) -> trio.SocketStream:
+        """The node's own broker is the operator's word; of others a Device says where they are."""
+        broker.not_allowed = None
+        try:
+            return await open_tcp(host, port, refusal=None if broker.settings == self._default else self._refusal)
+        except NotAllowed as error:
+            broker.not_allowed = error
+            raise
+
     def _went_down(self, broker: _Broker, why: str) -> None:
         broker.problem = why
+        error = Offline(f"the broker {broker.settings.host} can't be reached", why)
+        if (no := broker.not_allowed) is not None:
+            error = Offline(f"the broker {no.what}", no.why, no.remedy)
         for key in broker.devices:
-            self._report(key, Offline(f"the broker {broker.settings.host} can't be reached", why))
+            self._report(key, error)
 
     async def _subscribe(self, broker: _Broker, client: mqtt.Client) -> None:
         """Keep the broker's subscriptions what the devices need."""

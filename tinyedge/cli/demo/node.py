@@ -30,6 +30,8 @@ paths = ["{scratch}/manifests"]
 socket = "{scratch}/api.sock"
 [dmi]
 socket = "{scratch}/dmi.sock"
+[outbound]
+allow = ["127.0.0.1"] # where the pump of the demo is
 """
 
 
