@@ -1,10 +1,10 @@
 """Bench of the edge's binary: `python -m tests.bench.binary [FOLDER]` prints one JSON object per line.
 
-FOLDER is what `make binary` made; without it the newest below dist/ is measured, and none is no error. Beside the start
-stands its floor: the same binary, that only imports the libraries. Memory is the daemon's own, a while after nothing
-happens any more, and each figure has more in it than the one before: no cluster, pod or device (`idle`); an open link
-to a gateway (`connected`); 20 pods in a real containerd (`20_pods`); a Modbus device of 10 properties and a broker
-(`devices_mqtt`). `start_written_bytes` is what a start writes outside of its state; beside it, what it writes there.
+FOLDER is what `make binary` made; without it, what is measured is built of these sources. Beside the start stands its
+floor: the same binary, that only imports the libraries. Memory is the daemon's own, a while after nothing happens any
+more, and each figure has more in it than the one before: no cluster, pod or device (`idle`); an open link to a gateway
+(`connected`); 20 pods in a real containerd (`20_pods`); a Modbus device of 10 properties and a broker (`devices_mqtt`).
+`start_written_bytes` is what a start writes outside of its state; beside it, what it writes there.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import os
 import re
 import shutil
 import signal
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.pods import LIBRARIES, PODS, WAIT_S, Daemon, environment
+from tests.bench.pods import LIBRARIES, PODS, Daemon, start_to_first_call
 from tests.build import rig
 from tests.build.test_binary import ASKED_FOR_MODULES
 from tests.e2e.cluster import Cluster
@@ -35,7 +33,6 @@ from tests.fakes.modbus_server import ModbusServer
 from tests.fakes.mosquitto import PROGRAM as MOSQUITTO
 from tests.fakes.ports import free_port
 
-ROOT = rig.ROOT
 MIB = 1 << 20
 PROPERTIES = 10
 WRITES = re.compile(r"(?:write|pwrite64|writev|pwritev2?)\(\d+<(/[^>]*)>.* = (\d+)$")
@@ -52,46 +49,17 @@ def tell(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def newest() -> Path | None:
-    found = [path for path in (ROOT / "dist").glob("tinyedge-[0-9]*-amd64") if path.is_dir()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
 def sizes(folder: Path, scratch: Path) -> None:
-    bundle = [sys.executable, str(ROOT / "build" / "bundle.py")]
-    subprocess.run([*bundle, "--new-key", str(scratch / "key")], check=True)
-    copy = scratch / "bundled" / folder.name
-    shutil.copytree(folder, copy)
-    out = scratch / "out"
-    argv = [*bundle, str(copy), "--key", str(scratch / "key"), "--out", str(out)]
-    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
-    report("edge_download_mb", (out / f"{folder.name}.run").stat().st_size / MIB, "MB")
+    download = rig.bundled(folder, scratch).stat().st_size
+    report("edge_download_mb", download / MIB, "MB")
     files = [path.stat() for path in folder.rglob("*") if path.is_file()]
     report("edge_disk_mb", sum(one.st_size for one in files) / MIB, "MB", files=len(files))
 
 
 def start(program: Path, scratch: Path, turns: int) -> None:
-    """From the start of the process to its first connection to the runtime's socket."""
-    folder = scratch / "start"
-    folder.mkdir()
     libraries = rig.with_entry(program, LIBRARIES, scratch / "libraries")
-    took, floors = [], []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(folder / "runtime.sock"))
-        listener.listen()
-        listener.settimeout(WAIT_S)
-        daemon = Daemon(folder, folder, str(folder / "runtime.sock"))
-        daemon.program = (str(program),)
-        for _ in range(turns + 1):  # the first makes the store, and is left out
-            began = time.monotonic()
-            subprocess.run([libraries], check=True, env=environment())
-            floors.append(time.monotonic() - began)
-            began = time.monotonic()
-            daemon.start()
-            listener.accept()[0].close()
-            took.append(time.monotonic() - began)
-            daemon.stop()
-    report("start_to_first_call_s", statistics.median(took[1:]), "s", floor=statistics.median(floors[1:]))
+    took, floor = start_to_first_call(scratch / "start", [str(program)], [str(libraries)], turns)
+    report("start_to_first_call_s", took, "s", floor=floor)
 
 
 def written(program: Path, scratch: Path) -> None:
@@ -139,7 +107,10 @@ def modules(program: Path, scratch: Path) -> None:
 class Memory:
     """One node that gets more and more to do."""
 
-    def __init__(self, program: Path, scratch: Path, settle_s: float) -> None:
+    def __init__(
+        self, program: Path, scratch: Path, settle_s: float, seen: Callable[[str, dict[str, float]], None]
+    ) -> None:
+        self._seen = seen  # is told each figure: what there is to do, its RSS and PSS in MB
         (scratch / "node").mkdir()
         self.rig = ContainerdRig(scratch / "containerd")
         self.daemon = Daemon(scratch / "node", scratch / "node", str(self.rig.socket), self.rig)
@@ -152,7 +123,8 @@ class Memory:
         self.rig.import_images()
         try:
             self._start()
-            self._report("idle")
+            self._until(lambda: self._status()["runtime"]["state"] == "up", "the runtime answers")
+            self._look("idle")
             (self._scratch / "gateway").mkdir()
             cluster = Cluster(self._scratch / "gateway")
             try:
@@ -169,17 +141,17 @@ class Memory:
         token = cluster.gateway("token", "create", "--node", "bench").strip()
         self.daemon.client.ask("POST", "/v1/join", body={"url": cluster.url, "token": token})
         self._until(lambda: self._status()["link"].get("synced"), "the link is open")
-        self._report("connected")
+        self._look("connected")
         self.daemon.apply([f"p{n}" for n in range(PODS)])
-        self._report(f"{PODS}_pods")
+        self._look(f"{PODS}_pods")
         log = self._scratch / "broker.log"
         with modbus_device(self._scratch / "node" / "manifests"), broker(log) as port:
             self.daemon.stop()
-            self._start("--set", f"mqtt.url=mqtt://127.0.0.1:{port}")
+            self._start("--set", f"mqtt.url=mqtt://127.0.0.1:{port}", "--set", "outbound.allow=127.0.0.1")
             self._until(lambda: "New client connected" in log.read_text(), "the broker is met")
             self._until(lambda: self._status()["devices"]["states"]["online"] == 1, "the device is read")
             self._until(lambda: self._status()["link"].get("synced"), "the link is open")
-            self._report("devices_mqtt")
+            self._look("devices_mqtt")
 
     def _start(self, *more: str) -> None:
         self.daemon.start(*more)
@@ -191,10 +163,9 @@ class Memory:
     def _until(self, true: Callable[[], Any], what: str) -> None:
         self.daemon.until(lambda: bool(true()), what)
 
-    def _report(self, what: str) -> None:
+    def _look(self, what: str) -> None:
         time.sleep(self._settle_s)
-        memory = self.daemon.memory()
-        report(f"rss_{what}_mb", memory["rss"], "MB", pss=memory["pss"])
+        self._seen(what, self.daemon.memory())
 
 
 @contextmanager
@@ -243,16 +214,17 @@ def broker(log: Path) -> Iterator[int]:
             process.terminate()
 
 
+def _memory(what: str, figures: dict[str, float]) -> None:
+    report(f"rss_{what}_mb", figures["rss"], "MB", pss=figures["pss"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench BENCH=binary")
-    parser.add_argument("folder", type=Path, nargs="?", default=newest())
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--settle", type=float, default=20.0, help="seconds of quiet before memory is read")
     args = parser.parse_args()
-    if args.folder is None:
-        tell("bench binary skipped: there is none below dist/ (make binary)")
-        return 0
-    program = (args.folder / "tinyedge").resolve()
+    program = ((args.folder or rig.folder_of("edge")) / "tinyedge").resolve()
     scratch = Path(tempfile.mkdtemp(prefix="tinyedge-bench-"))
     try:
         sizes(program.parent, scratch)
@@ -263,7 +235,7 @@ def main() -> int:
         if os.geteuid() or missing:
             tell("memory skipped: needs root and " + (", ".join(missing) or "containerd"))
         else:
-            Memory(program, scratch, args.settle).measure()
+            Memory(program, scratch, args.settle, _memory).measure()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return 0

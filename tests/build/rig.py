@@ -60,6 +60,17 @@ def _forget(product: str) -> None:
         shutil.rmtree(old)
 
 
+def bundled(folder: Path, scratch: Path) -> Path:
+    """The file that installs itself, of a copy of the program's folder, signed by a key that nobody has."""
+    bundle = [sys.executable, str(ROOT / "build" / "bundle.py")]
+    key, copy, out = scratch / "key", scratch / "bundled" / folder.name, scratch / "out"
+    subprocess.run([*bundle, "--new-key", str(key)], check=True)
+    shutil.copytree(folder, copy)
+    argv = [*bundle, str(copy), "--key", str(key), "--out", str(out)]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    return out / f"{folder.name}.run"
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

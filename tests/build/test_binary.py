@@ -29,7 +29,6 @@ pytestmark = pytest.mark.binary
 
 ROOT = rig.ROOT
 MODULES = Path(__file__).parent / "modules.txt"
-DISK_MB_MAX = 32
 GATEWAYS_OWN = ("cloud_gateway", "cryptography", "_cffi_backend", "httpx", "kubernetes")
 OF_NO_DAEMON = ("pytest", "hypothesis", "mypy", "setuptools", "pkg_resources", "PyInstaller", "pymodbus", "aiohttp")
 PUMP = """\
@@ -252,11 +251,6 @@ def test_its_licences_and_its_bill_of_materials_name_every_file_that_is_not_ours
         assert f"{part['name']} {part.get('version', '')}: " in text
         inner = re.search(r"\(in (.*)\)", part["name"])
         assert re.search(rf"(?m)^.*\b{re.escape(inner[1] if inner else part['name'])}\b", text.partition("====")[2])
-
-
-def test_it_is_as_small_as_promised(edge: Path) -> None:
-    size = sum(path.stat().st_size for path in edge.parent.rglob("*") if path.is_file())
-    assert size < DISK_MB_MAX << 20
 
 
 @pytest.mark.strace
