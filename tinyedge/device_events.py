@@ -81,12 +81,14 @@ class Reported(Struct, frozen=True):
 
 
 class StateReported(Struct, frozen=True):
-    """`state` is one of ok, online, offline, disconnected, unhealthy, unknown. Answered by one `ReportAnswer`."""
+    """`state` is one of ok, online, offline, disconnected, unhealthy, unknown; `reason` says why, if the mapper does.
+    Answered by one `ReportAnswer`."""
 
     request: int
     key: str
     state: str
     uid: int = 0
+    reason: str = ""
 
 
 class MapperCalled(Struct, frozen=True):

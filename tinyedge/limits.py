@@ -103,6 +103,7 @@ DEVICE_PROPERTIES_MAX = 200  # of one device or model
 DEVICE_VALUE_BYTES_MAX = 16 * KIB
 DEVICE_REPORT_BYTES_MAX = 48 * KIB  # of all values of one report
 PUSH_TARGETS_MAX = 64  # places that the node itself pushes values to
+DEVICE_REASON_CHARS_MAX = 300  # why one is offline or unhealthy
 DEVICE_CALLS_MAX = 8  # calls of one mapper that are under way
 HISTORY_SEGMENTS_MAX = 16  # of the journal, read for who asks for past values
 HISTORY_VALUES_MAX = 10_000  # in one answer

@@ -205,6 +205,18 @@ async def test_states_and_devices_of_no_namespace_are_told(tmp_path: Path) -> No
         ]
 
 
+async def test_why_a_device_is_offline_comes_with_its_state_and_is_bounded(tmp_path: Path) -> None:
+    async with serving(tmp_path) as rig:
+        channel = Channel(rig.path)
+        request = pb.ReportDeviceStatesRequest(deviceName="pump-1", state="offline", reason="no answer " * 1000)
+        path = dmi.MANAGER + "ReportDeviceStates"
+        await channel.unary(path, request, pb.ReportDeviceStatesResponse, timeout_s=PATIENCE_S)
+        channel.close()
+        (told,) = rig.core.asked
+        assert isinstance(told, StateReported)
+        assert (told.reason[:9], len(told.reason)) == ("no answer", limits.DEVICE_REASON_CHARS_MAX)
+
+
 async def test_a_report_by_our_own_channel_is_known_as_ours(tmp_path: Path) -> None:
     async with serving(tmp_path) as rig:
         channel = Channel(rig.path)

@@ -156,6 +156,11 @@ class Mapper(Protocol):
     @property
     def times(self) -> list[int]: ...
 
+    @property
+    def reasons(self) -> list[tuple[str, str, str]]:
+        """What it reported as (device, state, why)."""
+        ...
+
     async def tell(self, what: str, key: str, *, device: Device | None = None, model: DeviceModel | None = None) -> str:
         """Why not; empty when it was done."""
         ...
@@ -175,6 +180,7 @@ class Inside:
     def __init__(self) -> None:
         self._told: list[tuple[str, ...]] = []
         self._times: list[int] = []
+        self._reasons: list[tuple[str, str, str]] = []
         self.notes: list[str] = []
         self.answer = ""
         self._more = trio.Event()
@@ -191,6 +197,10 @@ class Inside:
     def times(self) -> list[int]:
         return self._times
 
+    @property
+    def reasons(self) -> list[tuple[str, str, str]]:
+        return self._reasons
+
     async def post(self, event: Event) -> None:
         assert isinstance(event, MapperCalled)
         self._done[event.op] = event
@@ -202,6 +212,7 @@ class Inside:
             return ReportAnswer(1, self.answer, "as the test wants it")
         if isinstance(event, StateReported):
             self._told.append((event.key, event.state))
+            self._reasons.append((event.key, event.state, event.reason))
         else:
             assert isinstance(event, Reported)
             assert event.own
@@ -283,6 +294,10 @@ class Outside:
     def times(self) -> list[int]:
         twins = [twin for one in self.daemon.reports for twin in one.reportedDevice.twins]
         return [int(twin.reported.metadata["timestamp"]) for twin in twins]
+
+    @property
+    def reasons(self) -> list[tuple[str, str, str]]:
+        return [(f"{one.deviceNamespace}/{one.deviceName}", one.state, one.reason) for one in self.daemon.states]
 
     async def tell(self, what: str, key: str, *, device: Device | None = None, model: DeviceModel | None = None) -> str:
         namespace, _, name = key.partition("/")
@@ -422,6 +437,7 @@ async def test_what_can_only_be_read_is_not_written(mapper: Mapper) -> None:
 async def test_settings_that_it_can_not_use_are_said_and_cost_only_their_device(mapper: Mapper, tanks: Tanks) -> None:
     assert await served(mapper, device("bad", ratio=7)) == "ratio can't be used: expected 0.1"
     await mapper.until("default/bad", "unhealthy")
+    assert ("default/bad", "unhealthy", "ratio can't be used: expected 0.1") in mapper.reasons
     assert await mapper.tell("RegisterDevice", KEY, device=device()) == ""
     await mapper.until(KEY, "online")
 
@@ -434,10 +450,12 @@ async def test_a_device_that_does_not_answer_is_offline_until_it_does(mapper: Ma
     tanks.away.add("tank")
     assert await served(mapper, device()) == ""
     await mapper.until(KEY, "offline")
+    assert (KEY, "offline", "no answer: its cable is cut") in mapper.reasons
     assert await mapper.read(KEY) == ("no answer: its cable is cut", {})
     tanks.away.clear()
     assert (await mapper.read(KEY))[0] == ""
     await mapper.until(KEY, "online")
+    assert [why for key, state, why in mapper.reasons if state == "online"] == [""]
 
 
 async def test_what_is_desired_of_a_device_that_does_not_answer_is_written_when_it_does(

@@ -6,6 +6,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyedge.limits import DEVICE_REASON_CHARS_MAX
 from tinyedge.mapper.contract import Device, Offline, Property, Refused
 from tinyedge.mapper.engine import (
     ASK_MS_MAX,
@@ -81,6 +82,10 @@ def reported(out: list[Out]) -> list[tuple[str, str, int]]:
 
 def states(out: list[Out]) -> list[str]:
     return [one.state for one in out if isinstance(one, State)]
+
+
+def whys(out: list[Out]) -> list[tuple[str, str]]:
+    return [(one.state, one.why) for one in out if isinstance(one, State)]
 
 
 def answers(out: list[Out]) -> list[Answered]:
@@ -169,7 +174,41 @@ def test_one_property_that_fails_makes_the_device_unhealthy_and_leaves_the_other
     out = rig.run(1000)
     assert states(out) == ["unhealthy"]
     assert [name for name, _, _ in reported(out)] == ["speed", "speed"]
-    assert [one.why for one in out if isinstance(one, Said)] == ["ValueError: no such register"]
+    assert [one.why for one in out if isinstance(one, Said)] == ["heat: ValueError: no such register"]
+
+
+def test_why_a_device_is_offline_or_unhealthy_is_told_with_its_state() -> None:
+    rig = Rig(device())
+    assert whys(rig.run(0)) == [("online", "")]
+    rig.failed = Offline("no answer", "the line is dead", "look at the cable")
+    assert whys(rig.run(1000)) == [("offline", "no answer: the line is dead (look at the cable)")]
+    rig.failed = None
+    assert whys(rig.run(60_000)) == [("online", "")]
+
+
+def test_of_several_properties_that_fail_the_first_is_named_and_the_others_are_counted() -> None:
+    rig = Rig(device(Property("speed", "INT"), Property("heat", "INT")))
+    rig.values = {"speed": Refused("speed is no register"), "heat": Refused("so is heat")}
+    assert whys(rig.run(0)) == [("unhealthy", "speed is no register, and 1 more")]
+
+
+def test_a_reason_that_changes_all_the_time_is_told_now_and_then_and_its_last_one_in_the_end() -> None:
+    rig = Rig(device(Property("speed", "INT", maximum="5")))
+    told = []
+    for second in range(60):
+        rig.values["speed"] = 10 + second
+        told += whys(rig.run(second * 1000))
+    assert len(told) == 6
+    assert told[-1] == ("unhealthy", "speed is 60: expected at most 5")
+    told = whys(rig.run(80_000))
+    assert told == [("unhealthy", "speed is 69: expected at most 5")]
+
+
+def test_a_reason_without_end_is_cut() -> None:
+    rig = Rig(device())
+    rig.failed = Offline("x" * 10_000)
+    [(_, why)] = whys(rig.run(0))
+    assert len(why) == DEVICE_REASON_CHARS_MAX
 
 
 def test_a_value_of_another_type_or_out_of_its_limits_is_not_reported() -> None:

@@ -43,7 +43,7 @@ class Told:
             await self._more.wait()
 
     async def state(self, key: str, state: str) -> None:
-        while State(key, state) not in self.reports:
+        while not any(isinstance(one, State) and (one.key, one.state) == (key, state) for one in self.reports):
             await self._more.wait()
 
 
@@ -181,7 +181,7 @@ async def test_what_a_driver_raises_is_about_its_device() -> None:
         for name, state in (("away", "offline"), ("odd", "unhealthy"), ("pump", "online"), ("bad", "unhealthy")):
             await host.put(device(name, port="x" if name == "bad" else 1))
             await told.state(f"default/{name}", state)
-        assert "device.unhealthy ZeroDivisionError: division by zero" in told.notes
+        assert "device.unhealthy speed: ZeroDivisionError: division by zero" in told.notes
         answer = await host.ask("default/pump", CallNow("stop"))
         assert answer.error == "RuntimeError: no such thing"
 

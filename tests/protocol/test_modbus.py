@@ -91,6 +91,7 @@ def test_a_refusal_names_its_code(master: type[Master], unit: int, request: Requ
     with pytest.raises(ModbusRefusal) as refused:
         one.receive(answer)
     assert refused.value.code == code
+    assert f"function {request.function} at {request.address}" in refused.value.what
     assert refused.value.absent == (code in (10, 11))
 
 

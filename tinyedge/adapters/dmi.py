@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from tinyedge.errors import BadInput
 from tinyedge.events import Event, MapperRegistered, MapperWelcome, ReportAnswer, Reported, StateReported
 from tinyedge.grpc import AGENT, Caller, Message, Refused, Server, Status
-from tinyedge.limits import DMI_NAME_CHARS_MAX
+from tinyedge.limits import DEVICE_REASON_CHARS_MAX, DMI_NAME_CHARS_MAX
 from tinyedge.protocol import dmi
 from tinyedge.protocol import dmi_pb2 as pb
 from tinyedge.unix_socket import Listener
@@ -103,8 +103,8 @@ class DmiServer:
     async def _report_state(self, data: bytes, caller: Caller) -> bytes:
         request = _decoded(pb.ReportDeviceStatesRequest, data)
         key = dmi.device_key(request.deviceNamespace, request.deviceName)
-        state = request.state[:DMI_NAME_CHARS_MAX]
-        await self._taken(lambda number: StateReported(number, key, state, caller.uid))
+        state, reason = request.state[:DMI_NAME_CHARS_MAX], request.reason[:DEVICE_REASON_CHARS_MAX]
+        await self._taken(lambda number: StateReported(number, key, state, caller.uid, reason))
         return b""
 
     async def _taken(self, make: Callable[[int], Event]) -> None:

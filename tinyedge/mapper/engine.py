@@ -23,10 +23,12 @@ import msgspec
 from msgspec import Struct, field
 
 from tinyedge.errors import BadInput, TinyEdgeError
+from tinyedge.limits import DEVICE_REASON_CHARS_MAX
 from tinyedge.mapper.contract import Device, Offline, Property, Refused, Scalar, text_of, value_of
 
 ONLINE, OFFLINE, UNHEALTHY = "online", "offline", "unhealthy"
 RETRY_MS, RETRY_MS_MAX = 1000, 30_000
+WHY_MS = 10_000  # between two reasons for one and the same state: some hold a value, and change with each reading
 CYCLE_MS_MIN = 10
 PUT_MS_MAX = 5_000  # after that a device counts as taken, though its first words are still awaited
 ASK_MS_MAX = 9_000  # the daemon gives a mapper 10 s
@@ -101,8 +103,11 @@ class Values(Struct, frozen=True):
 
 
 class State(Struct, frozen=True):
+    """`why` it is offline or unhealthy, in words; empty where there is nothing to say."""
+
     key: str
     state: str
+    why: str = ""
 
 
 class Answered(Struct, frozen=True):
@@ -157,6 +162,8 @@ class _Served(Struct):
     state: str = ""
     state_ms: int = 0
     problem: str = ""
+    told_why: str = ""
+    told_why_ms: int = 0
 
 
 class Engine:
@@ -271,8 +278,7 @@ class Engine:
         """Whoever is told has forgotten: tell every state again."""
         for one in self._served.values():
             if one.state and not one.gone:
-                one.state_ms = now_ms
-                self._out.append(State(one.device.key, one.state))
+                self._tell_state(one, now_ms)
 
     # --- turns -----------------------------------------------------------------------------------
 
@@ -374,7 +380,8 @@ class Engine:
 
     def _judge(self, one: _Served, job: Job, outcome: Outcome, problem: str, now_ms: int) -> None:
         """What the turn says of the device's state, and when it is tried again."""
-        errors = [error for error in (outcome.failed, *outcome.values.values()) if isinstance(error, Exception)]
+        wrong = {name: value for name, value in outcome.values.items() if isinstance(value, Exception)}
+        errors = [error for error in (outcome.failed, *wrong.values()) if error is not None]
         away = next((error for error in errors if is_away(error)), None)
         if away is not None or not outcome.opened:
             one.failures += 1
@@ -384,7 +391,7 @@ class Engine:
         if away is not None:
             self._state(one, OFFLINE, words(away), now_ms)
         elif errors or problem:
-            self._state(one, UNHEALTHY, problem or words(errors[0]), now_ms)
+            self._state(one, UNHEALTHY, problem or _first_of(outcome.failed, wrong), now_ms)
         elif job.read or job.write or job.call or (job.open and self._polls):
             self._state(one, ONLINE, "", now_ms)
 
@@ -420,8 +427,7 @@ class Engine:
         if not one.gone:
             self._flush(one, now_ms)
             if one.state and one.device.state_ms and now_ms >= one.state_ms + one.device.state_ms:
-                one.state_ms = now_ms
-                self._out.append(State(one.device.key, one.state))
+                self._tell_state(one, now_ms)
 
     # --- readings and states ---------------------------------------------------------------------
 
@@ -466,13 +472,16 @@ class Engine:
         return one.told_ms[name] + prop.report_ms + (-slack if fresh else slack)
 
     def _state(self, one: _Served, state: str, why: str, now_ms: int) -> None:
-        if (state, why) == (one.state, one.problem):
-            return
-        if state != one.state:
-            one.state_ms = now_ms
-            self._out.append(State(one.device.key, state))
-        one.state, one.problem = state, why
-        self._said("info" if state == ONLINE else "warning", state, one, why)
+        before, one.state, one.problem = (one.state, one.problem), state, why
+        if state != before[0] or (why != one.told_why and now_ms >= one.told_why_ms + WHY_MS):
+            self._tell_state(one, now_ms)
+        if before != (state, why):
+            self._said("info" if state == ONLINE else "warning", state, one, why)
+
+    def _tell_state(self, one: _Served, now_ms: int) -> None:
+        one.state_ms = one.told_why_ms = now_ms
+        one.told_why = one.problem
+        self._out.append(State(one.device.key, one.state, one.problem[:DEVICE_REASON_CHARS_MAX]))
 
     def _said(self, level: str, what: str, one: _Served, why: str) -> None:
         self._out.append(Said(level, what, one.device.key, why))
@@ -563,6 +572,16 @@ def _read_values(job: Job, outcome: Outcome, wall_ms: int) -> list[Taken]:
             except TinyEdgeError:
                 continue  # the device's state says so
     return found
+
+
+def _first_of(failed: Exception | None, wrong: Mapping[str, Exception]) -> str:
+    """Why a device is unhealthy. Which property it is about stands before what the device itself has said."""
+    if failed is not None or not wrong:
+        return words(failed) if failed is not None else ""
+    name, error = next(iter(wrong.items()))
+    text = words(error)
+    text = text if name in text else f"{name}: {text}"
+    return f"{text}, and {len(wrong) - 1} more" if len(wrong) > 1 else text
 
 
 def is_away(error: Exception) -> bool:

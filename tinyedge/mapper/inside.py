@@ -135,7 +135,7 @@ class Inside:
 
     def _event(self, request: int, report: Report) -> Event:
         if isinstance(report, State):
-            return StateReported(request, report.key, report.state)
+            return StateReported(request, report.key, report.state, reason=report.why)
         return Reported(request, report.key, tuple(self._value(one) for one in report.values), own=True)
 
     def _value(self, one: Taken) -> Value:

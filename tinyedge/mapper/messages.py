@@ -85,7 +85,8 @@ def report(values: Values, desired: Mapping[str, str]) -> pb.ReportDeviceStatusR
 
 def state(told: State) -> pb.ReportDeviceStatesRequest:
     namespace, _, name = told.key.partition("/")
-    return pb.ReportDeviceStatesRequest(deviceName=name, deviceNamespace=namespace, state=told.state)
+    reason = told.why.encode(errors="replace").decode()  # a driver's words need not be a text that protobuf takes
+    return pb.ReportDeviceStatesRequest(deviceName=name, deviceNamespace=namespace, state=told.state, reason=reason)
 
 
 def twins(values: Iterable[Taken], desired: Mapping[str, str]) -> list[pb.Twin]:

@@ -411,14 +411,16 @@ class ReportDeviceStatusResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ReportDeviceStatesRequest(_message.Message):
-    __slots__ = ("deviceName", "deviceNamespace", "state")
+    __slots__ = ("deviceName", "deviceNamespace", "state", "reason")
     DEVICENAME_FIELD_NUMBER: _ClassVar[int]
     DEVICENAMESPACE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     deviceName: str
     deviceNamespace: str
     state: str
-    def __init__(self, deviceName: _Optional[str] = ..., deviceNamespace: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
+    reason: str
+    def __init__(self, deviceName: _Optional[str] = ..., deviceNamespace: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReportDeviceStatesResponse(_message.Message):
     __slots__ = ()

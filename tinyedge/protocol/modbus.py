@@ -56,11 +56,11 @@ _CRC = struct.Struct("<H")
 class ModbusRefusal(PeerError):
     """The device answered that it can't. `code` is Modbus' own; `absent` says that a gateway did not reach it."""
 
-    def __init__(self, function: int, code: int) -> None:
+    def __init__(self, request: Request, code: int) -> None:
         why = _EXCEPTIONS.get(code, "no code that Modbus knows")
-        super().__init__(
-            f"function {function} was refused", f"{why} (exception {code})", retryable=code not in (1, 2, 3)
-        )
+        last = f" to {request.address + request.count - 1}" if request.count > 1 else ""
+        what = f"function {request.function} at {request.address}{last} was refused"
+        super().__init__(what, f"{why} (exception {code})", retryable=code not in (1, 2, 3))
         self.code = code
         self.absent = code in _BEHIND_A_GATEWAY
 
@@ -137,7 +137,7 @@ def answer_bytes(request: Request) -> int:
 def decode(request: Request, pdu: bytes) -> bytes:
     """The data of the answer `pdu`. Raises ModbusRefusal, or BadInput when it is no answer to `request`."""
     if len(pdu) == 2 and pdu[0] == request.function | 0x80:
-        raise ModbusRefusal(request.function, pdu[1])
+        raise ModbusRefusal(request, pdu[1])
     if len(pdu) != answer_bytes(request) or pdu[0] != request.function:
         raise _no_answer(request, pdu)
     if request.function in READS:
