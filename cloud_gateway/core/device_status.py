@@ -29,7 +29,7 @@ TARGETS = (BOTH, STATUS, DEVICE)
 _OBJECTS = {BOTH: ("devicestatuses", "devices"), STATUS: ("devicestatuses",), DEVICE: ("devices",)}
 _AHEAD_MS = 300_000  # a value from later than this was taken by a clock that was wrong, and replaces nothing
 UNLISTED_MS = 2_000  # between two looks at whether it is known what devices there are
-_SUMMARY_CHARS, _VALUE_CHARS, _WORDS_CHARS = 120, 24, 1000
+_SUMMARY_CHARS, _VALUE_CHARS, _WORDS_CHARS, _REASON_CHARS = 120, 24, 1000, 400
 
 
 class Known(Struct):
@@ -152,7 +152,7 @@ class DeviceStatus:
                 self._written(what, "devicestatuses", known, done)
 
         self.writes += 1
-        body = _new(device) | {"status": status}
+        body = _new(device) | {"status": {name: value for name, value in status.items() if value is not None}}
         self._desk.call("create", "devicestatuses", device.namespace, device.name, then, body=body)
 
     def _patch(self, what: _Telling, resource: str, status: Json, known: Known) -> None:
@@ -233,6 +233,8 @@ def _status(body: Json, twins: list[Json]) -> Json:
     for name in ("state", "lastOnlineTime"):
         if body.get(name):
             found[name] = body[name]
+    for name in ("reason", "reasonTime"):  # of this state: None takes away what stood there of another
+        found[name] = body.get(name, "")[:_REASON_CHARS] or None
     return found
 
 
@@ -285,6 +287,8 @@ class _Body(Struct, rename="camel"):
     twins: list[_Twin]
     state: str = ""
     last_online_time: str = ""
+    reason: str = ""
+    reason_time: str = ""
 
 
 def _read(body: bytes) -> Json:

@@ -73,6 +73,24 @@ def test_a_report_becomes_a_device_status_of_its_own_and_the_devices_status(worl
         assert found["reported"] == {"value": "30", "metadata": {"timestamp": "5", "type": "int"}}
 
 
+def test_why_a_device_is_offline_stands_beside_its_state_and_goes_with_it(world: World, edge: Edge) -> None:
+    why = {"reason": "can't reach 10.0.0.7:502: Connection refused", "reasonTime": "2026-01-01T00:00:00Z"}
+    edge.report("devicestatus", KEY, report(state="offline", **why))
+    for resource in ("devicestatuses", "devices"):
+        assert world.status_of(resource, "pump-1").items() >= why.items()
+    edge.report("devicestatus", KEY, report(state="offline", reason="x" * 10_000))
+    assert len(world.status_of("devices", "pump-1")["reason"]) < 500
+    edge.report("devicestatus", KEY, report(state="online"))
+    for resource in ("devicestatuses", "devices"):
+        status = world.status_of(resource, "pump-1")
+        assert (status["state"], {"reason", "reasonTime"} & status.keys()) == ("online", set())
+
+
+def test_a_device_that_was_never_offline_has_no_reason_from_its_first_status_on(world: World, edge: Edge) -> None:
+    edge.report("devicestatus", KEY, report(state="online"))
+    assert "reason" not in world.api.objects["devicestatuses", "default", "pump-1"]["status"]
+
+
 def test_after_the_first_a_report_is_two_writes_and_no_reads(world: World, edge: Edge) -> None:
     edge.report("devicestatus", KEY, report(twin("speed", "30", 5)))
     world.api.calls.clear()
