@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.fakes.ports import free_port
 from tinyedge import limits
 from tinyedge.adapters import mappers
 from tinyedge.adapters.mappers import Mappers, dial, get
@@ -245,7 +246,7 @@ async def test_a_mapper_that_hangs_is_given_up_in_time_and_costs_only_itself(
         assert trio.current_time() == 0
         for op in ops:
             outcome = await rig.outcome(op)
-            assert outcome == MapperCalled(op, "no answer within 10 s", away=False)
+            assert outcome == MapperCalled(op, "no answer within 10 s", away=False, late=True)
         assert trio.current_time() == 2 * mappers.CALL_S
         assert len(rig.asked) == len(ops), "those that waited for their turn had the whole time"
 
@@ -467,6 +468,26 @@ async def test_an_address_that_must_not_be_dialled_is_not(tmp_path: Path) -> Non
         with pytest.raises(PeerError, match="because we say so"):
             await get(address, "/", lambda *_: "because we say so")
         assert heads == []
+
+
+async def test_a_mapper_whose_web_server_is_not_there_is_away_and_one_that_refuses_is_not(tmp_path: Path) -> None:
+    wanted = (("level", ""),)
+    async with calling(tmp_path, serve=False) as rig:
+        outcome = await rig.call("GetDevice", arguments=wanted, http=f"http://127.0.0.1:{free_port()}")
+        assert "can't reach 127.0.0.1" in outcome.error
+        assert outcome.away
+        async with web(b"HTTP/1.1 500 Oops\r\ncontent-length: 6\r\n\r\njammed") as (address, _):
+            outcome = await rig.call("GetDevice", arguments=wanted, http=address)
+        assert "answered 500" in outcome.error
+        assert not outcome.away
+        closed = Mappers(rig._post, folders=[rig.folder], refusal=lambda *_: "it is not open")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(closed.run)
+            closed.carry_out(CallMapper(99, rig.info(), "GetDevice", KEY, arguments=wanted, http="http://127.0.0.1:1"))
+            outcome = await rig.outcome(99)
+            nursery.cancel_scope.cancel()
+        assert "must not be dialled" in outcome.error
+        assert not outcome.away
 
 
 @pytest.mark.parametrize(

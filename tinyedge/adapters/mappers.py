@@ -29,7 +29,7 @@ from tinyedge.grpc import Channel, GrpcError, Message, NoAnswer, Status, dialled
 from tinyedge.limits import DEVICE_CALLS_MAX, DMI_ANSWER_BYTES_MAX, MAPPER_HTTP_BYTES_MAX
 from tinyedge.protocol import dmi, mapper_pb2
 from tinyedge.protocol import dmi_pb2 as pb
-from tinyedge.reach import Refusal, open_tcp
+from tinyedge.reach import NotAllowed, Refusal, open_tcp
 from tinyedge.unix_socket import peer
 
 CALL_S = 10.0
@@ -104,20 +104,22 @@ class Mappers:
         del self._peers[key]
 
     async def _call(self, one: _Peer, call: CallMapper) -> None:
-        error, away = "", False
+        error, away, late = "", False, False
         values: _Outcome = ()
         try:
             async with one.slots:
                 values = await self._outcome(one.channel, call)
-        except NoAnswer as late:
-            error = late.detail
+        except NoAnswer as nothing:
+            error, late = nothing.detail, True
         except GrpcError as failed:
             error, away = failed.detail, failed.status is Status.UNAVAILABLE
+        except PeerError as failed:
+            error, away = str(failed), failed.reason == _NOBODY
         except TinyEdgeError as refused:
             error = str(refused)
         finally:
             one.calls -= 1
-        await self._post(MapperCalled(call.op, error, away, values))
+        await self._post(MapperCalled(call.op, error, away, values, late))
 
     async def _outcome(self, channel: Channel, call: CallMapper) -> _Outcome:
         if call.what == "CallMethod" and not call.mapper.own:
@@ -270,11 +272,11 @@ async def get(base: str, path: str, refusal: Refusal | None) -> bytes:
     host, port = _http_address(base)
     try:
         with trio.fail_after(CALL_S):
-            stream = await open_tcp(host, port, refusal=refusal, timeout_s=CALL_S)
-            async with stream:
+            async with await _reached(host, port, refusal) as stream:
                 status, body = await _exchange(stream, urlsplit(base).netloc, path)
     except trio.TooSlowError:
-        raise PeerError(f"{base} does not answer", f"nothing within {CALL_S:g} s", "see the mapper's log") from None
+        why = f"nothing within {CALL_S:g} s"
+        raise PeerError(f"{base} does not answer", why, "see the mapper's log", reason=_NOBODY) from None
     except (trio.BrokenResourceError, h11.ProtocolError) as error:
         raise PeerError(f"{base} gave no answer", str(error) or "it closed the connection", _IS_IT) from None
     if status != 200:
@@ -284,6 +286,16 @@ async def get(base: str, path: str, refusal: Refusal | None) -> bytes:
 
 
 _IS_IT = "is it the HTTP address of a mapper?"
+_NOBODY = "Unavailable"
+
+
+async def _reached(host: str, port: int, refusal: Refusal | None) -> trio.SocketStream:
+    try:
+        return await open_tcp(host, port, refusal=refusal, timeout_s=CALL_S)
+    except NotAllowed:
+        raise
+    except PeerError as error:
+        raise PeerError(error.what, error.why, error.remedy, reason=_NOBODY) from None
 
 
 def _http_address(base: str) -> tuple[str, int]:
