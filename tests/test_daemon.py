@@ -273,9 +273,9 @@ def test_a_stored_pod_that_breaks_the_daemon_twice_at_boot_is_set_aside(node: No
     node.stop()
 
     for _ in range(2):
-        node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+        node.start(module=BREAKS, BREAKS_ON="Pod default/sleeper")
         assert node.ended() == 1
-    node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+    node.start(module=BREAKS, BREAKS_ON="Pod default/sleeper")
     assert until(lambda: node.running_since("other")) == before["other"]
     assert node.running_since("sleeper") is None  # it is not looked after
     assert len(node.left()) == 2  # nor ended
@@ -284,10 +284,10 @@ def test_a_stored_pod_that_breaks_the_daemon_twice_at_boot_is_set_aside(node: No
     assert "it broke the daemon twice in a row" in store["message"]
     entries = node.client.get("/v1/blackbox")["items"]
     broken = [entry for entry in entries if entry["kind"] in ("broken", "aside")]
-    assert [(entry["kind"], entry["pod"]) for entry in broken] == [
-        ("broken", "default/sleeper"),
-        ("broken", "default/sleeper"),
-        ("aside", "default/sleeper"),
+    assert [(entry["kind"], entry["object"]) for entry in broken] == [
+        ("broken", "Pod default/sleeper"),
+        ("broken", "Pod default/sleeper"),
+        ("aside", "Pod default/sleeper"),
     ]
     assert (broken[0]["what"], broken[0]["where"].partition(":")[0]) == ("planted", "errors.py")
     node.stop()
@@ -306,9 +306,9 @@ def test_a_manifest_that_breaks_the_daemon_before_it_is_stored_is_held_back(node
     (node.manifests / "a.yaml").write_text(SLEEPER)
     (node.manifests / "b.yaml").write_text(SLEEPER.replace("name: sleeper", "name: other"))
     for _ in range(2):
-        node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+        node.start(module=BREAKS, BREAKS_ON="Pod default/sleeper")
         assert node.ended() == 1
-    node.start(module=BREAKS, BREAKS_ON="default/sleeper")
+    node.start(module=BREAKS, BREAKS_ON="Pod default/sleeper")
     until(lambda: node.running_since("other"))
     [problem] = node.status()["manifests"][0]["problems"]
     assert (problem["file"], problem["field"]) == ("a.yaml", "Pod default/sleeper")

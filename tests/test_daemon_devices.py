@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_daemon import Node, until
+from tests.test_daemon import BREAKS, Node, until
 from tinyedge.cli.errors import CliError
 
 PUMP = """\
@@ -143,7 +143,7 @@ spec:
 
 def reported(node: Node, name: str) -> str | None:
     twins = {one["propertyName"]: one for one in node.client.get(PATH)["status"]["twins"]}
-    found: str | None = twins[name].get("reported", {}).get("value")
+    found: str | None = twins.get(name, {}).get("reported", {}).get("value")
     return found
 
 
@@ -165,3 +165,54 @@ def test_a_device_of_a_driver_is_read_written_and_remembered(node: Node) -> None
     node.start()
     until(lambda: reported(node, "running") == "true")
     assert node.client.get(f"{PATH}/history")["items"][: len(past)] == past
+
+
+TWO = SIMULATED + SIMULATED.rpartition("---")[2].replace("name: pump-1", "name: pump-2").join(("---", ""))
+OTHER = PATH.replace("pump-1", "pump-2")
+
+
+def broken_at_boot(node: Node, what: str, times: int = 2) -> None:
+    for _ in range(times):
+        node.start(module=BREAKS, BREAKS_ON=what)
+        assert node.ended() == 1
+
+
+def set_aside(node: Node) -> list[str]:
+    return [entry["object"] for entry in node.client.get("/v1/blackbox")["items"] if entry["kind"] == "aside"]
+
+
+def test_a_device_that_breaks_the_daemon_at_boot_costs_itself_only_and_comes_back(node: Node) -> None:
+    (node.manifests / "pump.yaml").write_text(TWO)
+    node.start()
+    until(lambda: reported(node, "temperature") == "21.5")
+    node.client.ask("POST", f"{PATH}/properties/running", body={"value": True})
+    node.stop()
+
+    broken_at_boot(node, "Device default/pump-1")
+    node.start(module=BREAKS, BREAKS_ON="Device default/pump-1")
+    until(lambda: node.client.ask("POST", f"{OTHER}/read")["values"]["temperature"] == "21.5")
+    assert set_aside(node) == ["Device default/pump-1"]
+    told = node.client.get(f"{PATH}/why")
+    assert (told["state"], told["source"]) == ("SetAside", f"file:{node.manifests}/pump.yaml")
+    assert "it broke the daemon twice in a row" in node.client.get(PATH)["status"]["problem"]
+    assert node.status()["devices"]["problems"][0]["device"] == "default/pump-1"
+    assert node.status()["store"]["faults"][-1]["what"] == "the stored device default/pump-1 can't be used"
+    node.stop()
+
+    node.start()  # the bug is gone, and somebody touches the manifest
+    until(lambda: node.status()["store"]["state"] == "repaired")
+    (node.manifests / "pump.yaml").write_text(TWO + "# changed\n")
+    until(lambda: reported(node, "running") == "true")  # as it was set on site before all that
+    assert node.status()["store"]["state"] == "ok"
+
+
+def test_a_model_that_breaks_the_daemon_is_found_by_its_second_device(node: Node) -> None:
+    (node.manifests / "pump.yaml").write_text(TWO)
+    node.start()
+    until(lambda: reported(node, "temperature") == "21.5")
+    node.stop()
+    broken_at_boot(node, "DeviceModel default/pump", times=3)
+    node.start(module=BREAKS, BREAKS_ON="DeviceModel default/pump")
+    until(lambda: node.status()["store"]["state"] == "repaired")
+    assert len(set_aside(node)) == 2
+    assert set_aside(node)[-1] == "DeviceModel default/pump"

@@ -30,7 +30,8 @@ from tinyedge.backend import DaemonBackend, Life
 from tinyedge.boot import Clock, boot_reason, facts_of, open_log, open_runtime, open_store, policy, report_start
 from tinyedge.broken import BOOT_S, Gate, broken_fields, set_aside
 from tinyedge.config import Config
-from tinyedge.core.edge import About, Edge
+from tinyedge.core.desk import About
+from tinyedge.core.edge import Edge
 from tinyedge.errors import InvariantBroken, StoreError, StoreFull, TinyEdgeError
 from tinyedge.fleet import ConfigSource, Fleet
 from tinyedge.guard import Guard
@@ -152,10 +153,10 @@ async def _live(config: Config, log: Log, launch: trial.Launch, source: ConfigSo
         if _find(errors, TinyEdgeError) is not None:
             store.close()  # it could not start, and nothing has broken
         else:
-            fields = broken_fields(errors, about.pod)
+            fields = broken_fields(errors, about)
             log.note("error", "daemon.broken", fields)
             box.record("broken", dict(fields), clock.trusted_wall_ms(), facts.boot_id)
-            gate.broke(about.pod, clock.mono_ms() - life.booted_mono_ms)
+            gate.broke(about, clock.mono_ms() - life.booted_mono_ms)
         raise
     if again in (None, _LAUNCH):
         await _close(store)

@@ -335,10 +335,19 @@ def set_aside(value: bytes) -> bytes:
     return _ASIDE + value[1:]
 
 
+def is_aside(value: bytes) -> bool:
+    return value[:1] == _ASIDE
+
+
+def decode_aside(table: str, value: bytes) -> Any:
+    """The row that was set aside in `value`, to be looked at and no more. Raises as `decode`."""
+    return _DECODERS[table].decode(memoryview(value)[1:])
+
+
 def decode(table: str, value: bytes) -> Any:
     """The row of `table` in `value`. Raises msgspec.MsgspecError when it is none, KeyError for an unknown table."""
     decoder = _DECODERS[table]
-    if value[:1] == _ASIDE:
+    if is_aside(value):
         raise msgspec.ValidationError("it was set aside: it broke the daemon twice in a row when it started")
     if value[:1] != _VERSION:
         raise msgspec.ValidationError(

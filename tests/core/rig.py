@@ -17,6 +17,7 @@ from msgspec import convert, msgpack, structs
 
 from tinyedge import events as ev
 from tinyedge import wire
+from tinyedge.core.desk import About
 from tinyedge.core.edge import Edge
 from tinyedge.core.pressure import Policy
 from tinyedge.model.job import NodeJob
@@ -178,6 +179,7 @@ class Rig:
         self.wall = WALL0
         self.trusted = True
         self.boots = 0
+        self.about = About()
         self.edge = Edge({}, policy)
         self.pending: list[Any] = []  # effects that carry an op and are not answered
         self.notes: list[ev.Note] = []
@@ -261,7 +263,7 @@ class Rig:
         """Start the daemon on what is stored. Only `crash` and `clean` are the same boot of the machine."""
         if reason not in ("crash", "clean"):
             self.boots += 1
-        self.edge = Edge({table: dict(rows) for table, rows in self.tables.items()}, self.policy)
+        self.edge = Edge({table: dict(rows) for table, rows in self.tables.items()}, self.policy, self.about)
         self.pending, self.calls, self.job_effects = [], [], []
         node = ev.NodeFacts("gate-7", f"boot-{self.boots}", addresses=("192.168.1.7",), memory_bytes=1 << 30)
         if self.mqtt:

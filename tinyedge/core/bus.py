@@ -119,6 +119,7 @@ class Bus:
             return
         while self._news:
             key = next(iter(self._news))
+            self._desk.on("Device", key)
             twin = self._devices.twins.get(key)
             wanted = twin.desired if twin and twin.device else {}
             told = self._wanted.get(key, {})
@@ -154,6 +155,7 @@ class Bus:
             last = self._state_of(twin, name, before) if before else None
             twins.setdefault(key, {})[name] = {"last": last, "current": self._state_of(twin, name, row)}
         for key, changes in twins.items():
+            self._desk.on("Device", key)
             self._tell_changes(key, changes)
 
     # --- messages of the broker --------------------------------------------------------------------

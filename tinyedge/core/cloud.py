@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 from tinyedge import __version__, wire
 from tinyedge.core.desk import Desk
 from tinyedge.core.jobs import Jobs
-from tinyedge.core.sources import BUDGET_BYTES, Refusal, Sources
+from tinyedge.core.sources import BUDGET_BYTES, Refusal, Sources, identity
 from tinyedge.events import CloudAck, CloudDelete, CloudPut, CloudRefuse, CloudSynced, Joined, Linked, Unlinked
 from tinyedge.limits import (
     CLOUD_GONE_MAX,
@@ -48,7 +48,8 @@ TABLES = {  # kinds that come down, which are names of tables → kinds of objec
     "rule": "Rule",
     "ruleendpoint": "RuleEndpoint",
 }
-LASTING = ("Unsupported", "Invalid", "WrongNode", "TooLarge", "MirrorPod")  # no other moment makes these right
+ASIDE = "SetAside"
+LASTING = ("Unsupported", "Invalid", "WrongNode", "TooLarge", "MirrorPod", ASIDE)  # no other moment makes these right
 MIRROR = "kubernetes.io/config.mirror"
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")  # it names directories
 
@@ -119,6 +120,8 @@ class Cloud:
                 self._sources.drop_successor(key)
             if row.source == CLOUD and not row.released:
                 self._sources.drop_from_cloud(key)
+        for table, key in [name for name, row in tables.aside.items() if row.source == CLOUD]:
+            self._sources.release_from_cloud(f"{TABLES[table]} {key}")
         for table, kind in TABLES.items():
             for key in [key for key, held in tables.rows[table].items() if table != "pod" and held.source == CLOUD]:
                 if tables.pending_bytes > BUDGET_BYTES:
@@ -185,6 +188,10 @@ class Cloud:
         key = obj.metadata.uid if isinstance(obj, Pod) else obj.key
         if obj.kind != TABLES[event.kind] or key != event.key or len(key) > CLOUD_KEY_CHARS_MAX:
             return Refusal("Invalid", f"it came as {event.kind} {event.key[:CLOUD_KEY_CHARS_MAX]}, which it is not")
+        aside = self._tables.aside.get((event.kind, obj.key))
+        if aside is not None and (aside.source, aside.revision) == (CLOUD, event.revision):
+            why = self._tables.why_unreadable(event.kind, obj.key)
+            return Refusal(ASIDE, f"{identity(obj)} was set aside: {why}; change it, and it is tried again")
         ending = isinstance(obj, Pod) and bool(obj.metadata.deletion_timestamp)
         if desk.full and not ending:
             return Refusal("StoreFull", "the store is full: free space on its disk, or delete objects")
@@ -224,6 +231,7 @@ class Cloud:
         uid = pod.metadata.uid
         if uid not in self._tables.gone and len(self._tables.gone) >= CLOUD_GONE_MAX:
             return Refusal("StoreFull", f"{CLOUD_GONE_MAX} deleted pods wait for the cloud's word already")
+        self._forget_aside(uid)
         self._tables.put("gone", uid, GoneRow(pod.key, revision))
         self.again[uid] = None
         if key := self._successor_by_uid(uid):
@@ -241,12 +249,18 @@ class Cloud:
                 self._sources.release_from_cloud(f"{TABLES[event.kind]} {event.key}")
             return None
         self._tables.delete("gone", event.key)
+        self._forget_aside(event.key)
         if (key := self._successor_by_uid(event.key)) is not None:
             self._sources.drop_successor(key)
         key = self._by_uid(event.key)
         if key is not None and self._tables.pods[key].source == CLOUD and not self._tables.pods[key].released:
             self._sources.drop_from_cloud(key)
         return None
+
+    def _forget_aside(self, uid: str) -> None:
+        """Of a pod that was set aside: what runs of it is unwanted from now on."""
+        for table, key in [name for name, row in self._tables.aside.items() if name[0] == "pod" and row.uid == uid]:
+            self._sources.release_from_cloud(f"{TABLES[table]} {key}")
 
     def _by_uid(self, uid: str) -> str | None:
         return next((key for key, row in self._tables.pods.items() if row.uid == uid), None)

@@ -23,9 +23,24 @@ class Op(Struct):
     since_ms: int
 
 
+class About(Struct):
+    """What is being decided on: `kind` and namespace/name of an object, empty for none in particular. If that breaks an
+    invariant, it can be named. `beside` is the identity of what it is looked at with, such as a device's model."""
+
+    kind: str = ""
+    key: str = ""
+    beside: str = ""
+
+    @property
+    def what(self) -> str:
+        """Its identity, as `Device default/pump-1`."""
+        return f"{self.kind} {self.key}" if self.kind else ""
+
+
 class Desk:
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, about: About | None = None) -> None:
         self.tables = tables
+        self._about = about or About()
         self.ring = Ring()
         self.node = NodeFacts(name=tables.nodes["self"].name if "self" in tables.nodes else "", boot_id="")
         self.runtime: RuntimeInfo | None = None
@@ -50,6 +65,11 @@ class Desk:
         self._number = 0
 
     # --- deciding --------------------------------------------------------------------------------
+
+    def on(self, kind: str = "", key: str = "", beside: str = "") -> None:
+        """From here on an object is decided on; without one, what concerns no object more than others."""
+        about = self._about
+        about.kind, about.key, about.beside = kind, key, beside
 
     def number(self) -> int:
         """The number of the next operation."""
@@ -133,4 +153,4 @@ class Desk:
         return here + (run.elapsed_ms if run.elapsed_ms >= 0 else run.state.elapsed_ms)
 
 
-__all__ = ["NEVER", "Desk", "Op"]
+__all__ = ["NEVER", "About", "Desk", "Op"]

@@ -78,10 +78,12 @@ class DeviceReports:
             changed = dict.fromkeys(self._devices.twins)
         for key in changed:
             self._enqueue(key)
+        self._desk.on()
         self._tell()
 
     def _enqueue(self, key: str) -> None:
         twin = self._devices.twins.get(key)
+        self._desk.on("Device", key)
         if twin is None or twin.device is None or twin.shape is None:
             self._urgent.pop(key, None)
             self._waiting.pop(key, None)
@@ -115,6 +117,7 @@ class DeviceReports:
 
     def _tell_of(self, key: str) -> bool:
         twin = self._devices.twins[key]
+        self._desk.on(*twin.concern)
         body = encode(status(twin, self._devices))
         self._of[key] = _urgent_of(twin)
         told = revision(body)

@@ -14,6 +14,7 @@ from tinyedge.core.devices import STATES, Devices
 from tinyedge.core.mappers import Line
 from tinyedge.core.status import rfc3339
 from tinyedge.core.twins import Twin
+from tinyedge.core.why import REMEDY
 from tinyedge.model.device import API_VERSION, MAPPER
 from tinyedge.protocol import readings
 
@@ -40,6 +41,23 @@ def device(twin: Twin, devices: Devices) -> Json:
         status["lastOnlineTime"] = online
     if found := problem(twin, devices):
         status["problem"] = found
+    return {"apiVersion": API_VERSION, "kind": "Device", "metadata": meta, "spec": spec, "status": status}
+
+
+def all_aside(desk: Desk) -> list[str]:
+    """Keys of devices that are set aside."""
+    return [key for table, key in desk.tables.aside if table == "device"]
+
+
+def aside(key: str, desk: Desk) -> Json | None:
+    """A device that is set aside, as it was wanted; None when there is none of that name."""
+    row = desk.tables.aside.get(("device", key))
+    if row is None:
+        return None
+    meta = {"namespace": row.object.metadata.namespace, **msgspec.to_builtins(row.object.metadata)}
+    status = {"twins": [], "state": "unknown", "protocol": "", "mapper": ""}
+    status["problem"] = f"it is set aside: {desk.tables.why_unreadable('device', key)}"
+    spec = msgspec.to_builtins(row.object.spec)
     return {"apiVersion": API_VERSION, "kind": "Device", "metadata": meta, "spec": spec, "status": status}
 
 
@@ -99,7 +117,7 @@ def why(twin: Twin, devices: Devices, desk: Desk) -> Json:
 def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
     line = devices.mappers.lines.get(twin.mapper)
     if twin.shape is None:
-        words = f"its model {twin.model} is not on this node"
+        words = devices.no_model(twin)
         yield _reason(words, "", "apply that DeviceModel; the device goes on by itself then")
     elif not twin.mapper:
         remedy = f"start a mapper of protocol {twin.protocol!r}; `tinyedge status` tells who has registered"
@@ -155,12 +173,17 @@ def _mapper(line: Line, served: int) -> Json:
     }
 
 
-def at_a_glance(devices: Devices) -> Json:
+def at_a_glance(devices: Devices, desk: Desk) -> Json:
     """`{"total", "states", "withProblems", "problems"}`: devices by state, and the first reason of some of those with
     which something is wrong, as `{"device", …}` like the reasons of `why`."""
     states = dict.fromkeys(sorted(set(STATES.values())), 0)
-    problems: list[Json] = []
-    wrong = 0
+    lost = sorted(all_aside(desk))
+    states["unknown"] += len(lost)
+    problems: list[Json] = [
+        {"device": key, **_reason("it is set aside", desk.tables.why_unreadable("device", key), REMEDY)}
+        for key in lost[:PROBLEMS_SHOWN_MAX]
+    ]
+    wrong = len(lost)
     wanted = sorted((twin for twin in devices.twins.values() if twin.device), key=lambda one: one.key)
     for twin in wanted:
         states[state(twin)] = states.get(state(twin), 0) + 1
@@ -168,7 +191,7 @@ def at_a_glance(devices: Devices) -> Json:
         wrong += reason is not None
         if reason and len(problems) < PROBLEMS_SHOWN_MAX:
             problems.append({"device": twin.key, **reason})
-    return {"total": len(wanted), "states": states, "withProblems": wrong, "problems": problems}
+    return {"total": len(wanted) + len(lost), "states": states, "withProblems": wrong, "problems": problems}
 
 
 def _reason(what: str, because: str, remedy: str) -> Json:

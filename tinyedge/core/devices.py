@@ -86,13 +86,18 @@ class Devices:
         self._writes: dict[str, list[Asked]] = {}
         self._questions: dict[int, Asked] = {}
         for key, row in self._tables.twins.items():
-            self.twins[key] = Twin(key, row)
+            if not self._tables.why_unreadable("device", key):  # else it waits with what is remembered of it
+                self.twins[key] = Twin(key, row)
         for key, device_row in self._tables.devices.items():
             self._load(key, device_row)
+        desk.on()
 
     def _load(self, key: str, row: DeviceRow) -> None:
-        twin = self.twins.setdefault(key, Twin(key, TwinRow()))
-        self._look_at(twin, row.object)
+        self._look_at(self._twin(key), row.object)
+
+    def _twin(self, key: str) -> Twin:
+        """Also of one that was set aside until now: what is remembered of it has been left alone."""
+        return self.twins.setdefault(key, Twin(key, self._tables.twins.get(key, TwinRow())))
 
     # --- wanted ----------------------------------------------------------------------------------
 
@@ -108,9 +113,9 @@ class Devices:
                 self._change(twin)
             return
         if key in self._tables.devices:
-            self._change(self.twins.setdefault(key, Twin(key, TwinRow())))
-        elif key in self.twins:
-            self._remove(self.twins[key])
+            self._change(self._twin(key))
+        elif key in self.twins or key in self._tables.twins:
+            self._remove(self._twin(key))
 
     def _change(self, twin: Twin) -> None:
         before = twin.refused
@@ -124,8 +129,10 @@ class Devices:
 
     def _look_at(self, twin: Twin, device: Device) -> None:
         """Compare a device with its model, and find what is desired of it."""
+        self._desk.on("Device", twin.key)
         spec = device.spec
         twin.device, twin.model = device, twins.model_key(device, spec)
+        self._desk.on(*twin.concern)
         row = self._tables.models.get(twin.model)
         twin.protocol = twins.protocol(spec, row.object) if row else spec.protocol.protocol_name
         twin.shape = self._shared(twins.shape(device, spec, row.object)) if row else None
@@ -188,7 +195,7 @@ class Devices:
     def take_report(self, event: Reported, *, by_topic: bool = False) -> tuple[str, str]:
         """Values of a device: (code, why) as `ReportAnswer` has them. Of several the right ones are kept, whatever the
         others are. `by_topic`: they came by MQTT, where no mapper need have registered."""
-        twin = self.twins.get(event.key)
+        twin = self._on(event.key)
         refused = self._not_from(twin, event, by_topic=by_topic)
         if refused or twin is None or twin.shape is None:
             return refused or ("", "")
@@ -221,7 +228,7 @@ class Devices:
             return "ReadOnly", f"the node's store can't be written: {desk.read_only}"
         if desk.full:
             return "Full", "the node's store is full: free space on its disk"
-        if why := self._unknown(twin, event.key) if by_topic else self._unserved(twin, event.key):
+        if why := self.unknown(event.key) if by_topic else self._unserved(twin, event.key):
             return "NotFound", why
         line = self.mappers.line_of(twin) if twin else None
         if line is not None and event.uid not in (0, line.info.uid):
@@ -230,15 +237,30 @@ class Devices:
             return "TooMany", f"mapper {line.info.name} reports too much; wait, then report again"
         return None
 
-    def _unknown(self, twin: Twin | None, key: str) -> str:
+    def _on(self, key: str) -> Twin | None:
+        """The device that is decided on from here on."""
+        twin = self.twins.get(key)
+        self._desk.on(*twin.concern if twin else ("Device", key))
+        return twin
+
+    def unknown(self, key: str) -> str:
         """Why nothing can be kept of a device; empty when it can."""
+        twin = self.twins.get(key)
         if twin is None or twin.device is None:
-            return f"Device {key[:200]} not found"
-        return f"Device {key}: its model {twin.model} is not on this node" if twin.shape is None else ""
+            why = self._tables.why_unreadable("device", key)
+            return f"Device {key} can't be used: {why}" if why else f"Device {key[:200]} not found"
+        if twin.shape is not None:
+            return ""
+        return f"Device {key}: {self.no_model(twin)}"
+
+    def no_model(self, twin: Twin) -> str:
+        """Why there is no model to go by."""
+        why = self._tables.why_unreadable("devicemodel", twin.model)
+        return f"its model {twin.model} " + (f"can't be used: {why}" if why else "is not on this node")
 
     def _unserved(self, twin: Twin | None, key: str) -> str:
         """Why no mapper serves a device; empty when one does."""
-        if (why := self._unknown(twin, key)) or twin is None:
+        if (why := self.unknown(key)) or twin is None:
             return why
         if self.mappers.line_of(twin) is None:
             return f"Device {key}: no mapper of protocol {twin.protocol!r} has registered"
@@ -288,7 +310,7 @@ class Devices:
 
     def take_state(self, event: StateReported, *, by_topic: bool = False) -> tuple[str, str]:
         """As `take_report`, of the state of a device."""
-        twin = self.twins.get(event.key)
+        twin = self._on(event.key)
         state = STATES.get(event.state.lower())
         refused = self._not_from(twin, event, by_topic=by_topic)
         if refused or twin is None:
@@ -322,11 +344,9 @@ class Devices:
 
     def set_desired(self, key: str, name: str, value: str, by: str) -> str:
         """Why not; empty when it is promised. `by` says who wants it."""
-        twin = self.twins.get(key)
-        if twin is None or twin.device is None:
-            return f"Device {key} not found"
-        if twin.shape is None:
-            return f"its model {twin.model} is not on this node"
+        twin = self._on(key)
+        if twin is None or twin.shape is None:
+            return self.unknown(key)
         if self._desk.full:
             return "the node's store is full: delete objects, or free space on its disk"
         if why := twins.refusals(twin.shape, {name: value}).get(name):
@@ -353,7 +373,7 @@ class Devices:
             elif (line := self.mappers.line_of(self.twins[key])) is not None and line.away:
                 self._settled(self.twins[key])  # it may take long until the mapper is tried again
             return
-        twin = self.twins.get(key)
+        twin = self._on(key)
         line = self.mappers.line_of(twin) if twin else None
         why = self._unserved(twin, key) or (self._cannot_ask(twin, key, what) if twin else "")
         if why or twin is None or line is None or twin.device is None:
@@ -423,6 +443,7 @@ class Devices:
         if asked is None:
             self.mappers.called(event)
             return
+        self._desk.on("Device", asked.key)
         if event.error:
             self._desk.say(Answer(asked.request, f"Device {asked.key}: {event.error}"))
             return

@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from tinyedge.core import answers, device_reports, hold, pods, probes, sources, track
 from tinyedge.core.chronicle import Chronicle
 from tinyedge.core.cloud import Cloud
-from tinyedge.core.desk import Desk
+from tinyedge.core.desk import About, Desk
 from tinyedge.core.device_reports import DeviceReports
 from tinyedge.core.devices import Devices
 from tinyedge.core.jobs import TARGET as OF_JOB
@@ -89,16 +89,9 @@ from tinyedge.protocol.jobs import STATUS
 from tinyedge.wire import NodeRow, PodRow, StateRow
 
 
-class About(Struct):
-    """`pod` (namespace/name) is the one that is being decided on; if that breaks an invariant, it can be named."""
-
-    pod: str = ""
-
-
 class Edge:
     def __init__(self, tables: Stored, policy: Policy = Policy(), about: About | None = None) -> None:  # noqa: B008 - frozen
-        self._about = about or About()
-        self._desk = Desk(Tables(tables))
+        self._desk = Desk(Tables(tables), about)
         self._sources = Sources(self._desk)
         self._runs: dict[str, PodRun] = {}
         self._users: dict[tuple[str, str], dict[str, None]] = {}  # (kind, key) of what is referred to → uids
@@ -174,7 +167,7 @@ class Edge:
                 self._backlog.append(event)
         while self._backlog and desk.tables.pending_bytes <= sources.BUDGET_BYTES:
             event = self._backlog.popleft()
-            self._about.pod = ""
+            desk.on()
             unreadable = len(desk.tables.unreadable)
             self._take[type(event)](event)
             self._note_changes()
@@ -183,17 +176,20 @@ class Edge:
                 for run in self._runs.values():
                     self._touch(run)
         self._plan()
-        self._about.pod = ""
-        self._tokens.ask()
-        self._outbox.flush()
-        self._reactions.flush()
-        self._devices.flush()
-        self._device_reports.flush()
-        self._jobs.flush(self._cloud.session)
-        self._chronicle.flush(self._cloud.node)
+        self._finish()
         wake = desk.now if self._backlog else self._wake()
         writes, effects = desk.tables.take_writes(), desk.take_effects()
         return Step(writes, effects, wake, _is_patient(writes, effects))
+
+    def _finish(self) -> None:
+        """What each part has left for the end of a step."""
+        parts = (self._outbox, self._reactions, self._devices, self._device_reports)
+        for part in (self._tokens.ask, *(one.flush for one in parts)):
+            self._desk.on()
+            part()
+        self._desk.on()
+        self._jobs.flush(self._cloud.session)
+        self._chronicle.flush(self._cloud.node)
 
     def _tick(self, event: Tick) -> None:
         desk = self._desk
@@ -243,7 +239,7 @@ class Edge:
             self._retry()
         for run in self._runs.values():
             if run.probe_ms <= desk.now and run.settled and desk.runtime:
-                self._about.pod = run.key
+                self._desk.on("Pod", run.key)
                 probes.run_due(run, desk)
 
     def _retry(self) -> None:
@@ -263,7 +259,7 @@ class Edge:
         run = self._runs.get(uid)
         if run is None:
             return
-        self._about.pod = run.key
+        self._desk.on("Pod", run.key)
         self._outbox.touch(uid)
         if run.row and run.row.waiting and run.newest:  # what is there has been let in, though the store forgot it
             self._sources.let_go(run.key)
@@ -275,7 +271,7 @@ class Edge:
     def _bury(self) -> None:
         """Forget pods of which nothing is left, and let in those that take their place."""
         for run in self._desk.gone:
-            self._about.pod = run.key
+            self._desk.on("Pod", run.key)
             del self._runs[run.uid]
             self._refer(run.uid, set())
             if run.row is None:
@@ -295,7 +291,7 @@ class Edge:
     def _follow(self, row: PodRow, seen: PodSeen | None = None) -> None:
         """Remember a wanted pod, from its row and what is stored of its status. `seen`: what the runtime has of it."""
         meta = row.pod.metadata
-        self._about.pod = row.pod.key
+        self._desk.on("Pod", row.pod.key)
         state = self._desk.tables.states.get(row.uid)
         run = PodRun(row.uid, meta.namespace, meta.name, state=state or StateRow())
         self._take_over(run, self._runs.get(row.uid))
@@ -340,6 +336,7 @@ class Edge:
             identity = next(iter(changed))
             del changed[identity]
             kind, _, key = identity.partition(" ")
+            self._desk.on(kind, key)
             if kind == "Pod":
                 self._pod_changed(key)
             elif kind in ("Device", "DeviceModel"):
@@ -448,6 +445,7 @@ class Edge:
         self._tokens.booted()
         self._outbox.booted()
         self._devices.booted()
+        desk.on()
         self._reactions.rules.booted()
         if desk.rebooted and before.boot_id:
             message = f"Node {event.node.name} has been rebooted, boot id: {event.node.boot_id}"
@@ -494,7 +492,7 @@ class Edge:
                 return
             run = self._runs[seen.uid] = PodRun(seen.uid, seen.namespace, seen.name)
             self._desk.note("warning", "pod.unwanted", pod=run.key, uid=seen.uid)
-        self._about.pod = run.key
+        self._desk.on("Pod", run.key)
         if track.take(run, seen, self._desk):
             self._touch(run)
 
@@ -512,7 +510,7 @@ class Edge:
             else:
                 self._pressure.op_done(op, event)
             return
-        self._about.pod = run.key
+        self._desk.on("Pod", run.key)
         run.busy.pop(op.target, None)
         if isinstance(event, ProbeDone) or op.target.startswith("probe:"):
             if probes.judge(run, self._desk, op.effect, op.target, event):

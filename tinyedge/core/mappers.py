@@ -106,7 +106,11 @@ class Mappers:
                 self._has_left(twin)
             elif twin.protocol == event.mapper.protocol or twin.mapper == event.mapper.name:
                 self.serve(twin)
-        mine = [twin for twin in self._twins.values() if twin.mapper == line.info.name and not self._is_leaving(twin)]
+        mine = [
+            twin
+            for twin in self._twins.values()
+            if twin.mapper == line.info.name and twin.shape is not None and not self._is_leaving(twin)
+        ]
         models: dict[str, DeviceModel] = {}
         if event.with_data:
             models = {twin.model: self._tables.models[twin.model].object for twin in mine}
@@ -115,6 +119,7 @@ class Mappers:
             for twin in mine:
                 self._has_learnt(twin, line, twin.want, twin.desired)
         devices = tuple(self.complete(twin) for twin in mine) if event.with_data else ()
+        self._desk.on()
         self._desk.note(
             "info", "mapper.registered", name=line.info.name, protocol=line.info.protocol, devices=len(mine)
         )
@@ -173,14 +178,17 @@ class Mappers:
 
     def serve(self, twin: Twin) -> None:
         """Find who serves a device, and have it told what there is to tell."""
+        self._desk.on(*twin.concern)
         before, twin.mapper = twin.mapper, self._server(twin)
         if before != twin.mapper:
             twin.registered = False
         self.touch(twin)
 
     def _server(self, twin: Twin) -> str:
-        if twin.device is None or twin.shape is None:
+        if twin.device is None:
             return ""
+        if twin.shape is None:  # who has it keeps it, if its model is only set aside
+            return twin.row.mapper if self._tables.why_unreadable("devicemodel", twin.model) else ""
         asked = twin.device.metadata.annotations.get(MAPPER, "")
         if asked:
             return asked if asked in self.lines or asked == DRIVERS.get(twin.protocol) else ""
@@ -203,6 +211,7 @@ class Mappers:
     # --- what it is to know ----------------------------------------------------------------------
 
     def complete(self, twin: Twin) -> Device:
+        self._desk.on(*twin.concern)
         model = self._tables.models[twin.model].object
         return twins.complete(self._tables.devices[twin.key].object, model, twin.desired)
 
@@ -269,6 +278,7 @@ class Mappers:
 
     def _tell_of(self, line: Line, twin: Twin) -> bool:
         """True when a call has been made, or none is needed."""
+        self._desk.on(*twin.concern)
         if self._is_leaving(twin):
             if line.info.name == twin.row.mapper:
                 self._call(line, twin, "RemoveDevice")
@@ -304,6 +314,7 @@ class Mappers:
         if call is None:
             return False
         twin = self._release(call, event.op)
+        self._desk.on("Device", call.key)
         if event.away and event.error:
             self._is_away(call.line, event.error)
         else:

@@ -46,6 +46,7 @@ class Routes:
         """By the rule's namespace/name."""
         if self._routes is None:
             self._routes = {key: self._route(row.object) for key, row in sorted(self._tables.rules.items())}
+            self._desk.on()
         return self._routes
 
     def filters(self) -> tuple[str, ...]:
@@ -88,10 +89,13 @@ class Routes:
 
     def _route(self, rule: Rule) -> Route:
         """What of a rule is this node's part; none, with its reason, when it has none."""
+        self._desk.on("Rule", rule.key)
         source, target = self._type(rule.source), self._type(rule.target)
         if not source or not target:
-            missing = rule.spec.source if not source else rule.spec.target
-            return Route(rule.key, why=f"RuleEndpoint {missing} is not on this node")
+            missing = rule.source if not source else rule.target
+            why = self._tables.why_unreadable("ruleendpoint", missing)
+            words = f"can't be used: {why}" if why else "is not on this node"
+            return Route(rule.key, why=f"RuleEndpoint {missing.partition('/')[2]} {words}")
         resource = rule.spec.source_resource
         if target != REST or source not in (EVENTBUS, SERVICEBUS):
             return Route(rule.key, why=f"a rule from {source} to {target} is not this node's to follow")

@@ -80,6 +80,7 @@ class Rules:
         self.wake_ms = NEVER
         for key in desk.tables.local_rules:
             self._load(key)
+        desk.on()
 
     # --- what the edge tells -----------------------------------------------------------------------
 
@@ -142,6 +143,7 @@ class Rules:
     # --- one rule ----------------------------------------------------------------------------------
 
     def _load(self, key: str) -> None:
+        self._desk.on("LocalRule", key)
         rule = self._desk.tables.local_rules[key].object
         run = self._runs[key] = Run(key, rule, self._desk.tables.rule_states.get(key, RuleStateRow()))
         try:
@@ -172,6 +174,7 @@ class Rules:
 
     def _look(self, run: Run, when: Expression) -> None:
         now = self._desk.now
+        self._desk.on("LocalRule", run.key)
         inputs = {name: self._input(run.name_of(one)) for name, one in run.rule.spec.inputs.items()}
         self._timers.pop(run.key, None)
         run.result = when.evaluate(inputs)
@@ -249,6 +252,7 @@ class Rules:
         run.failed = ""
         texts = {name: self._text(run.name_of(one), inputs[name]) for name, one in run.rule.spec.inputs.items()}
         for number, action in enumerate(run.rule.spec.actions, 1):
+            self._desk.on("LocalRule", run.key)  # to set a device's property is that device's matter
             if why := self._do(run, action, texts):
                 run.failed = f"action {number}: {why}"
                 self._desk.note("warning", "rule.failed", rule=run.key, action=number, why=why[:500])
@@ -292,7 +296,10 @@ class Rules:
         known), `fired` (how often), `result` (of the condition: true, false or unknown), `holdingSeconds` (for how long
         a condition that holds has to go on), `problem`, and `inputs` by name: `value`, `ageSeconds`, and `problem` if
         it counts for nothing now."""
-        return [self._object(run) for _, run in sorted(self._runs.items())]
+        here = {key: self._object(run.rule, self._status(run)) for key, run in self._runs.items()}
+        aside = {key: row.object for (table, key), row in self._desk.tables.aside.items() if table == "localrule"}
+        here |= {key: self._object(rule, self._aside(key)) for key, rule in aside.items()}
+        return [one for _, one in sorted(here.items())]
 
     def explain(self, key: str) -> Json | None:
         """`{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}], "source"}`."""
@@ -312,11 +319,18 @@ class Rules:
         source = self._desk.tables.local_rules[key].source
         return {"state": state, "summary": _summary(run, status), "reasons": reasons, "source": source}
 
-    def _object(self, run: Run) -> Json:
-        meta = {"namespace": run.rule.metadata.namespace, **msgspec.to_builtins(run.rule.metadata)}
-        spec = msgspec.to_builtins(run.rule.spec)
+    def _object(self, rule: LocalRule, status: Json) -> Json:
+        meta = {"namespace": rule.metadata.namespace, **msgspec.to_builtins(rule.metadata)}
+        spec = msgspec.to_builtins(rule.spec)
         found = {"apiVersion": LOCAL_API_VERSION, "kind": "LocalRule", "metadata": meta, "spec": spec}
-        return found | {"status": self._status(run)}
+        return found | {"status": status}
+
+    def _aside(self, key: str) -> Json:
+        """Of a rule that is set aside: what it was when that happened."""
+        tables = self._desk.tables
+        state = tables.rule_states.get(key, RuleStateRow())
+        found: Json = {"active": state.active, "fired": state.fired, "result": "unknown", "inputs": {}}
+        return found | {"problem": f"it is set aside: {tables.why_unreadable('localrule', key)}"}
 
     def _status(self, run: Run) -> Json:
         spec, state = run.rule.spec, run.state
@@ -346,9 +360,10 @@ class Rules:
         device, _, prop = name.rpartition("/")
         twin = self._devices.twins.get(device)
         if twin is None or twin.device is None:
-            return f"Device {device} is not on this node"
+            why = self._desk.tables.why_unreadable("device", device)
+            return f"Device {device} " + (f"can't be used: {why}" if why else "is not on this node")
         if twin.shape is None:
-            return f"its model {twin.model} is not on this node"
+            return self._devices.no_model(twin)
         if prop not in twin.shape.properties:
             return f"Device {device} has no property {prop}"
         if text is None:

@@ -433,10 +433,14 @@ class Sources:
     def _forget(self, name: str) -> bool:
         """Delete an object whose row can't be read; True when there was one."""
         kind, _, key = name.partition(" ")
+        aside = self._tables.aside.get((kind.lower(), key))
         if not self._tables.forget(kind.lower(), key):
             return False
-        if kind == "Pod":
-            self._tables.delete("podstate", stable_uid(self._desk.node.name, *key.split("/", 1)))
+        if kind != "Pod":
+            self.changed[name] = None
+        else:
+            uid = aside.uid if aside else stable_uid(self._desk.node.name, *key.split("/", 1))
+            self._tables.delete("podstate", uid)
         return True
 
     def _hand_on(self, name: str) -> None:

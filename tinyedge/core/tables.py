@@ -6,6 +6,7 @@ step is committed is exactly what `durable` encodes. A put of an equal row write
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -43,7 +44,8 @@ _OBJECTS = ("pod", "configmap", "secret", "device", "devicemodel", "localrule", 
 
 class Tables:
     """Rows by table and key. `unreadable` names what did not decode: (table, key, why); it stays on disk as it is
-    until something takes its place or it is forgotten."""
+    until something takes its place or it is forgotten. `aside` has those of them that were set aside, by table and key,
+    to be looked at only."""
 
     def __init__(self, stored: Stored) -> None:
         self.pods: dict[str, PodRow] = {}
@@ -87,6 +89,7 @@ class Tables:
             "job": self.jobs,
         }
         self.unreadable: list[tuple[str, str, str]] = []
+        self.aside: dict[tuple[str, str], Any] = {}
         self._raw: Stored = {}  # what can't be read, byte for byte
         self._writes: dict[tuple[str, str], Put | Delete] = {}
         self._series: list[Append | Trim] = []
@@ -105,6 +108,9 @@ class Tables:
         except (msgspec.MsgspecError, KeyError) as error:
             self.unreadable.append((table, key, str(error)))
             self._raw.setdefault(table, {})[key] = value
+            if wire.is_aside(value):
+                with suppress(msgspec.MsgspecError, KeyError):
+                    self.aside[table, key] = wire.decode_aside(table, value)
         else:
             self._weigh(table, key, len(value))
 
@@ -149,12 +155,17 @@ class Tables:
         raw = self._raw.get(table, {}).pop(key, None)
         if raw is not None:
             self.unreadable = [row for row in self.unreadable if row[:2] != (table, key)]
+            self.aside.pop((table, key), None)
         return raw
 
     def _write(self, write: Put | Delete, size: int) -> None:
         self.pending_bytes += size
         self._writes.pop((write.table, write.key), None)
         self._writes[write.table, write.key] = write
+
+    def why_unreadable(self, table: str, key: str) -> str:
+        """Why a row is there and can't be used; empty when that is not so."""
+        return next((why for of, name, why in self.unreadable if (of, name) == (table, key)), "")
 
     def append(self, series: str, item: bytes) -> None:
         self.pending_bytes += len(item)

@@ -86,6 +86,11 @@ class Twin(Struct):
     seen_ms: int = 0  # wall clock of its last report
 
     @property
+    def concern(self) -> tuple[str, str, str]:
+        """Kind and key, and the identity of its model, for who decides on it."""
+        return ("Device", self.key, f"DeviceModel {self.model}" if self.model else "")
+
+    @property
     def about(self) -> tuple[str, str, str, str]:
         """Kind, namespace, name and uid, for events."""
         namespace, _, name = self.key.partition("/")

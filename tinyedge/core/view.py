@@ -27,7 +27,6 @@ from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
 from tinyedge.core.tokens import Tokens
 from tinyedge.core.track import host_ip
-from tinyedge.core.twins import Twin
 from tinyedge.core.volumes import volume_path
 from tinyedge.events import StopContainer
 from tinyedge.model.device import API_VERSION
@@ -119,7 +118,10 @@ class View:
         run = self._find(namespace, name)
         if run is not None:
             return why.explain(run, self._desk)
-        return why.explain_absent("Pod", f"{namespace}/{name}", self._sources, self._cloud.refusals())
+        return self._absent("Pod", f"{namespace}/{name}")
+
+    def _absent(self, kind: str, key: str) -> Json | None:
+        return why.explain_absent(kind, key, self._sources, self._cloud.refusals(), self._desk)
 
     def _find(self, namespace: str, name: str) -> PodRun | None:
         row = self._desk.tables.pods.get(f"{namespace}/{name}")
@@ -176,13 +178,16 @@ class View:
     # --- devices ---------------------------------------------------------------------------------
 
     def device_objects(self) -> list[Json]:
-        """Devices with status, sorted by namespace and name."""
-        wanted = [twin for twin in self._devices.twins.values() if twin.device]
-        return [self._device(twin) for twin in sorted(wanted, key=lambda one: one.key)]
+        """Devices with status, sorted by namespace and name; those that are set aside among them."""
+        found = (self.device_object(*name) for name in self.device_keys())
+        return [one for one in found if one is not None]
 
     def device_object(self, namespace: str, name: str) -> Json | None:
-        twin = self._devices.twins.get(f"{namespace}/{name}")
-        return self._device(twin) if twin and twin.device else None
+        key = f"{namespace}/{name}"
+        twin = self._devices.twins.get(key)
+        if twin is not None and twin.device is not None:
+            return device_view.device(twin, self._devices)
+        return device_view.aside(key, self._desk)
 
     def models(self) -> list[Json]:
         rows = sorted(self._desk.tables.models.items())
@@ -190,17 +195,15 @@ class View:
 
     def device_keys(self) -> list[tuple[str, str]]:
         """(namespace, name) of every device, sorted: who shows a thousand of them need not hold all at once."""
-        return sorted(_names(twin.key) for twin in self._devices.twins.values() if twin.device)
-
-    def _device(self, twin: Twin) -> Json:
-        return device_view.device(twin, self._devices)
+        here = [twin.key for twin in self._devices.twins.values() if twin.device]
+        return sorted(map(_names, [*here, *device_view.all_aside(self._desk)]))
 
     def why_device(self, namespace: str, name: str) -> Json | None:
         """As `why`, of a device."""
         twin = self._devices.twins.get(f"{namespace}/{name}")
         if twin is not None and twin.device is not None:
             return device_view.why(twin, self._devices, self._desk)
-        return why.explain_absent("Device", f"{namespace}/{name}", self._sources, self._cloud.refusals())
+        return self._absent("Device", f"{namespace}/{name}")
 
     # --- rules -----------------------------------------------------------------------------------
 
@@ -219,7 +222,9 @@ class View:
         """As `why`, of a LocalRule."""
         found = self._rules.explain(f"{namespace}/{name}")
         if found is None:
-            return why.explain_absent("LocalRule", f"{namespace}/{name}", self._sources, self._cloud.refusals())
+            return why.explain_absent(
+                "LocalRule", f"{namespace}/{name}", self._sources, self._cloud.refusals(), self._desk
+            )
         return found
 
     # --- other objects ---------------------------------------------------------------------------
@@ -341,7 +346,7 @@ class View:
             "node": {
                 "name": desk.node.name,
                 "ready": up,
-                "message": "" if up else f"runtime: {desk.runtime_why}",
+                "message": "" if up else "the container runtime does not answer",
                 "address": host_ip(desk),
             },
             "runtime": {
@@ -360,7 +365,7 @@ class View:
             },
             "pods": self._pods_at_a_glance(),
             "jobs": self.jobs(),
-            "devices": device_view.at_a_glance(self._devices),
+            "devices": device_view.at_a_glance(self._devices, self._desk),
             "mappers": device_view.mappers(self._devices),
             "rules": self._rules_at_a_glance(),
             "manifests": self._manifests(),

@@ -16,6 +16,7 @@ from tinyedge.model.runtime import ContainerSeen
 from tinyedge.wire import CLOUD
 
 Json = dict[str, Any]
+REMEDY = "change its manifest, or apply it again; if that breaks the daemon once more, delete it and apply it then"
 
 
 def explain(run: PodRun, desk: Desk) -> Json:
@@ -36,9 +37,23 @@ def explain(run: PodRun, desk: Desk) -> Json:
     return {"state": state, "summary": summary, "reasons": reasons, "source": source}
 
 
-def explain_absent(kind: str, key: str, sources: Sources, refused: list[Json]) -> Json | None:
-    """A Pod or Device that is not known: the cloud may have sent it in vain, or a file with problems may have meant to
-    declare it."""
+def explain_aside(kind: str, key: str, desk: Desk) -> Json | None:
+    """An object whose row is kept and can't be used; None when there is none of that name."""
+    table = kind.lower()
+    why = desk.tables.why_unreadable(table, key)
+    if not why:
+        return None
+    row = desk.tables.aside.get((table, key))
+    reason = _reason("", "it is set aside" if row else "its row can't be read", why, "", REMEDY)
+    summary = f"{kind} {key} is kept as it is, and not looked after: {why}."
+    return {"state": "SetAside", "summary": summary, "reasons": [reason], "source": row.source if row else ""}
+
+
+def explain_absent(kind: str, key: str, sources: Sources, refused: list[Json], desk: Desk) -> Json | None:
+    """A Pod, Device or LocalRule that is not known: it may be set aside, the cloud may have sent it in vain, or a file
+    with problems may have meant to declare it."""
+    if (found := explain_aside(kind, key, desk)) is not None:
+        return found
     reasons = [
         _reason(
             *("", "the cloud wants it here, and this node can't take it", f"{one['reason']}: {one['message']}", ""),
