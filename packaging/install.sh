@@ -265,6 +265,8 @@ install() {
   [ -n "$START" ] && is_booted || return 0
   service start
   say "it runs. Next: 'tinyedge check', 'tinyedge status', and 'tinyedge join' to belong to a cluster"
+  [ -S /run/containerd/containerd.sock ] ||
+    say "there is no containerd here yet: 'sh $LIB/container-stack.sh install' brings it (or set runtime.kind = \"process\")"
 }
 
 # The version's folder, whole: one that is there and is the same stays, for it may run.

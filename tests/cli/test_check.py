@@ -102,6 +102,15 @@ def test_a_runtime_that_is_away_or_mute_is_an_error(machine: Made, monkeypatch: 
     assert (found.level, "disabled_plugins" in found.remedy) == (ERROR, True)
 
 
+def test_what_lacks_is_brought_by_the_script_that_was_installed(machine: Made) -> None:
+    machine.remove("/etc/cni/net.d/10-bridge.conflist")
+    for each in (check.runtime, check.pod_network):
+        assert "apt install containerd" in one(each, machine).remedy  # in a checkout there is no script
+    machine.write(check.STACK)
+    for each in (check.runtime, check.pod_network):
+        assert f"sh {check.STACK} install" in one(each, machine).remedy
+
+
 def test_a_socket_where_nothing_answers_is_told_within_seconds(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "s"))

@@ -404,6 +404,12 @@ def test_status_tells_of_the_broker_and_of_what_can_not_leave(cli: Cli) -> None:
     assert out[out.index("Places that values can't be pushed to:") + 1] == "  http collector:80: no route to host"
 
 
+def test_a_runtime_that_has_never_answered_is_not_called_by_a_name(cli: Cli) -> None:
+    cli.backend.status_object["runtime"] = {"state": "down", "kind": "unknown", "message": "no such file"}
+    told = "Runtime:   DOWN, and has not been seen yet: no such file; tinyedge check says what is missing"
+    assert told in lines(cli("status").out)
+
+
 def test_status_names_what_needs_a_look(cli: Cli) -> None:
     status = cli.backend.status_object
     status["node"] |= {"ready": False, "message": "the runtime does not answer"}

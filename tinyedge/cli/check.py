@@ -24,6 +24,7 @@ ERROR, WARNING, OK = "error", "warning", "ok"
 WIDTH = 100
 SOCKET_PATH_BYTES_MAX = 107
 RUNTIME_S = 5
+STACK = "/usr/lib/tinyedge/container-stack.sh"  # there where it was installed, not in a checkout
 STORE_FREE_BYTES_MIN = 64 * MIB
 STORE_FREE_BYTES_WELL = 512 * MIB
 MEMORY_BYTES_WELL = 256 * MIB
@@ -130,8 +131,7 @@ def runtime(machine: Machine, config: Config) -> Iterator[Finding]:
             ERROR,
             "runtime",
             f"there is no socket at {endpoint}",
-            "install and start containerd (apt install containerd; systemctl enable --now containerd), or set "
-            "runtime.endpoint",
+            f"{_stack(machine)}, or set runtime.endpoint; without containerd: runtime.kind = \"process\"",
         )
         return
     try:
@@ -140,6 +140,12 @@ def runtime(machine: Machine, config: Config) -> Iterator[Finding]:
         yield Finding(ERROR, "runtime", f"{endpoint} does not answer: {error}", _runtime_remedy(str(error)))
         return
     yield Finding(OK, "runtime", f"{name} {version} at {endpoint}")
+
+
+def _stack(machine: Machine) -> str:
+    if machine.exists(STACK):
+        return f"sh {STACK} install brings containerd, runc and a network"
+    return "apt install containerd runc containernetworking-plugins iptables"
 
 
 def _runtime_remedy(why: str) -> str:
@@ -231,7 +237,7 @@ def pod_network(machine: Machine, config: Config) -> Iterator[Finding]:
             WARNING,
             "pod network",
             f"no network for pods is set up in {folder}: only pods with hostNetwork can start",
-            "apt install containernetworking-plugins, and put the bridge of docs/containerd.md there",
+            f"{_stack(machine)}, or put the bridge of docs/containerd.md there",
         )
     elif machine.text("/proc/sys/net/ipv4/ip_forward") == "0":
         yield Finding(

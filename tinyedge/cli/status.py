@@ -204,7 +204,10 @@ def _runtime(runtime: Json) -> str:
     name = " ".join(filter(None, (runtime.get("name") or runtime.get("kind", ""), runtime.get("version", ""))))
     if runtime.get("state") == "up":
         return f"{name}: up"
-    return f"{name or 'runtime'}: DOWN" + (f": {runtime['message']}" if runtime.get("message") else "")
+    why = f": {runtime['message']}" if runtime.get("message") else ""
+    if name in ("", "unknown"):
+        return f"DOWN, and has not been seen yet{why}; tinyedge check says what is missing"
+    return f"{name}: DOWN{why}"
 
 
 def _store(store: Json) -> str:

@@ -48,7 +48,7 @@ _RETRYABLE = frozenset(
     }
 )
 
-_AWAY = "the other program is away or hangs: see tinyedge status, and for the runtime systemctl status containerd"
+_AWAY = "is the other program running? Of the runtime, systemctl status containerd tells more"
 
 
 class Message(Protocol):
