@@ -86,6 +86,26 @@ def test_a_value_that_was_set_on_site_is_promised_over_a_power_cut(node: Node) -
     assert "api.device.write" in node.log.read_text()
 
 
+def audited(node: Node) -> list[tuple[str, str]]:
+    entries = node.client.get("/v1/blackbox")["items"]
+    return [(one["property"], one["value"]) for one in entries if one["kind"] == "device.desired"]
+
+
+def test_what_was_done_on_site_is_in_the_black_box_though_the_power_went_before_that_was_written(node: Node) -> None:
+    (node.manifests / "pump.yaml").write_text(PUMP)
+    node.start(module="tests.fakes.daemon_with_a_slow_box")
+    until(lambda: speed(node))
+    node.client.ask("POST", f"{PATH}/properties/speed", body={"value": "80"})
+    assert audited(node) == []
+    node.stop(signal.SIGKILL)
+    for _ in range(2):
+        node.start()
+        until(lambda: audited(node) and node.client.get("/v1/store")["tables"]["audit"] == 0)
+        assert audited(node) == [("speed", "80")]
+        node.stop()
+    node.start()
+
+
 def test_what_can_not_be_asked_of_a_device_is_refused_by_name(node: Node) -> None:
     (node.manifests / "pump.yaml").write_text(PUMP)
     node.start()

@@ -426,11 +426,14 @@ class _Daemon:
 
     async def _keep_records(self) -> None:
         async for record in self._to_record:
-            wall_ms = self._clock.trusted_wall_ms()
+            wall_ms = record.wall_ms or self._clock.trusted_wall_ms()
             fields = dict[str, Value](record.fields)
-            if "id" in fields and any(entry.fields == fields for entry in self._box.entries()):
-                continue  # an end that an earlier life has told of already
-            await trio.to_thread.run_sync(self._box.record, record.kind, fields, wall_ms, self._facts.boot_id)
+            kept = "id" in fields and any(entry.fields == fields for entry in self._box.entries())
+            if not kept:  # by an earlier life
+                how = (record.kind, fields, wall_ms, self._facts.boot_id)
+                kept = await trio.to_thread.run_sync(self._box.record, *how)
+            if kept and record.audit:
+                await self._loop.post(ev.Recorded(record.audit))
 
     # --- the machine -------------------------------------------------------------------------------
 

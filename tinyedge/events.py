@@ -307,6 +307,12 @@ class StoreFault(Struct, frozen=True):
     read_only: bool
 
 
+class Recorded(Struct, frozen=True):
+    """The black box has an entry that was to be kept until then."""
+
+    audit: str
+
+
 Event = (
     Booted
     | Tick
@@ -345,6 +351,7 @@ Event = (
     | JobDone
     | JobProgress
     | PushFailed
+    | Recorded
 )
 
 # --- what the daemon does -------------------------------------------------------------------------
@@ -494,10 +501,13 @@ class Note(Struct, frozen=True):
 
 
 class Record(Struct, frozen=True):
-    """One entry of the black box."""
+    """One entry of the black box. With an `audit` number it is kept in the store until a `Recorded` says that the box
+    has it, and may come again; `wall_ms` is when it happened then, 0 for now or when the clock was not trusted."""
 
     kind: str
     fields: dict[str, str | int]
+    audit: str = ""
+    wall_ms: int = 0
 
 
 JobEffect = (

@@ -21,6 +21,7 @@ SERIES_BYTES_MAX = 256 * MIB
 SERIES_AGE_MAX_S = 30 * 24 * 3600
 CHECKPOINT_BYTES = 1 * MIB  # fold after this much journal, or
 CHECKPOINT_AGE_S = 600  # after this long with something to fold
+AUDITS_MAX = 256  # entries that wait in the store for a black box that can't be written
 BLACKBOX_BYTES = 256 * KIB
 COMMIT_BATCH_MAX = 512
 

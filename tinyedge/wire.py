@@ -18,6 +18,7 @@
     localrule, rule, ruleendpoint  namespace/name  LocalRuleRow, RuleRow, RuleEndpointRow
     rulestate  namespace/name    RuleStateRow  whether a local rule is active
     job        kind/name         JobRow        a job of the fleet, and how far it is
+    audit      life-number       AuditRow      what somebody did on site, until the black box has it
 
 Equal rows are equal bytes. Times are wall-clock ms. Each row begins with a byte that says how it is written: a field
 may be added with a default; any other change is a new version, and `decode` then reads the old one too. A row that does
@@ -276,6 +277,14 @@ class JobRow(Struct, frozen=True, omit_defaults=True):
     tries: int = 0
 
 
+class AuditRow(Struct, frozen=True, omit_defaults=True):
+    """An entry for the black box. `wall_ms` is 0 when the clock was not trusted."""
+
+    kind: str
+    fields: dict[str, str | int]
+    wall_ms: int = 0
+
+
 Row = (
     PodRow
     | StateRow
@@ -296,6 +305,7 @@ Row = (
     | RuleEndpointRow
     | RuleStateRow
     | JobRow
+    | AuditRow
 )
 
 ROWS: dict[str, type[Struct]] = {
@@ -318,6 +328,7 @@ ROWS: dict[str, type[Struct]] = {
     "ruleendpoint": RuleEndpointRow,
     "rulestate": RuleStateRow,
     "job": JobRow,
+    "audit": AuditRow,
 }
 _DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")

@@ -10,7 +10,7 @@ from tests.core.device_rig import ACME, OWN, Site, device, model
 from tests.core.rig import file
 from tinyedge import events as ev
 from tinyedge import wire
-from tinyedge.limits import DEVICE_REPORT_BYTES_MAX
+from tinyedge.limits import AUDITS_MAX, DEVICE_REPORT_BYTES_MAX
 from tinyedge.protocol import readings
 
 KEY = "default/pump-1"
@@ -484,6 +484,46 @@ def test_what_is_set_on_site_stands_in_the_black_box() -> None:
     site = served()
     site.ask(ev.SetDesired("default", "pump-1", "speed", "80"))
     assert [(one.kind, one.fields["by"]) for one in site.rig.records][-1] == ("device.desired", "uid 1000")
+
+
+def test_what_is_done_on_site_is_committed_with_its_entry_which_stays_until_the_black_box_has_it() -> None:
+    site = served()
+    site.ask(ev.SetDesired("default", "pump-1", "speed", "80"))
+    assert {"twin", "audit"} <= {one.table for one in site.rig.last.writes if isinstance(one, ev.Put)}
+    [told] = [one for one in site.rig.records if one.audit]
+    site.rig.power_cut()
+    assert [one for one in site.rig.records if one.audit] == [told, told]  # the box may not have it
+    site.rig.step(ev.Recorded(told.audit))
+    site.rig.power_cut()
+    assert [one for one in site.rig.records if one.audit] == [told, told]
+    site.rig.step()
+    assert not site.rig.tables["audit"]
+
+
+def test_a_call_leaves_after_its_entry_is_on_disk() -> None:
+    site = Site(model(), device())
+    site.register(OWN)
+    site.ask(ev.CallMethod("default", "pump-1", "reset", {"speed": "0"}))
+    [entry] = [one for one in site.rig.last.writes if isinstance(one, ev.Put)]
+    assert (entry.table, site.call().what) == ("audit", "CallMethod")
+    assert site.rig.records[-1].fields["method"] == "reset"
+
+
+def test_a_black_box_that_takes_nothing_costs_a_bounded_part_of_the_store() -> None:
+    site = served()
+    for number in range(AUDITS_MAX + 3):
+        site.ask(ev.SetDesired("default", "pump-1", "label", str(number)))
+    assert len(site.rig.tables["audit"]) == AUDITS_MAX
+    site.rig.boot("crash")
+    assert site.rig.records[-1].fields["value"] == str(AUDITS_MAX + 2)
+
+
+def test_what_rules_and_programs_set_is_recorded_without_waiting_in_the_store() -> None:
+    site = served()
+    site.rig.edge._devices.set_desired("default/pump-1", "speed", "3", "mqtt")
+    site.rig.step()
+    assert "audit" not in site.rig.tables
+    assert site.rig.records[-1].fields["by"] == "mqtt"
 
 
 # --- asking -----------------------------------------------------------------------------------------

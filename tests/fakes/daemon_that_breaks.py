@@ -1,4 +1,4 @@
-"""`tinyedge run` with a planted bug: an invariant breaks whenever the object that $BREAKS_ON names, as `Pod default/web`,
+"""`tinyedge run` with a planted bug: an invariant breaks whenever the object that $BREAKS_ON names, as `Pod default/a`,
 is decided on, or another is looked at with it, as long as its row is read."""
 
 from __future__ import annotations

@@ -273,8 +273,9 @@ class World:
         match effect:
             case ev.Note(level, key, fields):
                 self.say(f"  {level}: {key} {fields}" if level != "debug" else f"  {key}")
-            case ev.Record():
-                pass
+            case ev.Record(audit=audit):
+                if audit:
+                    self.of_life(self.rng.choice((1, 30, 3_000)), life, lambda: self.post(life, ev.Recorded(audit)))
             case ev.Answer(request, error, message):
                 self.answered(request, error, message)
             case ev.RunProbe(op=op):

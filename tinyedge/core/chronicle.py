@@ -55,7 +55,6 @@ class Chronicle:
         self._told: dict[int, Told] = {}  # number of an occurrence in this life → what was told of it
         self._buckets: dict[str, Bucket] = {}  # uid → how many of its events may go
         self._waiting: deque[bytes] = deque()
-        self.life = 0
         self.wake_ms = NEVER
 
     def flush(self, node: str) -> None:
@@ -118,7 +117,7 @@ class Chronicle:
         if one.field:
             about["fieldPath"] = one.field
         found: Json = {
-            "id": digest(str(self.life), str(one.number)),
+            "id": digest(str(self._desk.life), str(one.number)),
             "involvedObject": {key: value for key, value in about.items() if value},
             "type": one.type,
             "reason": one.reason,

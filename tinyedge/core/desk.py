@@ -6,12 +6,14 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from tinyedge.core.digest import digest
 from tinyedge.core.ring import Occurrence, Ring
 from tinyedge.core.run import NEVER, RETRY_CAP_MS, RETRY_FIRST_MS, Backoff, PodRun
 from tinyedge.core.tables import Tables
 from tinyedge.events import Effect, NodeFacts, Note, Record
+from tinyedge.limits import AUDITS_MAX
 from tinyedge.model.runtime import ImageSeen, RuntimeInfo
-from tinyedge.wire import StateRow
+from tinyedge.wire import AuditRow, StateRow
 
 
 class Op(Struct):
@@ -63,6 +65,7 @@ class Desk:
         self.happened: list[Occurrence] = []  # events of this step
         self._effects: list[Effect] = []
         self._number = 0
+        self.life = 0  # a random number
 
     # --- deciding --------------------------------------------------------------------------------
 
@@ -129,6 +132,22 @@ class Desk:
 
     def record(self, kind: str, /, **fields: str | int) -> None:
         self._effects.append(Record(kind, fields))
+
+    def audit(self, kind: str, /, **fields: str | int) -> None:
+        """As `record`, of what somebody does here: it is part of the same commit as what it tells of, and stays there
+        until the black box has it. No power cut takes the one and leaves the other."""
+        number = f"{self.life:016x}-{self.number():08}"
+        row = AuditRow(kind, {**fields, "id": digest(number)[:12]}, self.wall if self.trusted else 0)
+        audits = self.tables.audits
+        while len(audits) >= AUDITS_MAX:  # the box has not taken them for long
+            self.tables.delete("audit", next(iter(audits)))
+        self.tables.put("audit", number, row)
+        self.keep_record(number)
+
+    def keep_record(self, number: str) -> None:
+        """Order what waits for the black box, for the first time or again."""
+        row = self.tables.audits[number]
+        self._effects.append(Record(row.kind, row.fields, number, row.wall_ms))
 
     # --- keeping ---------------------------------------------------------------------------------
 

@@ -342,8 +342,9 @@ class Devices:
 
     # --- desired ---------------------------------------------------------------------------------
 
-    def set_desired(self, key: str, name: str, value: str, by: str) -> str:
-        """Why not; empty when it is promised. `by` says who wants it."""
+    def set_desired(self, key: str, name: str, value: str, by: str, *, on_site: bool = False) -> str:
+        """Why not; empty when it is promised. `by` says who wants it. What somebody does `on_site` is in the black box,
+        or on its way there, as surely as it is promised."""
         twin = self._on(key)
         if twin is None or twin.shape is None:
             return self.unknown(key)
@@ -356,7 +357,8 @@ class Devices:
         twin.row = structs.replace(twin.row, desired=local | {name: row})
         self._tables.put("twin", key, twin.row)
         self._desk.note("info", "device.desired", device=key, property=name, value=value[:100], by=by)
-        self._desk.record("device.desired", device=key, property=name, value=value[:100], by=by)
+        record = self._desk.audit if on_site else self._desk.record
+        record("device.desired", device=key, property=name, value=value[:100], by=by)
         self._decide(twin)
         twin.backoff.reset()
         self.changed_twins[key] = None
@@ -368,7 +370,7 @@ class Devices:
         key = f"{what.namespace}/{what.name}"
         if isinstance(what, SetDesired):
             self._writes.setdefault(key, []).append(Asked(request, key, what.property, what.value))
-            if why := self.set_desired(key, what.property, what.value, f"uid {uid}"):
+            if why := self.set_desired(key, what.property, what.value, f"uid {uid}", on_site=True):
                 self._not_written(key, request, why)
             elif (line := self.mappers.line_of(self.twins[key])) is not None and line.away:
                 self._settled(self.twins[key])  # it may take long until the mapper is tried again
@@ -387,7 +389,7 @@ class Devices:
             wanted = tuple((name, "") for name in names)
             self._desk.say(CallMapper(op, line.info, "GetDevice", key, arguments=wanted, http=http))
             return
-        self._desk.record("device.call", device=key, method=what.method, by=f"uid {uid}")
+        self._desk.audit("device.call", device=key, method=what.method, by=f"uid {uid}")
         self._desk.note("info", "device.call", device=key, method=what.method, by=f"uid {uid}")
         arguments = tuple(what.arguments.items())
         self._desk.say(CallMapper(op, line.info, "CallMethod", key, method=what.method, arguments=arguments, http=http))

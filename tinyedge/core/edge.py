@@ -63,6 +63,7 @@ from tinyedge.events import (
     PullProgress,
     PushFailed,
     Put,
+    Recorded,
     ReportAnswer,
     Reported,
     ReportRefused,
@@ -152,6 +153,7 @@ class Edge:
             Called: self._reactions.routes.called,
             Publish: self._reactions.bus.publish,
             PushFailed: self._reactions.push_failed,
+            Recorded: self._recorded,
         }
 
     # --- what others see -------------------------------------------------------------------------
@@ -417,6 +419,9 @@ class Edge:
     def _series_taken(self, event: SeriesTaken) -> None:
         self._desk.tables.trim(event.series, event.through)
 
+    def _recorded(self, event: Recorded) -> None:
+        self._desk.tables.delete("audit", event.audit)
+
     def _token_given(self, event: TokenGiven) -> None:
         if run := self._tokens.given(event):
             run.volumes.stale = True
@@ -440,7 +445,9 @@ class Edge:
                 self._let_in(run)
             run.base_ms = desk.now
             self._touch(run)
-        self._chronicle.life = event.life
+        desk.life = event.life
+        for number in desk.tables.audits:
+            desk.keep_record(number)
         self._cloud.booted()
         self._tokens.booted()
         self._outbox.booted()

@@ -17,6 +17,7 @@ from tinyedge.events import Append, Delete, Put, Trim, Write
 from tinyedge.model.pod import ConfigMap, Pod, Secret, ServiceAccountTokenProjection
 from tinyedge.wire import (
     CLOUD,
+    AuditRow,
     ConfigMapRow,
     DeviceModelRow,
     DeviceRow,
@@ -67,6 +68,7 @@ class Tables:
         self.rule_endpoints: dict[str, RuleEndpointRow] = {}
         self.rule_states: dict[str, RuleStateRow] = {}
         self.jobs: dict[str, JobRow] = {}
+        self.audits: dict[str, AuditRow] = {}
         self.rows: dict[str, dict[str, Any]] = {
             "pod": self.pods,
             "podstate": self.states,
@@ -87,6 +89,7 @@ class Tables:
             "ruleendpoint": self.rule_endpoints,
             "rulestate": self.rule_states,
             "job": self.jobs,
+            "audit": self.audits,
         }
         self.unreadable: list[tuple[str, str, str]] = []
         self.aside: dict[tuple[str, str], Any] = {}
