@@ -12,7 +12,7 @@ JOBS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n))) # tests beside each other
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
 MAPPER ?=
 VM ?= # of `make vm`: --long, --init openrc, --init sysv
-BENCH ?= store pods link fleet series devices binary
+BENCH ?= store pods link fleet devices binary
 OUTAGE_S ?= 480
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once

@@ -13,6 +13,7 @@ by grpcio (`mapper_load.py`). A report counts when it has been answered, so when
     series_device_bytes_ratio     device bytes written for each byte of an encoded reading, at 1,000 readings per second
                                   that wait up to 250 ms for others (root only); `daemon` is all that the daemon
                                   writes meanwhile, the newest values as state included
+    api_writes_per_min_1000_devices, series_lost and others: `device_writes.py` and `series.py`
 
 Beside each: the floor of this machine's disk (one 4 KiB write and one flush), and what the daemon and the mapper needed
 of the two processors.
@@ -33,6 +34,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.bench import device_writes, series
 from tests.bench.mapper_load import DEVICES, PROPERTIES
 from tests.bench.store import MEMORY, counters, floor_flushes_per_s, has_room, loop_device
 from tests.test_daemon import ROOT, Node
@@ -97,6 +99,15 @@ def _device(name: str, properties: list[str], api: str) -> dict[str, Any]:
     }
 
 
+def load(node: Node, mode: str, count: int, *rate: str) -> dict[str, Any]:
+    argv = [sys.executable, "-m", "tests.bench.mapper_load", f"{node.folder}/dmi.sock", str(node.folder)]
+    done = subprocess.run([*argv, mode, str(count), *rate], stdout=subprocess.PIPE, check=True, cwd=ROOT)
+    found: dict[str, Any] = json.loads(done.stdout)
+    if found["failures"]:
+        tell(f"{mode}: failures {found['failures']}")
+    return found
+
+
 class Rig:
     """The daemon as it is installed: with its CRI adapter, but no containerd behind it."""
 
@@ -122,13 +133,7 @@ class Rig:
     def load(self, mode: str, count: int, *rate: str) -> dict[str, Any]:
         """What `mapper_load.py` measures, and the processor time of the daemon meanwhile."""
         before = self.cpu_s()
-        argv = [sys.executable, "-m", "tests.bench.mapper_load", f"{self.node.folder}/dmi.sock", str(self.node.folder)]
-        done = subprocess.run([*argv, mode, str(count), *rate], stdout=subprocess.PIPE, check=True, cwd=ROOT)
-        found: dict[str, Any] = json.loads(done.stdout)
-        found["daemon_cpu_s"] = self.cpu_s() - before
-        if found["failures"]:
-            tell(f"{mode}: failures {found['failures']}")
-        return found
+        return load(self.node, mode, count, *rate) | {"daemon_cpu_s": self.cpu_s() - before}
 
     @property
     def pid(self) -> int:
@@ -279,7 +284,27 @@ def _daemon_ratio(scratch: Path, path: Path, stat: Path) -> float:
         rig.close()
 
 
-PARTS = {"reports": measure_reports, "memory": measure_memory, "bytes": measure_device_bytes}
+# --- with a cloud ---------------------------------------------------------------------------------
+
+
+def measure_writes(scratch: Path) -> None:
+    folder = scratch / "manifests"
+    folder.mkdir()
+    manifests(folder)
+    device_writes.measure(scratch, sorted(folder.iterdir(), reverse=True), load, report)  # the model before the devices
+
+
+def measure_series(scratch: Path) -> None:
+    series.drain(scratch, report)
+
+
+PARTS = {
+    "reports": measure_reports,
+    "memory": measure_memory,
+    "bytes": measure_device_bytes,
+    "series": measure_series,
+    "writes": measure_writes,
+}
 
 
 def main() -> None:
@@ -291,6 +316,9 @@ def main() -> None:
             continue
         if part is measure_device_bytes and (os.geteuid() != 0 or not shutil.which("mkfs.ext4")):
             tell("skipped: device bytes need root and mkfs.ext4")
+            continue
+        if part is measure_writes and not shutil.which("kubectl"):
+            tell("skipped: API writes need kubectl")
             continue
         memory = part is measure_device_bytes and has_room(MEMORY)
         with tempfile.TemporaryDirectory(prefix="tinyedge-bench-", dir=MEMORY if memory else None) as folder:

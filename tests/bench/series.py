@@ -1,4 +1,4 @@
-"""Bench of series: `python -m tests.bench.series` prints one JSON object per line. No root needed.
+"""What becomes of a backlog of readings: part of `python -m tests.bench.devices`. No root needed.
 
 A node that was away for long comes back: its store holds a backlog of readings (written by a script, not by waiting),
 and the real daemon drains it over real TLS through the real gateway into files of JSON lines. Both run on this machine.
@@ -13,14 +13,12 @@ and the real daemon drains it over real TLS through the real gateway into files 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +30,11 @@ from tinyedge.protocol import readings
 from tinyedge.store.store import Store
 
 Json = dict[str, Any]
+Report = Callable[..., None]
 READINGS, DEVICES, PER_S = 500_000, 20, 100
 BATCH = 400  # of one commit
 START_MS = 1_795_428_000_000
 NAME = "gate"
-
-
-def report(metric: str, value: float, unit: str, **beside: float) -> None:
-    rounded = {name: round(figure, 3) for name, figure in beside.items()}
-    line = {"bench": "series", "metric": metric, "value": round(value, 3), "unit": unit, **rounded}
-    print(json.dumps(line), flush=True)
 
 
 def tell(words: str) -> None:
@@ -102,7 +95,7 @@ def rss_mb(process: Any) -> float:
     return 0.0
 
 
-def drain(folder: Path, count: int) -> None:
+def drain(folder: Path, report: Report, count: int = READINGS) -> None:
     (folder / "node").mkdir()
     node, gateway = Node(folder / "node"), Gateway(folder)
     gateway.cluster.start()
@@ -119,14 +112,16 @@ def drain(folder: Path, count: int) -> None:
         tell(f"{count} readings, {size / count:.1f} bytes each in the store")
         before = gateway.metric('tinyedge_gateway_link_bytes_total{direction="received"}')
         node.start()
-        measure(node, gateway, count, before, (bare, gateway_bare))
-        compare(gateway, last, count)
+        measure(node, gateway, count, report, (before, bare, gateway_bare))
+        compare(gateway, last, count, report)
     finally:
         node.stop()
         gateway.cluster.close()
 
 
-def measure(node: Node, gateway: Gateway, count: int, before: float, bare: tuple[float, float]) -> None:
+def measure(node: Node, gateway: Gateway, count: int, report: Report, before: tuple[float, float, float]) -> None:
+    """`before`: the bytes that had come over the link, and the memory of both."""
+
     def arrived() -> float:
         return gateway.metric("tinyedge_gateway_readings_total")
 
@@ -143,14 +138,14 @@ def measure(node: Node, gateway: Gateway, count: int, before: float, bare: tuple
             tell(f"{there:.0f} readings after {shown - began:.0f} s")
         time.sleep(0.02)
     took = time.monotonic() - began
-    received = gateway.metric('tinyedge_gateway_link_bytes_total{direction="received"}') - before
+    received = gateway.metric('tinyedge_gateway_link_bytes_total{direction="received"}') - before[0]
     report("series_drain_per_s", count / took, "readings/s", seconds=took)
     report("series_link_bytes_per_reading", received / count, "bytes")
-    report("series_edge_rss_growth_mb", most - bare[0], "MB", most=most)
-    report("series_gateway_rss_growth_mb", gateway_most - bare[1], "MB", most=gateway_most)
+    report("series_edge_rss_growth_mb", most - before[1], "MB", most=most)
+    report("series_gateway_rss_growth_mb", gateway_most - before[2], "MB", most=gateway_most)
 
 
-def compare(gateway: Gateway, last: int, count: int) -> None:
+def compare(gateway: Gateway, last: int, count: int, report: Report) -> None:
     """What is in the files with what was in the store: numbers, values, times, order."""
     expected = items(count)
     number, repeated, wrong = last - count, 0, 0
@@ -167,15 +162,3 @@ def compare(gateway: Gateway, last: int, count: int) -> None:
         wrong += line["values"] != dict(was.values) or line["device"] != was.device
     report("series_lost", wrong + last - number, "readings")
     report("series_repeated", repeated, "readings")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--readings", type=int, default=READINGS)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        drain(Path(folder), given.readings)
-
-
-if __name__ == "__main__":
-    main()
