@@ -92,8 +92,8 @@ class StateReported(Struct, frozen=True):
 
 
 class MapperCalled(Struct, frozen=True):
-    """The outcome of a `CallMapper`. `error` empty: it worked. `away`: the mapper could not be reached at all; `late`: it
-    was, and gave no answer in time. `values` are what a read or a call has brought."""
+    """The outcome of a `CallMapper`. `error` empty: it worked. `away`: the mapper could not be reached at all; `late`:
+    it could, and gave no answer in time. `values` are what a read or a call has brought."""
 
     op: int
     error: str = ""

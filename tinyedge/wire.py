@@ -201,13 +201,16 @@ class DesiredRow(Struct, frozen=True, array_like=True):
 
 class TwinRow(Struct, frozen=True, omit_defaults=True):
     """`state` as the mapper reported it; `online_ms` when the device was last known to be online (0: not known).
-    `mapper` is the one that serves the device and `told` a digest of what it has been told of it."""
+    `mapper` is the one that serves the device and `told` a digest of what it has been told of it. `reason` says why the
+    state is what it is, empty where the mapper does not, `reason_ms` since when (0: not known)."""
 
     state: str = ""
     online_ms: int = 0
     desired: dict[str, DesiredRow] = field(default_factory=dict)
     mapper: str = ""
     told: str = ""
+    reason: str = ""
+    reason_ms: int = 0
 
 
 class ReadingRow(Struct, frozen=True, array_like=True):

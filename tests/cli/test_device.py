@@ -96,6 +96,15 @@ def test_a_device_is_described_with_its_twins_methods_and_events(cli: Cli) -> No
     assert "Problems:" not in out
 
 
+def test_why_a_device_is_offline_stands_beside_its_state(cli: Cli) -> None:
+    why = {"reason": "can't reach 10.0.0.7:502: Connection refused", "reasonTime": "2026-11-23T10:57:00Z"}
+    cli.backend.device_list[0]["status"] |= {"state": "offline", **why}
+    out = lines(cli("describe", "device", "pump-1").out)
+    assert out[out.index("State:        offline") + 1] == f"Reason:       {why['reason']} (for 3m)"
+    del cli.backend.device_list[0]["status"]["reasonTime"]  # the clock was not set
+    assert f"Reason:       {why['reason']}" in lines(cli("describe", "device", "pump-1").out)
+
+
 def test_a_value_that_is_long_or_refused_keeps_its_row(cli: Cli) -> None:
     refused = {"value": "", "metadata": {"refused": "the property is ReadOnly"}}
     cli.backend.device_list[0]["status"]["twins"] = [

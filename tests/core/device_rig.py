@@ -88,9 +88,9 @@ class Site:
         self.rig.step(ev.Reported(self._request, key, found, uid, own))
         return self._report_answer()
 
-    def say_state(self, state: str, key: str = "default/pump-1", uid: int = 7) -> ev.ReportAnswer:
+    def say_state(self, state: str, key: str = "default/pump-1", uid: int = 7, *, reason: str = "") -> ev.ReportAnswer:
         self._request += 1
-        self.rig.step(ev.StateReported(self._request, key, state, uid))
+        self.rig.step(ev.StateReported(self._request, key, state, uid, reason))
         return self._report_answer()
 
     def _report_answer(self) -> ev.ReportAnswer:
@@ -99,13 +99,15 @@ class Site:
         assert found.request == self._request
         return found
 
-    def take(self, error: str = "", *, away: bool = False, values: tuple[ev.Value, ...] = ()) -> list[str]:
+    def take(
+        self, error: str = "", *, away: bool = False, late: bool = False, values: tuple[ev.Value, ...] = ()
+    ) -> list[str]:
         """Every call is answered, and those that follow too: what was called, with which key."""
         calls: list[str] = []
         while self.rig.calls:
             call = self.rig.calls.pop(0)
             calls.append(f"{call.what} {call.key}")
-            self.rig.step(ev.MapperCalled(call.op, error, away, values))
+            self.rig.step(ev.MapperCalled(call.op, error, away, values, late))
             assert len(calls) < 100
         return calls
 

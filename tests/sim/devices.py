@@ -169,7 +169,7 @@ class DeviceWorld(World):
         else:
             self.tell_mapper(mapper, call)
             error = "no answer within 10 s" if dice < 0.2 else ""  # it was done, and nobody heard of it
-            self.post(life, ev.MapperCalled(call.op, error))
+            self.post(life, ev.MapperCalled(call.op, error, late=bool(error)))
 
     def tell_mapper(self, mapper: Mapper, call: ev.CallMapper) -> None:
         mapper.take(call)

@@ -41,8 +41,17 @@ def head(item: Json, now: float) -> list[tuple[str, str]]:
         ("Protocol", protocol),
         ("Mapper", mapper),
         ("State", state),
+        *_reason(item.get("status", {}), now),
         ("Last Seen", f"{last} ({seen} ago)" if last and seen != UNKNOWN else seen),
     ]
+
+
+def _reason(status: Json, now: float) -> list[tuple[str, str]]:
+    """Why that is its state, where somebody says so."""
+    if not status.get("reason"):
+        return []
+    ago = age(status.get("reasonTime") or "", now)
+    return [("Reason", status["reason"] + (f" (for {ago})" if ago != UNKNOWN else ""))]
 
 
 def twins(item: Json, now: float) -> str:

@@ -315,8 +315,8 @@ class Bus:
     def _member(self, key: str) -> Json:
         twin = self._devices.twins.get(key)
         found: Json = {"id": key, "name": key.partition("/")[2]}
-        if twin is not None and twin.row.state:
-            found["state"] = twin.row.state
+        if twin is not None and (state := self._devices.state(twin)):
+            found["state"] = state
         if twin is not None and (online := rfc3339(max(twin.row.online_ms, twin.seen_ms))):
             found["last_online"] = online
         return found

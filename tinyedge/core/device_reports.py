@@ -90,7 +90,7 @@ class DeviceReports:
             self._told.pop(key, None)
             self._of.pop(key, None)
         elif twin.shape.state_to_cloud:
-            if self._of.get(key) != _urgent_of(twin):
+            if self._of.get(key) != _urgent_of(twin, self._devices):
                 self._waiting.pop(key, None)
                 self._urgent[key] = None
             elif key not in self._urgent:
@@ -119,7 +119,7 @@ class DeviceReports:
         twin = self._devices.twins[key]
         self._desk.on(*twin.concern)
         body = encode(status(twin, self._devices))
-        self._of[key] = _urgent_of(twin)
+        self._of[key] = _urgent_of(twin, self._devices)
         told = revision(body)
         if self._told.get(key) == told:
             return False
@@ -128,8 +128,8 @@ class DeviceReports:
         return True
 
 
-def _urgent_of(twin: Twin) -> tuple[object, ...]:
-    return (twin.row.state, twin.observed, twin.refused)
+def _urgent_of(twin: Twin, devices: Devices) -> tuple[object, ...]:
+    return (devices.state(twin), twin.observed, twin.refused)
 
 
 def status(twin: Twin, devices: Devices) -> Json:
@@ -138,10 +138,20 @@ def status(twin: Twin, devices: Devices) -> Json:
     for name, one in twin.shape.properties.items() if twin.shape else ():
         if one.to_cloud:
             found["twins"].append(twin_of(twin, name, one.type, devices.latest(f"{twin.key}/{name}")))
-    if twin.row.state:
-        found["state"] = twin.row.state
+    found |= state_of(twin, devices)
     if twin.row.online_ms and (online := rfc3339(twin.row.online_ms)):
         found["lastOnlineTime"] = online
+    return found
+
+
+def state_of(twin: Twin, devices: Devices) -> Json:
+    """`state`, and where somebody says why, `reason` and `reasonTime`; empty of a device that has never said."""
+    found: Json = {"state": state} if (state := devices.state(twin)) else {}
+    reason, since_ms = devices.reason(twin)
+    if reason:
+        found["reason"] = reason
+        if since := rfc3339(since_ms):
+            found["reasonTime"] = since
     return found
 
 

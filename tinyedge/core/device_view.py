@@ -24,19 +24,21 @@ PROBLEMS_SHOWN_MAX = 20
 
 def device(twin: Twin, devices: Devices) -> Json:
     """`devices.kubeedge.io/v1beta1`, with all twins, whatever of them goes to the cloud. Beside what KubeEdge has there
-    `status.protocol` is its own or its model's, `status.mapper` says who serves it, `status.problem` what is wrong, and
-    each twin has `desired`, `accessMode`, `type`, `quality` (`good`, `stale`, `untrusted-clock`, `none`) and, where it
-    was set on the node, `desiredBy`. Nothing in it changes while nothing happens: who wants ages counts them."""
+    `status.protocol` is its own or its model's, `status.mapper` says who serves it, `status.problem` what is wrong,
+    `status.reason` why its state is what it is and `status.reasonTime` since when, and each twin has `desired`,
+    `accessMode`, `type`, `quality` (`good`, `stale`, `untrusted-clock`, `none`) and, where it was set on the node,
+    `desiredBy`. Nothing in it changes while nothing happens: who wants ages counts them."""
     if twin.device is None:
         return {}
     meta = {"namespace": twin.device.metadata.namespace, **msgspec.to_builtins(twin.device.metadata)}
     spec = msgspec.to_builtins(twin.device.spec)
     status: Json = {
         "twins": [_twin(twin, name, devices) for name in _names(twin)],
-        "state": state(twin),
+        "state": state(twin, devices),
         "protocol": twin.protocol,
         "mapper": twin.mapper,
     }
+    status |= device_reports.state_of(twin, devices)
     if online := rfc3339(max(twin.row.online_ms, twin.seen_ms)):
         status["lastOnlineTime"] = online
     if found := problem(twin, devices):
@@ -61,8 +63,8 @@ def aside(key: str, desk: Desk) -> Json | None:
     return {"apiVersion": API_VERSION, "kind": "Device", "metadata": meta, "spec": spec, "status": status}
 
 
-def state(twin: Twin) -> str:
-    return twin.row.state or "unknown"
+def state(twin: Twin, devices: Devices) -> str:
+    return devices.state(twin) or "unknown"
 
 
 def _names(twin: Twin) -> list[str]:
@@ -88,7 +90,8 @@ def _twin(twin: Twin, name: str, devices: Devices) -> Json:
     elif row.flags & readings.UNTRUSTED:
         found["quality"] = "untrusted-clock"
     else:
-        found["quality"] = "good" if state(twin) in ("online", "unknown") else "stale"
+        lost = devices.mappers.lost_line(twin) is not None
+        found["quality"] = "good" if twin.row.state in ("online", "unknown", "") and not lost else "stale"
     return found
 
 
@@ -111,7 +114,7 @@ def why(twin: Twin, devices: Devices, desk: Desk) -> Json:
     name = twin.key.partition("/")[2]
     summary = f"{name}: {reasons[0]['what']}." if reasons else f"{name} is as it should be."
     row = desk.tables.devices.get(twin.key)
-    return {"state": state(twin), "summary": summary, "reasons": reasons, "source": row.source if row else ""}
+    return {"state": state(twin, devices), "summary": summary, "reasons": reasons, "source": row.source if row else ""}
 
 
 def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
@@ -124,7 +127,8 @@ def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
         yield _reason(_unserved(twin), "", remedy)
     elif line is not None and line.away:
         words = f"mapper {twin.mapper} can't be reached"
-        yield _reason(words, line.away, "see whether its pod or process runs; it is tried again by itself")
+        remedy = "see whether its pod or process runs; it is tried again by itself"
+        yield _reason(words, line.away, remedy, line.since_ms)
     elif twin.problem:
         yield _reason("its mapper does not take it", twin.problem, "correct the device's protocol or visitors")
     for name, reason in twin.refused.items():
@@ -132,8 +136,9 @@ def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
     for name in twin.shape.unknown if twin.shape else ():
         words = f"property {name} is not in its model"
         yield _reason(words, "its values are taken as texts of any kind", "add it to the DeviceModel")
-    if twin.row.state in ("offline", "unhealthy"):
-        yield _reason(f"its mapper reports it {twin.row.state}", "", "look at the device: power, cable, address")
+    if devices.state(twin) in ("offline", "unhealthy"):
+        words = f"its mapper reports it {twin.row.state}"
+        yield _reason(words, twin.row.reason, "look at the device: power, cable, address", twin.row.reason_ms)
 
 
 def _silent(twin: Twin, devices: Devices) -> list[str]:
@@ -186,7 +191,8 @@ def at_a_glance(devices: Devices, desk: Desk) -> Json:
     wrong = len(lost)
     wanted = sorted((twin for twin in devices.twins.values() if twin.device), key=lambda one: one.key)
     for twin in wanted:
-        states[state(twin)] = states.get(state(twin), 0) + 1
+        now = state(twin, devices)
+        states[now] = states.get(now, 0) + 1
         reason = next(_reasons(twin, devices), None)
         wrong += reason is not None
         if reason and len(problems) < PROBLEMS_SHOWN_MAX:
@@ -194,5 +200,5 @@ def at_a_glance(devices: Devices, desk: Desk) -> Json:
     return {"total": len(wanted) + len(lost), "states": states, "withProblems": wrong, "problems": problems}
 
 
-def _reason(what: str, because: str, remedy: str) -> Json:
-    return {"container": "", "what": what, "why": because, "since": "", "remedy": remedy}
+def _reason(what: str, because: str, remedy: str, since_ms: int = 0) -> Json:
+    return {"container": "", "what": what, "why": because, "since": rfc3339(since_ms) or "", "remedy": remedy}

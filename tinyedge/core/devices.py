@@ -39,7 +39,7 @@ from tinyedge.events import (
     StateReported,
     Value,
 )
-from tinyedge.limits import DEVICE_REPORT_BYTES_MAX
+from tinyedge.limits import DEVICE_REASON_CHARS_MAX, DEVICE_REPORT_BYTES_MAX
 from tinyedge.model.device import MAPPER_HTTP, Device, DeviceModel, PushMQTT
 from tinyedge.protocol import readings
 from tinyedge.protocol.outgoing import HttpTarget, MqttTarget, Push
@@ -59,12 +59,14 @@ STATES = {  # as mappers say it → as it is kept
 
 
 class Asked(Struct, frozen=True):
-    """A request on site that waits for its device's mapper."""
+    """A request on site that waits for its device's mapper, which `line` is of a read or a call."""
 
     request: int
     key: str
     property: str = ""
     value: str = ""
+    line: Line | None = None
+    by_http: bool = False
 
 
 class Devices:
@@ -76,7 +78,7 @@ class Devices:
         self._desk = desk
         self._tables = desk.tables
         self.twins: dict[str, Twin] = {}
-        self.mappers = Mappers(desk, self.twins, self._settled)
+        self.mappers = Mappers(desk, self.twins, self._settled, self._restated)
         self.changed_values: dict[tuple[str, str], ReadingRow | None] = {}
         self.changed_twins: dict[str, None] = {}
         self.pushes = Pushes(desk)
@@ -304,6 +306,7 @@ class Devices:
 
     def _is_alive(self, twin: Twin) -> None:
         twin.seen_ms = self._desk.wall if self._desk.trusted else 0
+        twin.heard_ms = self._desk.now
 
     def state_reported(self, event: StateReported) -> None:
         self._answer(event.request, event.key, self.take_state(event))
@@ -317,12 +320,15 @@ class Devices:
             return refused or ("", "")
         if state is None:
             return "Invalid", f"state is {event.state[:40]!r}, expected one of {', '.join(STATES)}"
-        self._take_state(twin, state)
+        self._take_state(twin, state, "" if state == "online" else _plain(event.reason))
         return "", ""
 
-    def _take_state(self, twin: Twin, state: str) -> None:
+    def _take_state(self, twin: Twin, state: str, why: str) -> None:
+        if self.mappers.lost_line(twin) is not None:
+            self._restated(twin)
         before = twin.row
         online_ms = before.online_ms
+        twin.heard_ms = self._desk.now
         if state == "online":
             self._is_alive(twin)
             if twin.seen_ms - online_ms >= SAVE_MS or before.state != state:
@@ -330,6 +336,9 @@ class Devices:
         elif before.state == "online":
             online_ms = max(twin.seen_ms, online_ms)
         row = structs.replace(before, state=state, online_ms=online_ms)
+        if (state, why) != (before.state, before.reason):
+            since_ms = self._desk.wall if why and self._desk.trusted else 0
+            row = structs.replace(row, reason=why, reason_ms=since_ms)
         if row == before:
             return
         twin.row = row
@@ -337,8 +346,23 @@ class Devices:
         self.changed_twins[twin.key] = None
         if before.state != state:
             kind = "Normal" if state == "online" else "Warning"
-            self._desk.note("info", "device.state", device=twin.key, state=state)
-            self._desk.device_event(twin.about, kind, f"Device{state.title()}", f"its mapper reports it {state}")
+            self._desk.note("info", "device.state", device=twin.key, state=state, **({"why": why} if why else {}))
+            words = f"its mapper reports it {state}" + (f": {why}" if why else "")
+            self._desk.device_event(twin.about, kind, f"Device{state.title()}", words)
+
+    def state(self, twin: Twin) -> str:
+        """As its mapper said last; `unknown` while that one is lost and has said nothing since; empty: it never has."""
+        return "unknown" if self.mappers.lost_line(twin) is not None else twin.row.state
+
+    def reason(self, twin: Twin) -> tuple[str, int]:
+        """Why that is its state, and since when (wall clock; 0: not known); empty where nobody says."""
+        line = self.mappers.lost_line(twin)
+        if line is None:
+            return twin.row.reason, twin.row.reason_ms
+        return f"mapper {line.info.name} can't be reached: {_plain(line.away)}", line.since_ms
+
+    def _restated(self, twin: Twin) -> None:
+        self.changed_twins[twin.key] = None
 
     # --- desired ---------------------------------------------------------------------------------
 
@@ -377,13 +401,16 @@ class Devices:
             return
         twin = self._on(key)
         line = self.mappers.line_of(twin) if twin else None
-        why = self._unserved(twin, key) or (self._cannot_ask(twin, key, what) if twin else "")
+        why = self._unserved(twin, key)
+        if not why and twin is not None:
+            why = self._cannot_read(twin, what) if isinstance(what, ReadDevice) else self._cannot_call(twin, what)
         if why or twin is None or line is None or twin.device is None:
             self._desk.say(Answer(request, why))
             return
         op = self._desk.number()
-        self._questions[op] = Asked(request, key, what.property if isinstance(what, ReadDevice) else "")
         http = "" if line.info.own else twin.device.metadata.annotations.get(MAPPER_HTTP, "")
+        name = what.property if isinstance(what, ReadDevice) else ""
+        self._questions[op] = Asked(request, key, name, line=line, by_http=bool(http))
         if isinstance(what, ReadDevice):
             names = (what.property,) if what.property else tuple(twin.shape.properties if twin.shape else ())
             wanted = tuple((name, "") for name in names)
@@ -400,27 +427,29 @@ class Devices:
             del self._writes[key]
         self._desk.say(Answer(request, why))
 
-    def _cannot_ask(self, twin: Twin, key: str, what: ReadDevice | CallMethod) -> str:
+    def _cannot_read(self, twin: Twin, what: ReadDevice) -> str:
         line = self.mappers.line_of(twin)
-        if isinstance(what, ReadDevice):
-            known = not what.property or (twin.shape and what.property in twin.shape.properties)
-            if not known:
-                return f"Device {key} has no property {what.property}"
-            if self._only_http(twin, line):
-                return (  # their library ends with a panic in its GetDevice, and takes all its devices along
-                    f"mapper {line.info.name if line else ''} is not to be asked over DMI: name its HTTP address in "
-                    f"the device's annotation {MAPPER_HTTP}; what it told last is in tinyedge describe device {key}"
-                )
-            return ""
-        methods = twin.shape.methods if twin.shape else ()
+        if what.property and not (twin.shape and what.property in twin.shape.properties):
+            return f"Device {twin.key} has no property {what.property}"
+        if self._only_http(twin, line):
+            return (  # their library ends with a panic in its GetDevice, and takes all its devices along
+                f"mapper {line.info.name if line else ''} is not to be asked over DMI: name its HTTP address in "
+                f"the device's annotation {MAPPER_HTTP}; what it told last is in tinyedge describe device {twin.key}"
+            )
+        return ""
+
+    def _cannot_call(self, twin: Twin, what: CallMethod) -> str:
+        line = self.mappers.line_of(twin)
+        methods = twin.shape.methods if twin.shape else {}
         if what.method not in methods:
-            return f"Device {key} has no method {what.method}; it has: {', '.join(methods) or 'none'}"
+            return f"Device {twin.key} has no method {what.method}; it has: {', '.join(methods) or 'none'}"
         if line and self._only_http(twin, line):
             return (
                 f"mapper {line.info.name} takes no calls over DMI: name its HTTP address in the device's annotation "
                 f"{MAPPER_HTTP}, or set a property instead"
             )
-        return ""
+        why = twins.call_problem(twin.shape, what.method, what.arguments) if twin.shape else ""
+        return f"{what.method} of {twin.key} can't be called: {why}" if why else ""
 
     def _only_http(self, twin: Twin, line: Line | None) -> bool:
         """Whether its mapper can be asked by HTTP only, and nobody has said where."""
@@ -446,8 +475,12 @@ class Devices:
             self.mappers.called(event)
             return
         self._desk.on("Device", asked.key)
+        if asked.line is not None:
+            self.mappers.asked(asked.line, self.twins.get(asked.key), event, by_http=asked.by_http)
         if event.error:
-            self._desk.say(Answer(asked.request, f"Device {asked.key}: {event.error}"))
+            gone = event.away and asked.line is not None and not asked.by_http
+            who = f"mapper {asked.line.info.name} can't be reached: " if gone and asked.line else ""
+            self._desk.say(Answer(asked.request, f"Device {asked.key}: {who}{event.error}"))
             return
         found = {one.property: one.value for one in event.values if asked.property in ("", one.property)}
         if asked.property and not found:
@@ -490,6 +523,12 @@ def _sorted_out(shape: Shape, values: Iterable[Value]) -> tuple[list[tuple[Value
         else:
             good.append((value, one))
     return good, bad
+
+
+def _plain(words: str) -> str:
+    """What a peer has said, on one line and cut."""
+    printable = "".join(char if char.isprintable() else " " for char in words)
+    return " ".join(printable.split())[:DEVICE_REASON_CHARS_MAX]
 
 
 def _is_newer(new: ReadingRow, old: ReadingRow | None) -> bool:

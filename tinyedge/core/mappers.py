@@ -34,15 +34,17 @@ from tinyedge.wire import MapperRow, TwinRow
 REPORTS_PER_S = 2000  # of one mapper, so that none takes the others' share
 AWAY_FIRST_MS, AWAY_CAP_MS = 1_000, 60_000
 REFUSED_FIRST_MS, REFUSED_CAP_MS = 5_000, 300_000
+QUIET_MS = 60_000  # a mapper that has said nothing for so long is asked whether it is there
 YIELD_MS = 30_000  # a mapper that can't be reached with such pauses leaves its devices to another of its protocol
-_NAME_CHARS_MAX = 128
+_NAME_CHARS_MAX, _WORDS_CHARS_MAX = 128, 1000
 
 
 class Line(Struct):
     """What is known of a mapper in this life. `models`: key → digest of the one that it has. `queue` are keys of
     devices of which it may have something to learn; `away` why it can't be reached, and `since_ms` (wall clock) since
-    when it can or can't be, 0 when this life has not tried yet. `answers` counts its reports by the code that they
-    were answered with, empty for those that were taken."""
+    when it can or can't be, 0 when this life has not tried yet. `away_ms` is since when by the monotonic clock, `lost`
+    that this has lasted; `heard_ms` when it was heard last. `answers` counts its reports by the code that they were
+    answered with, empty for those that were taken."""
 
     info: MapperInfo
     number: int
@@ -51,6 +53,9 @@ class Line(Struct):
     queue: dict[str, None] = field(default_factory=dict)
     calls: int = 0
     away: str = ""
+    away_ms: int = 0
+    lost: bool = False
+    heard_ms: int = 0
     since_ms: int = 0
     backoff: Backoff = field(default_factory=Backoff)
     tokens: float = REPORTS_PER_S
@@ -59,6 +64,7 @@ class Line(Struct):
 
     def may_report(self, now: int) -> bool:
         """Take one from its share of reports."""
+        self.heard_ms = now
         more = (now - self.tokens_at_ms) * REPORTS_PER_S / 1000
         self.tokens, self.tokens_at_ms = min(self.tokens + more, REPORTS_PER_S), now
         if self.tokens < 1:
@@ -79,13 +85,21 @@ class Call(Struct, frozen=True):
 
 
 class Mappers:
-    """`settled(twin)` is called when a device's mapper has learnt all, or could not be told."""
+    """`settled(twin)` is called when a device's mapper has learnt all, or could not be told; `restated(twin)` when its
+    state is no longer known, or is again."""
 
-    def __init__(self, desk: Desk, all_twins: dict[str, Twin], settled: Callable[[Twin], None]) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        all_twins: dict[str, Twin],
+        settled: Callable[[Twin], None],
+        restated: Callable[[Twin], None],
+    ) -> None:
         self._desk = desk
         self._tables = desk.tables
         self._twins = all_twins
         self._settled = settled
+        self._restated = restated
         self._calls: dict[int, Call] = {}
         self._later: list[tuple[int, str]] = []  # heap: when, key of a device whose mapper has refused it
         self.lines: dict[str, Line] = {row.name: Line(_info(row), row.number) for row in self._tables.mappers.values()}
@@ -153,6 +167,7 @@ class Mappers:
             mapper,
             number,
             since_ms=self._desk.wall,
+            heard_ms=self._desk.now,
             tokens_at_ms=self._desk.now,
             answers=before.answers if before else {},
         )
@@ -174,6 +189,8 @@ class Mappers:
                 twin.registered = False
                 twin.backoff.reset()
                 line.queue[twin.key] = None
+        if before is not None and before.lost:
+            self._restate(line)
         return line
 
     def serve(self, twin: Twin) -> None:
@@ -261,11 +278,27 @@ class Mappers:
         self.wake_ms = self._later[0][0] if self._later else NEVER
         for line in list(self.lines.values()):
             if not line.queue:
-                continue
-            if line.backoff.until_ms > now:
+                self._ask_if_quiet(line)
+            elif line.backoff.until_ms > now:
                 self.wake_ms = min(self.wake_ms, line.backoff.until_ms)
             else:
                 self._tell(line)
+
+    def _ask_if_quiet(self, line: Line) -> None:
+        """A program that was killed says nothing of it."""
+        if not line.info.address or line.calls or line.away:
+            return
+        quiet_ms = line.heard_ms + QUIET_MS
+        if quiet_ms > self._desk.now:
+            self.wake_ms = min(self.wake_ms, quiet_ms)
+            return
+        for twin in self._twins.values():
+            if twin.mapper == line.info.name and twin.registered and not twin.op:
+                twin.registered = False
+                line.queue[twin.key] = None
+                self._tell(line)
+                return
+        line.heard_ms = NEVER  # until it serves a device
 
     def _tell(self, line: Line) -> None:
         most = 1 if line.away else DEVICE_CALLS_MAX
@@ -315,20 +348,37 @@ class Mappers:
             return False
         twin = self._release(call, event.op)
         self._desk.on("Device", call.key)
-        if event.away and event.error:
+        # One device that keeps its mapper busy does not make that one away; who was away and says nothing still is.
+        away = bool(event.error) and (event.away or (event.late and bool(call.line.away)))
+        if away:
             self._is_away(call.line, event.error)
-        else:
+        elif not event.late:
             self._is_here(call.line)
         if twin is None:
             return True
-        lost = event.away and call.line.backoff.delay_ms >= YIELD_MS  # who can't be reached does nothing with it either
+        lost = away and call.line.backoff.delay_ms >= YIELD_MS  # who can't be reached does nothing with it either
         if call.what == "RemoveDevice" and self._is_leaving(twin) and (lost or not event.error):
             self._has_left(twin)
         elif event.error:
-            self._has_failed(call, twin, event)
+            self._has_failed(call, twin, event.error, away=away)
         else:
             self._has_worked(call, twin)
         return True
+
+    def asked(self, line: Line, twin: Twin | None, event: MapperCalled, *, by_http: bool) -> None:
+        """A read or a call on site has ended. It tells whether the mapper is there; one that is not is asked for, with
+        growing pauses, until it is. Its web server tells nothing of that, but gives a reason to ask."""
+        if self.lines.get(line.info.name) is not line:
+            return
+        silent = bool(event.error) and (event.away or event.late)
+        if not silent and not by_http:
+            self._is_here(line)
+        elif silent and not by_http and not line.away:  # else whoever reads often would hasten the pauses
+            self._is_away(line, event.error)
+        if silent and twin is not None and twin.mapper == line.info.name:
+            twin.registered = False
+            twin.backoff.reset()
+            self.touch(twin)
 
     def _release(self, call: Call, op: int) -> Twin | None:
         call.line.calls -= 1
@@ -341,30 +391,49 @@ class Mappers:
     def _is_here(self, line: Line) -> None:
         if line.away or not line.since_ms:
             line.since_ms = self._desk.wall
-        line.away = ""
+        line.heard_ms = self._desk.now
+        was_lost, line.lost, line.away = line.lost, False, ""
         line.backoff.reset()
+        if was_lost:
+            self._restate(line)
 
     def _is_away(self, line: Line, why: str) -> None:
         if not line.away:
-            line.since_ms = self._desk.wall
+            line.since_ms, line.away_ms = self._desk.wall, self._desk.now
             self._desk.note("warning", "mapper.away", name=line.info.name, reason=why)
         line.away = why
         line.backoff.grow(AWAY_FIRST_MS, AWAY_CAP_MS)
         line.backoff.hold(self._desk.now)
-        if line.backoff.delay_ms >= YIELD_MS:
-            for twin in list(self._twins.values()):
-                if twin.mapper == line.info.name:
-                    self.serve(twin)
+        if line.backoff.delay_ms < YIELD_MS:
+            return
+        for twin in list(self._twins.values()):
+            if twin.mapper == line.info.name:
+                self.serve(twin)
+        if not line.lost:
+            line.lost = True
+            words = f"mapper {line.info.name} can't be reached: {why}"[:_WORDS_CHARS_MAX]
+            self._desk.node_event("Warning", "MapperAway", words)
+            self._restate(line)
 
-    def _has_failed(self, call: Call, twin: Twin, event: MapperCalled) -> None:
-        twin.problem = f"mapper {call.line.info.name}: {event.error}"
-        if event.away:
+    def _restate(self, line: Line) -> None:
+        for twin in self._twins.values():
+            if twin.mapper == line.info.name:
+                self._restated(twin)
+
+    def lost_line(self, twin: Twin) -> Line | None:
+        """That of a device's mapper, if it has been away for long and has said nothing of the device since."""
+        line = self.lines.get(twin.mapper)
+        return line if line is not None and line.lost and twin.heard_ms <= line.away_ms else None
+
+    def _has_failed(self, call: Call, twin: Twin, error: str, *, away: bool) -> None:
+        twin.problem = f"mapper {call.line.info.name}: {error}"
+        if away:
             call.line.queue[twin.key] = None
         else:
             twin.backoff.grow(REFUSED_FIRST_MS, REFUSED_CAP_MS)
             twin.backoff.hold(self._desk.now)
             heapq.heappush(self._later, (twin.backoff.until_ms, twin.key))
-            message = f"{call.what} failed: {event.error}"[:1000]
+            message = f"{call.what} failed: {error}"[:_WORDS_CHARS_MAX]
             self._desk.device_event(twin.about, "Warning", "MapperRefused", message)
         self._settled(twin)
 

@@ -53,12 +53,12 @@ class Property(Struct, frozen=True):
 
 class Shape(Struct, frozen=True):
     """What devices of one kind have in common: a thousand of them share it. `unknown` are properties that the model
-    does not have."""
+    does not have. `methods`: name → the properties that a call may set."""
 
     properties: dict[str, Property]
     unknown: tuple[str, ...]
     state_to_cloud: bool
-    methods: tuple[str, ...]
+    methods: dict[str, tuple[str, ...]]
 
 
 class Twin(Struct):
@@ -84,6 +84,7 @@ class Twin(Struct):
     backoff: Backoff = field(default_factory=Backoff)
     problem: str = ""
     seen_ms: int = 0  # wall clock of its last report
+    heard_ms: int = 0  # monotonic time of what its mapper has last said of it, values or state
 
     @property
     def concern(self) -> tuple[str, str, str]:
@@ -119,7 +120,7 @@ def shape(device: Device, spec: DeviceSpec, model: DeviceModel) -> Shape:
         {one.name: of(one) for one in spec.properties},
         tuple(one.name for one in spec.properties if one.name not in known),
         spec.state_report.report_to_cloud or any(one.report_to_cloud for one in spec.properties),
-        tuple(one.name for one in spec.methods),
+        {one.name: tuple(one.property_names) for one in spec.methods},
     )
 
 
@@ -157,6 +158,17 @@ def refusals(shape: Shape, desired: dict[str, str]) -> dict[str, str]:
         elif problem := one.problem(value):
             found[name] = f"{value[:40]!r} is not {problem}"
     return found
+
+
+def call_problem(shape: Shape, method: str, arguments: dict[str, str]) -> str:
+    """What is wrong with the arguments of a call, and what would be right; empty when nothing is."""
+    takes = shape.methods[method]
+    for name, value in arguments.items():
+        if name not in takes or name not in shape.properties:
+            return f"{method} takes no {name[:128]!r}; it takes {', '.join(takes) or 'nothing'}"
+        if problem := shape.properties[name].problem(value):
+            return f"{name} is {value[:40]!r}, expected {problem}"
+    return ""
 
 
 def complete(device: Device, model: DeviceModel, desired: dict[str, str]) -> Device:
