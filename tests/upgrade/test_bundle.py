@@ -6,6 +6,8 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,42 @@ def test_an_archive_that_is_not_what_its_manifest_says_is_refused(
         unpacked(made, tmp_path / "there")
     assert caught.value.reason in ("Damaged", "Truncated")
     assert not (tmp_path.parent / "etc").exists()
+
+
+def bomb(path: Path, kind: bytes, mebibytes: int) -> Path:
+    """A file whose first header is of this kind, and says that so much follows."""
+    info = tarfile.TarInfo("manifest.json")
+    info.type, info.size = kind, mebibytes << 20
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    with path.open("wb") as file:
+        file.write(b"#!/bin/sh\n" + MARK + packer.compress(info.tobuf(tarfile.USTAR_FORMAT)))
+        for _ in range(mebibytes):
+            file.write(packer.compress(bytes(1 << 20)))
+        file.write(packer.flush())
+    return path
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"S", b"N", b"0", b"1", b"2", b"5", b"7", b"\0"])
+def test_a_file_that_nobody_has_signed_costs_no_memory_whatever_its_headers_say(tmp_path: Path, kind: bytes) -> None:
+    made = bomb(tmp_path / "bomb.run", kind, 24)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused) as caught:
+            open_bundle(str(made), TRUSTED)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.reason == "Damaged"
+    assert peak < 4 << 20
+
+
+def test_what_stands_behind_the_end_of_the_archive_is_refused(tmp_path: Path) -> None:
+    made = bundle(tmp_path, "0.2.0")
+    head, mark, packed = made.read_bytes().partition(MARK)
+    for rest in (bytes(1 << 20), bytes(1024) + b"more"):
+        made.write_bytes(head + mark + gzip.compress(gzip.decompress(packed) + rest))
+        with pytest.raises(Refused, match="behind its end"):
+            unpacked(made, tmp_path / f"there-{len(rest)}")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a//b", "a/../b", "", "a b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 import trio
 
 from tests.upgrade.rig import STRANGER, Device, bundle
-from tinyedge.__main__ import _dispatch
 from tinyedge.errors import TinyEdgeError, WorldError
 from tinyedge.upgrade.bundle import this_architecture
 from tinyedge.upgrade.marks import Refused
@@ -83,8 +83,14 @@ async def test_a_child_ends_with_who_waits_for_it(device: Device, tmp_path: Path
     assert not Path(f"/proc/{mark.read_text()}").exists()
 
 
-def test_a_frozen_program_is_its_own_child(
-    device: Device, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    assert _dispatch(["stage-version", str(bundle(tmp_path, "0.2.0")), "0"]) == 0
-    assert capfdbinary.readouterr().out.splitlines()[-1] == f'{{"name":"{NEW}"}}'.encode()
+async def test_a_child_has_no_more_memory_than_any_version_needs(device: Device) -> None:
+    hungry = "child._stage = lambda *_, **__: str(len(bytearray(1 << 30)))"
+    program = f"import sys; from tinyedge.upgrade import stage_child as child; {hungry}; child.main(sys.argv[1:])"
+    with pytest.raises(WorldError, match="more memory than any version needs"):
+        await stage("/x", argv=[sys.executable, "-c", program])
+
+
+def test_a_frozen_program_is_its_own_child(device: Device, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "tinyedge", "stage-version", str(bundle(tmp_path, "0.2.0")), "0"]
+    done = subprocess.run(argv, capture_output=True, check=True)
+    assert done.stdout.splitlines()[-1] == f'{{"name":"{NEW}"}}'.encode()

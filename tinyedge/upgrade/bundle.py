@@ -2,7 +2,7 @@
 
     a shell script, which installs it (packaging/install.sh)
     a line of its own: MARK
-    tar.gz: manifest.json, manifest.sig, then every file that the manifest names, in its order
+    tar.gz (archive.py): manifest.json, manifest.sig, then every file that the manifest names, in its order
 
 The manifest names product, version, architecture and each file with its SHA-256, size and mode; `manifest.sig` is the
 Ed25519 signature of the manifest's bytes by a key that the device trusts. Nothing that is not in the manifest is
@@ -17,15 +17,15 @@ import os
 import platform
 import re
 import sys
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO, Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
 from tinyedge import libcrypto
-from tinyedge.errors import BadInput, TinyEdgeError, WorldError
+from tinyedge.errors import BadInput, WorldError
 from tinyedge.limits import (
     BUNDLE_FILES_MAX,
     BUNDLE_HEAD_BYTES_MAX,
@@ -33,6 +33,7 @@ from tinyedge.limits import (
     BUNDLE_UNPACKED_BYTES_MAX,
 )
 from tinyedge.store.disk import Disk
+from tinyedge.upgrade.archive import Archive, BadArchive, CutOff, Member
 from tinyedge.upgrade.marks import Refused, version_key
 
 __all__ = [
@@ -53,8 +54,6 @@ __all__ = [
 MARK = b"__TINYEDGE_PAYLOAD__\n"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "armv8l": "armhf"}
-BROKEN = (tarfile.TarError, EOFError, OSError, ValueError)  # what reading an archive ends with
-_PIECE_BYTES = 256 * 1024
 _VERSION = r"^[0-9]+\.[0-9]+\.[0-9]+([-+.][0-9A-Za-z.-]+)?$"
 _PATH = re.compile(r"[A-Za-z0-9_.+@-]+(/[A-Za-z0-9_.+@-]+)*")
 
@@ -104,7 +103,7 @@ class Bundle:
     manifest and its signature, as bytes. It can be read through once."""
 
     def __init__(
-        self, path: str, file: IO[bytes], archive: tarfile.TarFile, manifest: Manifest, signed: tuple[bytes, bytes]
+        self, path: str, file: IO[bytes], archive: Archive, manifest: Manifest, signed: tuple[bytes, bytes]
     ) -> None:
         self.path = path
         self.manifest = manifest
@@ -113,14 +112,13 @@ class Bundle:
         self._archive = archive
 
     def close(self) -> None:
-        self._archive.close()
         self._file.close()
 
     def verify(self, progress: Progress = lambda done, total: None) -> None:
         """Read all of it, and write nothing. Raises Refused when a file is not what the manifest says."""
         done = 0
-        for entry, source in self._files(self._wanted()):
-            for _ in self._checked(entry, source):
+        for entry in self._files(self._wanted()):
+            for _ in self._checked(entry):
                 pass
             done += entry.size
             progress(done, self.manifest.bytes)
@@ -134,8 +132,8 @@ class Bundle:
         try:
             for name in folders:
                 _make_folder(disk, os.path.join(folder, name) if name else folder)
-            for entry, source in self._files(wanted):
-                _put(disk, os.path.join(folder, entry.path), self._checked(entry, source), entry.mode)
+            for entry in self._files(wanted):
+                _put(disk, os.path.join(folder, entry.path), self._checked(entry), entry.mode)
                 done += entry.size
                 progress(done, total)
             for name, data in zip((MANIFEST, SIGNATURE), self.signed, strict=True):
@@ -148,27 +146,30 @@ class Bundle:
     def _wanted(self) -> dict[str, FileEntry]:
         return {one.path: one for one in self.manifest.files}
 
-    def _files(self, wanted: dict[str, FileEntry]) -> Iterator[tuple[FileEntry, IO[bytes]]]:
+    def _files(self, wanted: dict[str, FileEntry]) -> Iterator[FileEntry]:
+        """Each as its header comes; its content is to be read before the next."""
         left = dict(wanted)
         while (member := self._next()) is not None:
             entry = left.pop(member.name, None)
-            source = self._archive.extractfile(member) if member.isreg() else None
-            if entry is None or source is None or member.size != entry.size:
+            if entry is None or member.size != entry.size:
                 raise _damaged(self.path, f"{member.name[:80]!r} is not as its manifest says")
-            yield entry, source
+            yield entry
         if left:
             raise _truncated(self.path, f"{len(left)} files are missing")
 
-    def _next(self) -> tarfile.TarInfo | None:
-        try:
+    def _next(self) -> Member | None:
+        with _told(self.path):
             return self._archive.next()
-        except BROKEN as error:
-            raise _broken(self.path, error) from error
 
-    def _checked(self, entry: FileEntry, source: IO[bytes]) -> Iterator[bytes]:
+    def _checked(self, entry: FileEntry) -> Iterator[bytes]:
         """A file's pieces; Refused behind the last one when they are not what the manifest says."""
         hashed = hashlib.sha256()
-        while piece := _read(source, self.path):
+        pieces = self._archive.pieces()
+        while True:
+            with _told(self.path):
+                piece = next(pieces, b"")
+            if not piece:
+                break
             hashed.update(piece)
             yield piece
         if hashed.hexdigest() != entry.sha256:
@@ -182,14 +183,12 @@ def open_bundle(path: str, trusted: list[bytes], *, product: str = "tinyedge", a
     except OSError as error:
         raise WorldError(f"can't read {path}", error.strerror or str(error), "check the path") from error
     try:
-        _skip_head(path, file)
-        archive = tarfile.open(fileobj=file, mode="r|gz")  # noqa: SIM115
-        raw, signature = _head_member(path, archive, MANIFEST), _head_member(path, archive, SIGNATURE)
+        with _told(path):
+            _skip_head(path, file)
+            archive = Archive(file)
+            raw, signature = _head_member(path, archive, MANIFEST), _head_member(path, archive, SIGNATURE)
         manifest = believed(path, raw, signature, trusted)
         _fits(path, manifest, product, architecture or this_architecture())
-    except BROKEN as error:
-        file.close()
-        raise _broken(path, error) from error
     except BaseException:
         file.close()
         raise
@@ -254,12 +253,11 @@ def _skip_head(path: str, file: IO[bytes]) -> None:
     file.seek(at + 1 + len(MARK))
 
 
-def _head_member(path: str, archive: tarfile.TarFile, name: str) -> bytes:
+def _head_member(path: str, archive: Archive, name: str) -> bytes:
     member = archive.next()
-    source = archive.extractfile(member) if member is not None and member.isreg() else None
-    if member is None or source is None or member.name != name or member.size > BUNDLE_MANIFEST_BYTES_MAX:
+    if member is None or member.name != name or member.size > BUNDLE_MANIFEST_BYTES_MAX:
         raise _damaged(path, f"it does not begin with {name}")
-    return source.read()
+    return b"".join(archive.pieces())
 
 
 def _parents(paths: dict[str, FileEntry]) -> set[str]:
@@ -270,13 +268,6 @@ def _parents(paths: dict[str, FileEntry]) -> set[str]:
             found.add(parent)
             parent = os.path.dirname(parent)
     return found
-
-
-def _read(source: IO[bytes], path: str) -> bytes:
-    try:
-        return source.read(_PIECE_BYTES)
-    except BROKEN as error:
-        raise _broken(path, error) from error
 
 
 def _make_folder(disk: Disk, path: str) -> None:
@@ -303,15 +294,22 @@ def _put(disk: Disk, path: str, pieces: Iterable[bytes], mode: int) -> None:
         disk.close(handle)
 
 
-def _broken(path: str, error: Exception) -> TinyEdgeError:
-    """Of a file that can't be read on: by its own fault, or by that of the disk that it is on."""
-    if isinstance(error, OSError) and error.errno:
-        return WorldError(f"can't read {path}", error.strerror or str(error), "check the disk that it is on")
-    return _truncated(path, str(error))
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """What can't be read on, by the file's own fault or by that of the disk that it is on, in words."""
+    try:
+        yield
+    except CutOff as error:
+        raise _truncated(path, str(error)) from None
+    except BadArchive as error:
+        raise _damaged(path, str(error)) from None
+    except OSError as error:
+        remedy = "check the disk that it is on"
+        raise WorldError(f"can't read {path}", error.strerror or str(error), remedy) from error
 
 
 def _truncated(path: str, why: str) -> Refused:
-    return Refused("Truncated", f"{path} is not whole", why or "it ends too early", "fetch it again")
+    return Refused("Truncated", f"{path} is not whole", why, "fetch it again")
 
 
 def _damaged(path: str, why: str) -> Refused:

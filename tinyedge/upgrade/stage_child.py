@@ -8,25 +8,34 @@ lines of JSON, each a `Said`.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Sequence
 
 import msgspec
 
 from tinyedge.errors import TinyEdgeError
+from tinyedge.limits import MIB
 from tinyedge.upgrade.bundle import open_bundle, trusted_keys
 from tinyedge.upgrade.marks import Refused, marks_of
 from tinyedge.upgrade.staging import Said
 from tinyedge.upgrade.versions import Versions
 
+MEMORY_BYTES_MAX = 128 * MIB  # of addresses: whatever a file makes of it, the board's memory is not what it costs
+
 
 def main(words: Sequence[str]) -> int:
     path, store_format, *flags = words
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     try:
         ended = Said(name=_stage(path, int(store_format), allow_downgrade="--allow-downgrade" in flags))
     except TinyEdgeError as error:
         reason = error.reason if isinstance(error, Refused) else ""
         ended = Said(reason=reason, what=error.what, why=error.why, remedy=error.remedy)
+    except MemoryError:
+        ended = Said(
+            what=f"can't unpack {path}", why="it wants more memory than any version needs", remedy="fetch it again"
+        )
     _say(ended)
     return 0 if ended.name else 1
 
