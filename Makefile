@@ -14,10 +14,11 @@ MAPPER ?=
 VM ?= # of `make vm`: --long, --init openrc, --init sysv
 BENCH ?= store pods link fleet devices binary
 OUTAGE_S ?= 480
+SOAK ?= # of `make soak`: --hours 72 --per-s 100 --kill-minutes 60
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
 
-.PHONY: demo test lint fmt bench outage sim crash e2e mapper-framework vm proto binary lock reproducible docs clean
+.PHONY: demo test lint fmt bench outage soak sim crash e2e mapper-framework vm proto binary lock reproducible docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml
@@ -53,6 +54,9 @@ bench: .venv/.dev
 
 outage: .venv/.dev
 	@.venv/bin/python -m tests.bench.link --outage $(OUTAGE_S)
+
+soak: .venv/.dev
+	@.venv/bin/python -m tests.bench.soak $(SOAK)
 
 sim: .venv/.dev
 	@.venv/bin/python -m tests.sim --seeds $(SEEDS)
