@@ -14,9 +14,17 @@ from collections.abc import Mapping, Sequence
 from tinyedge.config import Config, build, parse, with_values
 from tinyedge.errors import BadInput
 
-# Where the state is, who this is, and what its pods run in: changed from afar, these would leave something behind that
-# nobody looks after, and no trial could tell.
-PROTECTED = frozenset({"node.name", "node.pods_dir", "store.path", "runtime.kind", "runtime.endpoint"})
+# Changed on site alone. Where the state is, who this is, and what its pods run in: changed from afar, these would leave
+# something behind that nobody looks after, and no trial could tell. Who on site may command the daemon, report for its
+# devices, or lay something into a folder that it obeys: a job must not give them the power of root. And what is written
+# to as a watchdog.
+PROTECTED = frozenset(
+    {
+        *("node.name", "node.pods_dir", "node.logs_dir", "store.path", "runtime.kind", "runtime.endpoint"),
+        *("api.socket", "api.group", "dmi.socket", "dmi.kubeedge_socket", "dmi.group", "dmi.mapper_dirs"),
+        *("manifests.paths", "images.import_path", "cloud.join_files", "watchdog.device"),
+    }
+)
 _HEADER = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]\s*(#.*)?")
 
 
@@ -29,7 +37,8 @@ def changed(text: bytes, fields: Mapping[str, str], path: str, overrides: Sequen
     old = parse(text, path)
     for key in fields:
         if key in PROTECTED:
-            raise BadInput(key, fields[key], "changed on site, and not by a job: it says who and where this node is")
+            why = "it says who and where this node is, or who has power over it"
+            raise BadInput(key, fields[key], f"changed on site, and not by a job: {why}")
     values = [f"{key}={value}" for key, value in fields.items()]
     new = with_values(old, values)
     wanted = build(new, overrides)
