@@ -156,7 +156,7 @@ class Daemon:
         self._upgrades = UpgradeSource(config.upgrade_source)
         self._nursery: trio.Nursery | None = None
         self._readings = Readings([sink(url, log.note) for url in config.sinks], log.note)
-        self._rules = Rules(config, kube, stream=self._stream, note=log.note)
+        self._rules = Rules(config, kube, stream=self._stream, note=log.note, post=self._send.send)
         self.edges = Edges(
             self._joining,
             context=self._tls,
@@ -419,6 +419,10 @@ class Daemon:
             "tinyedge_gateway_device_writes_total": (
                 "Writes of what devices are, among the calls of the API.",
                 counts["device_writes"],
+            ),
+            "tinyedge_gateway_rule_writes_total": (
+                "Writes of how rules fare, among the calls of the API.",
+                counts["rule_writes"],
             ),
             "tinyedge_gateway_jobs_active": ("Jobs for fleets that have not ended.", counts["jobs_active"]),
             "tinyedge_gateway_job_nodes": ("Nodes that are at one of them now.", counts["job_nodes"]),

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
 import trio
+from msgspec import structs
 
 from cloud_gateway.adapters import kube_types as types
 from cloud_gateway.adapters.ca import IdentityStore
@@ -23,7 +25,7 @@ from cloud_gateway.adapters.rest_relay import Relay
 from cloud_gateway.adapters.rule_messages import RuleMessages
 from cloud_gateway.adapters.serving import Serving
 from cloud_gateway.config import Config
-from cloud_gateway.core import translate
+from cloud_gateway.core import facts, translate
 from cloud_gateway.core.rule_routes import ENDPOINTS, RULES, RuleRoutes, Upward
 from tinyedge.outbound import allowed
 
@@ -31,13 +33,16 @@ EVENT_S = 60.0  # between two Events of a rule with one reason
 EVENT_WAIT_S = 5.0
 TOLD_MAX = 1000
 LOOK_UP_S, LOOK_UP_AGAIN_S = 300.0, 10.0  # where the API server is: what names say may change
+USAGE_S = 0.5  # for which messages of rules are counted together
 SETTLE_S = 2.0  # a Rule and its RuleEndpoints are made one after the other
+
+Post = Callable[[facts.Event], Awaitable[None]]
 
 
 class Rules:
-    """`stream` opens one to a node."""
+    """`stream` opens one to a node; `post` tells the core what becomes of messages, and which rules do nothing."""
 
-    def __init__(self, config: Config, kube: Kube, *, stream: Open, note: Note) -> None:
+    def __init__(self, config: Config, kube: Kube, *, stream: Open, note: Note, post: Post) -> None:
         self._config = config
         self._kube = kube
         self._note = note
@@ -46,24 +51,31 @@ class Rules:
         self._api_servers: frozenset[tuple[str, int]] = frozenset()
         self._told: dict[tuple[str, str], float] = {}
         self._changed = trio.Event()
+        self._post = post
+        self._usage: dict[str, facts.RuleUsed] = {}
+        self._some_usage = trio.Event()
         self.messages = RuleMessages(
             find=self._routes.upward,
             known=lambda: self._routes.known,
             refusal=lambda host, address, port: self._allowed.refusal(host, address, port, self._api_servers),
             tell=self._tell,
             note=note,
+            used=self._used,
+            waits=self._waits,
         )
         self._api = RestApi(
             access=RestAccess(Access(kube, now_s=trio.current_time), config.rest_tokens),
             find=self._routes.rest,
             stream=stream,
             note=note,
+            used=self._used,
         )
 
     async def start(self, nursery: trio.Nursery, endpoint: Endpoint, store: IdentityStore) -> int:
         """Before nodes are let in. Returns the port of REST; 0: there is none."""
         await nursery.start(self._look_up, endpoint)
         nursery.start_soon(self._watch_problems)
+        nursery.start_soon(self._tell_usage)
         if self._config.rest is None:
             return 0
         config = self._config
@@ -121,6 +133,26 @@ class Rules:
                 task_status.started()
             await trio.sleep(LOOK_UP_AGAIN_S if failed else LOOK_UP_S)
 
+    # --- how rules fare ------------------------------------------------------------------------------------
+
+    def _used(self, rule: str, why: str) -> None:
+        before = self._usage.get(rule, facts.RuleUsed(rule))
+        self._usage[rule] = facts.RuleUsed(rule, before.good + (not why), before.bad + bool(why), why)
+        self._some_usage.set()
+
+    def _waits(self, rule: str, why: str) -> None:
+        self._usage[rule] = structs.replace(self._usage.get(rule, facts.RuleUsed(rule)), why=why)
+        self._some_usage.set()
+
+    async def _tell_usage(self) -> None:
+        while True:
+            await self._some_usage.wait()
+            self._some_usage, usage = trio.Event(), self._usage
+            self._usage = {}
+            for one in usage.values():
+                await self._post(one)
+            await trio.sleep(USAGE_S)
+
     # --- what people are told ----------------------------------------------------------------------------
 
     async def _watch_problems(self) -> None:
@@ -133,6 +165,7 @@ class Rules:
             if not self._routes.known:
                 continue
             problems = self._routes.useless()
+            await self._post(facts.RulesUseless({rule: why for rule, (_, why) in problems.items()}))
             for rule, (uid, why) in problems.items():
                 if told.get(rule) != why:
                     self._note("warning", "rule.useless", {"rule": rule, "why": why[:300]})

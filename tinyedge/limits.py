@@ -158,6 +158,7 @@ EXPRESSION_DEPTH_MAX = 32
 RULES_MAX = 256  # of each kind, on one node
 RULE_INPUTS_MAX = 32
 RULE_ACTIONS_MAX = 16
+RULE_ERROR_CHARS_MAX = 500  # of what is told of one
 RULE_TEXT_BYTES_MAX = 16 * KIB  # of a payload, a body, a value
 
 # Beyond this machine.

@@ -17,6 +17,7 @@
     mapper     name              MapperRow     who has registered
     localrule, rule, ruleendpoint  namespace/name  LocalRuleRow, RuleRow, RuleEndpointRow
     rulestate  namespace/name    RuleStateRow  whether a local rule is active
+    routestate namespace/name    RouteStateRow  what a rule of KubeEdge could not take here
     job        kind/name         JobRow        a job of the fleet, and how far it is
     audit      life-number       AuditRow      what somebody did on site, until the black box has it
 
@@ -253,11 +254,25 @@ class RuleEndpointRow(Struct, frozen=True, omit_defaults=True):
 
 
 class RuleStateRow(Struct, frozen=True, omit_defaults=True):
-    """Of a local rule. `since_ms` is 0 when the clock was not trusted then; `fired` counts how often it has acted."""
+    """Of a local rule. `fired` counts how often it has acted, at `fired_ms` last; `error` is the last that ever
+    happened, and `failing` that it happened when the rule acted last. Times are 0 when the clock was not trusted."""
 
     active: bool = False
     since_ms: int = 0
     fired: int = 0
+    fired_ms: int = 0
+    failing: bool = False
+    error: str = ""
+    error_ms: int = 0
+
+
+class RouteStateRow(Struct, frozen=True, omit_defaults=True):
+    """Of a rule of KubeEdge: `failed` counts its messages that could not be taken here, of which `error` was the last.
+    `error_ms` is 0 when the clock was not trusted then."""
+
+    failed: int = 0
+    error: str = ""
+    error_ms: int = 0
 
 
 class JobRow(Struct, frozen=True, omit_defaults=True):
@@ -307,6 +322,7 @@ Row = (
     | RuleRow
     | RuleEndpointRow
     | RuleStateRow
+    | RouteStateRow
     | JobRow
     | AuditRow
 )
@@ -330,6 +346,7 @@ ROWS: dict[str, type[Struct]] = {
     "rule": RuleRow,
     "ruleendpoint": RuleEndpointRow,
     "rulestate": RuleStateRow,
+    "routestate": RouteStateRow,
     "job": JobRow,
     "audit": AuditRow,
 }

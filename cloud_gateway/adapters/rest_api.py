@@ -65,13 +65,23 @@ class _Answer(Exception):
 
 
 class RestApi:
-    """`stream` raises PeerError when the node is not connected. `relay`: to another replica, where there may be one."""
+    """`stream` raises PeerError when the node is not connected. `relay`: to another replica, where there may be one.
+    `used` is told of each request that a rule is for, and why it failed; empty: it has arrived."""
 
-    def __init__(self, *, access: RestAccess, find: Find, stream: Open, note: Note) -> None:
+    def __init__(
+        self,
+        *,
+        access: RestAccess,
+        find: Find,
+        stream: Open,
+        note: Note,
+        used: Callable[[str, str], None] = lambda rule, why: None,
+    ) -> None:
         self._access = access
         self._find = find
         self._stream = stream
         self._note = note
+        self._used = used
         self._strangers = trio.CapacityLimiter(limits.REST_STRANGERS_MAX)
         self._callers = trio.CapacityLimiter(limits.REST_CONNECTIONS_MAX)
         self.answers: Counter[int] = Counter()
@@ -151,6 +161,22 @@ class RestApi:
     async def _pass_on(
         self, request: _Request, route: RestRoute, rest: list[str], body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
+        try:
+            found, relayed = await self._answer_of(request, route, rest, body)
+        except _Answer as failed:
+            self._used(route.rule, f"{request.method} for node {rest[0][:253]} was answered {failed.status}: {failed}")
+            raise
+        except trio.Cancelled:
+            self._used(route.rule, f"node {rest[0][:253]} took longer than {REQUEST_S:g} s")
+            raise
+        if not relayed:  # else the other replica counts it
+            self._used(route.rule, "")
+        return found
+
+    async def _answer_of(
+        self, request: _Request, route: RestRoute, rest: list[str], body: bytes
+    ) -> tuple[tuple[int, list[tuple[str, str]], bytes], bool]:
+        """The answer, and whether another replica has given it."""
         node, left, query = rest
         if route.topic:
             what, params = "publish", {"topic": f"{route.topic}/{left}" if left else route.topic}
@@ -165,7 +191,7 @@ class RestApi:
             edge = await self._stream(node, what, params)
         except PeerError as error:
             if (answer := await self._relayed(request, node, body)) is not None:
-                return answer.status, list(answer.headers), answer.body
+                return (answer.status, list(answer.headers), answer.body), True
             raise _Answer(503, f"node {node}: {error}", {"retry-after": "5"}) from None
         try:
             await _give(edge, body)
@@ -174,7 +200,7 @@ class RestApi:
             raise _Answer(_STATUS.get(error.reason, 502), f"node {node}: {error}") from None
         finally:
             await edge.aclose()
-        return (200, [], b"message delivered") if route.topic else _of_service(data)
+        return ((200, [], b"message delivered") if route.topic else _of_service(data)), False
 
     async def _relayed(self, request: _Request, node: str, body: bytes) -> Answer | None:
         """What the replica answers that has the node; None when it is nowhere."""

@@ -31,6 +31,8 @@ Taken = Callable[[int, int], None]
 """Told how far a node's series is out: epoch, number."""
 Find = Callable[[str, str], Upward | str]
 """Where a rule's messages of a node go, or why nowhere: RuleRoutes.upward."""
+Used = Callable[[str, str], None]
+"""A rule, and why its newest message was dropped; empty: it has arrived."""
 Tell = Callable[[Upward, str, str], Awaitable[None]]
 """A rule, a reason in one word, and a message: an Event."""
 
@@ -51,7 +53,8 @@ class Counts(Struct):
 
 
 class RuleMessages:
-    """`known` says whether the rules are known yet: until then nothing is dropped for want of one."""
+    """`known` says whether the rules are known yet: until then nothing is dropped for want of one. `used` is told what
+    became of each message, `waits` of one that could not be delivered yet."""
 
     def __init__(
         self,
@@ -61,12 +64,16 @@ class RuleMessages:
         refusal: Refusal,
         tell: Tell,
         note: Note,
+        used: Used = lambda rule, why: None,
+        waits: Used = lambda rule, why: None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.find = find
         self.known = known
         self.refusal = refusal
         self.tell = tell
+        self.used = used
+        self.waits = waits
         self.note = note
         self.chance = chance
         self.counts = Counts()
@@ -141,6 +148,7 @@ class Inlet:
                     return
             elif owner.known():
                 owner.counts.dropped += 1
+                owner.used(message.rule, f"a message of node {self._node} was dropped: {found}")
                 owner.note("warning", "rule.dropped", {"node": self._node, "rule": message.rule[:200], "why": found})
                 return
             tries += 1
@@ -160,6 +168,7 @@ class Inlet:
         else:
             if 200 <= status < 300:
                 owner.counts.delivered += 1
+                owner.used(to.rule, "")
                 return True
             why = f"{_origin(to.url)} answers {status}"
             if 300 <= status < 500 and status not in AGAIN:
@@ -167,12 +176,14 @@ class Inlet:
                 return True
         owner.counts.failures += 1
         if first:
+            owner.waits(to.rule, f"messages of node {self._node} wait: {why}")
             owner.note("warning", "rule.waits", {"node": self._node, "rule": to.rule, "why": why[:300]})
             await owner.tell(to, "MessageWaits", f"messages of node {self._node} wait: {why}")
         return False
 
     async def _drop(self, to: Upward, why: str) -> None:
         self._owner.counts.dropped += 1
+        self._owner.used(to.rule, f"a message of node {self._node} was dropped: {why}")
         self._owner.note("warning", "rule.dropped", {"node": self._node, "rule": to.rule, "why": why[:300]})
         await self._owner.tell(to, "MessageDropped", f"a message of node {self._node} was dropped: {why}")
 

@@ -75,6 +75,7 @@ def _endpoints(obj: Json) -> frozenset[Reference]:
     return _beside(obj, "ruleendpoint", job_spec.spec_of(obj).get("source"), job_spec.spec_of(obj).get("target"))
 
 
+RULES = ("rule", "localrule")
 JOB = "nodejob"  # a job goes to the nodes whose turn it is, by its own status
 _OPERATIONS = "operations.kubeedge.io/v1alpha2"
 _DEVICES, _RULES, _OWN = "devices.kubeedge.io/v1beta1", "rules.kubeedge.io/v1", "rules.tinyedge.io/v1alpha1"
@@ -82,7 +83,7 @@ KINDS = (
     Kind("devicemodel", "devicemodels", _DEVICES, "DeviceModel", _none, _none),
     Kind("device", "devices", _DEVICES, "Device", _node_name, _model, conditions=True),
     Kind("ruleendpoint", "ruleendpoints", _RULES, "RuleEndpoint", _none, _none),
-    Kind("rule", "rules", _RULES, "Rule", _source_node, _endpoints),
+    Kind("rule", "rules", _RULES, "Rule", _source_node, _endpoints, conditions=True),
     Kind("localrule", "localrules", _OWN, "LocalRule", _node_name, _none, conditions=True),
     *(
         Kind(JOB, f"{kind.lower()}s", _OPERATIONS, kind, job_spec.under_way, _none, spec=partial(job_spec.order, kind))

@@ -64,6 +64,7 @@ class Customs:
         self._of_node: dict[str, dict[Reference, None]] = {}
         self._unsettled = {one.resource for one in KINDS}  # neither listed nor known not to be served
         self._listed: set[str] = set()  # resources
+        self.rule_seen: Callable[[Reference, Json | None], None] = lambda ref, obj: None  # None: it is gone
         self.job_refused: Callable[[str, Custom, str], None] = lambda node, job, why: None
 
     # --- looking -----------------------------------------------------------------------------------
@@ -140,6 +141,8 @@ class Customs:
         new = _custom(custom_kinds.OF_RESOURCE[resource], obj)
         old = self._objects.get(new.ref)
         self._objects[new.ref] = new
+        if new.kind.name in custom_kinds.RULES:
+            self.rule_seen(new.ref, obj)
         if old is not None and (old.nodes, old.refs, old.revision) == (new.nodes, new.refs, new.revision):
             return
         if not new.body:
@@ -155,6 +158,8 @@ class Customs:
         old = self._objects.pop(ref, None)
         if old is None:
             return
+        if old.kind.name in custom_kinds.RULES:
+            self.rule_seen(ref, None)
         for name in tuple(self._wanted_by.get(ref, ())):
             self._delete(name, ref)
         self._release(old.nodes, (ref, *old.refs))

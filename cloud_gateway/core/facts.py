@@ -177,6 +177,22 @@ class Asked(Struct, frozen=True):
     body: bytes
 
 
+class RuleUsed(Struct, frozen=True):
+    """Messages of a Rule (namespace/name) have arrived, or failed; `why` the newest did not, or waits: empty when it
+    has arrived."""
+
+    rule: str
+    good: int = 0
+    bad: int = 0
+    why: str = ""
+
+
+class RulesUseless(Struct, frozen=True):
+    """Rules that do nothing by what the API has of them: namespace/name → why. All others do something."""
+
+    problems: dict[str, str]
+
+
 Event = (
     Tick
     | Seen
@@ -198,6 +214,8 @@ Event = (
     | Reported
     | SeriesCame
     | Asked
+    | RuleUsed
+    | RulesUseless
 )
 
 # --- what is done ------------------------------------------------------------------------------------------

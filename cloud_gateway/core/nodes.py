@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from cloud_gateway.core import device_status, facts, translate
+from cloud_gateway.core import device_status, facts, rule_status, translate
 from cloud_gateway.core.agenda import Agenda
 from cloud_gateway.core.claims import Claims
 from cloud_gateway.core.custom_kinds import BY_NAME, OF_RESOURCE
@@ -29,6 +29,7 @@ from cloud_gateway.core.node import HOLD_MS, Node, Session, Tender
 from cloud_gateway.core.pods import Pod, Reference, Said, pod_of
 from cloud_gateway.core.references import KIND_OF, References, Referred
 from cloud_gateway.core.reports import Reports
+from cloud_gateway.core.rule_status import RuleStatus
 from cloud_gateway.core.upkeep import LASTING, Upkeep
 from tinyedge.protocol import jobs
 from tinyedge.protocol.revision import DOWN, UP, difference, digest
@@ -46,6 +47,7 @@ class Gateway:
         self._customs = Customs(self._desk, self._custom_put, self._custom_gone)
         self._reports = Reports(self._desk, self._tender, self._customs)
         self._device_status = DeviceStatus(self._desk, self._customs, settings.device_status)
+        self._rule_status = RuleStatus(self._desk, self._customs)
         self._references = References(self._desk, self._reference_put, self._reference_gone, self._look_at)
         self._holdings = Holdings(self._tender, self._customs, self._references)
         self._nodes: dict[str, Node] = {}
@@ -85,7 +87,12 @@ class Gateway:
             facts.Reported: partial(self._of_session, self._reported),
             facts.SeriesCame: partial(self._of_session, self._reports.series),
             facts.Asked: partial(self._of_session, self._asked),
+            facts.RuleUsed: self._rule_status.used,
+            facts.RulesUseless: self._rule_status.useless,
         }
+        self._tellers: dict[str, Jobs | DeviceStatus | RuleStatus] = {jobs.STATUS: self._jobs}
+        self._tellers |= {device_status.KIND: self._device_status}
+        self._tellers |= dict.fromkeys(rule_status.KINDS, self._rule_status)
 
     def step(self, events: Sequence[Event]) -> Step:
         desk = self._desk
@@ -142,6 +149,7 @@ class Gateway:
             **self._customs.counts(),
             **self._jobs.counts(),
             "device_writes": self._device_status.writes,
+            "rule_writes": self._rule_status.writes,
             "calls": self._desk.calls,
         }
 
@@ -521,11 +529,7 @@ class Gateway:
     # --- what nodes say, refusals, and telling -----------------------------------------------------------
 
     def _reported(self, node: Node, event: facts.Reported) -> None:
-        if event.kind == jobs.STATUS:
-            self._jobs.reported(node, event)
-        else:
-            of_device = event.kind == device_status.KIND
-            (self._device_status if of_device else self._reports).reported(node, event)
+        self._tellers.get(event.kind, self._reports).reported(node, event)
 
     def _asked(self, node: Node, event: facts.Asked) -> None:
         (self._jobs if event.what == jobs.FILE else self._reports).asked(node, event)

@@ -43,7 +43,7 @@ USES: set[Use] = {
     ("create", "serviceaccounts/token", ""),
     *((verb, "devices", "") for verb in ("get", "list", "watch")),
     *((verb, what, "") for what in ("devicemodels", "rules", "ruleendpoints", "localrules") for verb in LOOKED_AT),
-    *(("patch", f"{what}/status", "") for what in ("devices", "localrules")),
+    *(("patch", f"{what}/status", "") for what in ("devices", "rules", "localrules")),
     *((verb, what, "") for what in ("nodeupgradejobs", "imageprepulljobs", "configupdatejobs") for verb in LOOKED_AT),
     *(("patch", f"{what}/status", "") for what in ("nodeupgradejobs", "imageprepulljobs", "configupdatejobs")),
     *((verb, "devicestatuses", "") for verb in ("get", "create", "patch", "delete")),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+import yaml
 
 from cloud_gateway import rules
 from cloud_gateway.adapters import kube_types as types
@@ -28,6 +29,7 @@ from tests.fakes.http_peer import HttpPeer, http_peer
 from tests.fakes.mosquitto import Pki
 from tests.fakes.ports import free_port
 from tests.test_daemon import Node
+from tests.test_daemon_devices import SIMULATED
 from tests.test_daemon_rules import Broker, heard
 from tinyedge.cli.errors import CliError
 from tinyedge.errors import PeerError
@@ -263,6 +265,58 @@ async def test_who_makes_a_rule_that_leads_nowhere_is_told(site: Site) -> None:
 
     assert "there is no RuleEndpoint none in its namespace" in await told("RuleNotServed")
     assert "cloud" in await told("MessageDropped")
+
+
+WARM: Json = {
+    "nodeName": "gate",
+    "inputs": {"temperature": {"device": "pump-1", "property": "temperature"}},
+    "when": "temperature > 21",
+    "actions": [
+        {"event": {"reason": "Warm", "message": "{temperature} degrees"}},
+        {"set": {"device": "none", "property": "speed", "value": "0"}},
+    ],
+}
+
+
+@pytest.mark.mosquitto
+async def test_the_status_of_rules_says_whether_they_work_and_why_not_also_after_a_restart(site: Site) -> None:
+    site.service.answer = lambda one: (200, b"")
+    await site.make_all()
+    await site.make(types.LOCAL_RULES, "warm", WARM)
+    await site.patch("notes", {"targetResource": {"resource": "http://169.254.169.254/secrets"}})
+    until = site.rig.cluster.until
+
+    async def rule(name: str, true: Callable[[Json], Any], resource: Resource = types.RULES) -> Json:
+        found: Json = await until(resource, name, lambda one: "status" in one and true(one["status"]), "default")
+        status: Json = found["status"]
+        return status
+
+    await rule("orders", lambda one: one.get("state") == "Ready")
+    assert (await site.call("/gate/default/orders/7", b"1"))[0] == 200
+    await rule("orders", lambda one: (one["state"], one["successMessages"]) == ("Working", 1))
+    await site.until(lambda: len(site.node.client.get("/v1/rules")["items"]) == 2)
+    assert await site.note("1") == 200
+    failed = await rule("notes", lambda one: one.get("failMessages") == 1)
+    assert (failed["state"], "169.254.169.254" in failed["errors"][0]) == ("Failing", True)
+
+    waits = await rule("warm", lambda one: one.get("unknown"), types.LOCAL_RULES)
+    assert waits["unknown"] == "temperature: Device default/pump-1 is not on this node"
+    manifest = list(yaml.safe_load_all(SIMULATED))
+    await trio.to_thread.run_sync(lambda: site.node.client.ask("POST", "/v1/apply", body={"items": manifest}))
+    fired = await rule("warm", lambda one: one.get("fired") == 1, types.LOCAL_RULES)
+    assert (fired["active"], fired["problem"]) == (True, "action 2: Device default/none not found")
+
+    await site.patch("calls", {"target": "none"})
+    invalid = await rule("calls", lambda one: one.get("state") == "Invalid")
+    assert "there is no RuleEndpoint none" in invalid["message"]
+
+    assert site.gateway is not None
+    site.gateway.scope.cancel()
+    await site.start_gateway()
+    await site.until(lambda: site.node.client.get("/v1/status")["link"]["state"] == "up")
+    while (await site.call("/gate/default/orders/8", b"1"))[0] != 200:
+        await trio.sleep(0.1)
+    await rule("orders", lambda one: one["successMessages"] == 2)
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own certificate", "given certificate"])

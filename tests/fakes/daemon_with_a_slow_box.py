@@ -17,5 +17,5 @@ def slow(box: BlackBox, kind: str, fields: dict[str, Value], wall_ms: int, boot:
 
 
 if __name__ == "__main__":
-    BlackBox.record = slow  # type: ignore[method-assign]
+    BlackBox.record = slow  # type: ignore[method-assign, assignment]
     main()

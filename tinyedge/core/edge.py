@@ -30,6 +30,7 @@ from tinyedge.core.pressure import Policy, Pressure
 from tinyedge.core.reactions import Reactions
 from tinyedge.core.refs import references
 from tinyedge.core.requests import Requests
+from tinyedge.core.rule_reports import RuleReports
 from tinyedge.core.run import NEVER, PodRun, containers_of
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import phase
@@ -86,6 +87,7 @@ from tinyedge.events import (
 )
 from tinyedge.model.image import find_image
 from tinyedge.model.runtime import PodSeen
+from tinyedge.protocol import rules as of_rules
 from tinyedge.protocol.jobs import STATUS
 from tinyedge.wire import NodeRow, PodRow, StateRow
 
@@ -109,10 +111,11 @@ class Edge:
         self._devices = Devices(self._desk)
         self._reactions = Reactions(self._desk, self._devices)
         self._device_reports = DeviceReports(self._desk, self._devices, self._cloud)
+        self._rule_reports = RuleReports(self._desk, self._reactions.rules, self._reactions.routes, self._cloud)
         self._requests = Requests(
             self._desk, self._sources, self._devices, self._jobs, runs=self._runs, touch=self._touch
         )
-        others = (self._cloud, self._outbox, self._tokens, self._devices, self._reactions.rules, self._jobs)
+        others = (self._cloud, self._outbox, self._tokens, self._devices, self._reactions, self._jobs)
         self._view = View(self._desk, self._runs, self._sources, self._pressure, others)
         for row in self._desk.tables.pods.values():
             self._follow(row)
@@ -185,7 +188,7 @@ class Edge:
 
     def _finish(self) -> None:
         """What each part has left for the end of a step."""
-        parts = (self._outbox, self._reactions, self._devices, self._device_reports)
+        parts = (self._outbox, self._reactions, self._devices, self._device_reports, self._rule_reports)
         for part in (self._tokens.ask, *(one.flush for one in parts)):
             self._desk.on()
             part()
@@ -251,7 +254,8 @@ class Edge:
 
     def _wake(self) -> int:
         """The monotonic time of the next thing to do, 0 for never."""
-        waking = (self._tokens, self._outbox, self._chronicle, self._devices, self._device_reports, self._reactions)
+        reports = (self._outbox, self._device_reports, self._rule_reports)
+        waking = (self._tokens, self._chronicle, self._devices, self._reactions, *reports)
         wakes = [self._jobs.wake_ms, *(one.wake_ms for one in waking)]
         wakes += [wake for run in self._runs.values() for wake in (run.wake_ms, run.probe_ms) if wake > self._desk.now]
         earliest = min(wakes)
@@ -389,6 +393,7 @@ class Edge:
         if (event.gateway, event.node) != (self._cloud.gateway, self._cloud.node):
             self._outbox.left()
             self._device_reports.left()
+            self._rule_reports.left()
         if not self._cloud.joined(event):
             self._backlog.appendleft(event)
         self._outbox.touch_all()
@@ -412,8 +417,12 @@ class Edge:
     def _report_refused(self, event: ReportRefused) -> None:
         self._teller(event.kind).refused(event)
 
-    def _teller(self, kind: str) -> DeviceReports | Jobs | Outbox:
-        apart: dict[str, DeviceReports | Jobs] = {device_reports.KIND: self._device_reports, STATUS: self._jobs}
+    def _teller(self, kind: str) -> DeviceReports | Jobs | RuleReports | Outbox:
+        apart: dict[str, DeviceReports | Jobs | RuleReports] = {
+            device_reports.KIND: self._device_reports,
+            STATUS: self._jobs,
+            **dict.fromkeys((of_rules.LOCAL_STATUS, of_rules.STATUS), self._rule_reports),
+        }
         return apart.get(kind, self._outbox)
 
     def _series_taken(self, event: SeriesTaken) -> None:

@@ -22,7 +22,7 @@ class Reactions:
         """An object was added, changed or removed; of devices `Devices` knows it already."""
         if kind in ("Device", "DeviceModel", "LocalRule"):
             self.rules.changed(kind, key)
-        self.routes.changed(kind)
+        self.routes.changed(kind, key)
         self.bus.changed(kind, key)
 
     def push_failed(self, event: PushFailed) -> None:
@@ -33,7 +33,10 @@ class Reactions:
         if row is not None:
             what = "dropped" if event.dropped else "waits"
             about = (kind, namespace, name, row.object.metadata.uid)
-            self._desk.device_event(about, "Warning", "PushFailed", f"a push to {event.place} {what}: {event.why}")
+            words = f"a push to {event.place} {what}: {event.why}"
+            self._desk.device_event(about, "Warning", "PushFailed", words)
+            if kind == "LocalRule":
+                self.rules.push_failed(key, words)
 
     def note_values(self) -> None:
         """After each event: devices may have told new values, and others wait for them."""
@@ -46,7 +49,8 @@ class Reactions:
         """At the end of each step."""
         self.rules.due()
         self.bus.flush()
+        self.routes.flush()
 
     @property
     def wake_ms(self) -> int:
-        return min(self.rules.wake_ms, self.bus.wake_ms)
+        return min(self.rules.wake_ms, self.bus.wake_ms, self.routes.wake_ms)

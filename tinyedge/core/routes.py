@@ -13,13 +13,19 @@ from __future__ import annotations
 from msgspec import Struct
 
 from tinyedge.core.desk import Desk
+from tinyedge.core.run import NEVER
+from tinyedge.core.status import rfc3339
 from tinyedge.errors import BadInput
 from tinyedge.events import Called, ReportAnswer
-from tinyedge.limits import ROUTES_MAX, SERIES_ITEM_BYTES_MAX
+from tinyedge.limits import ROUTES_MAX, RULE_ERROR_CHARS_MAX, SERIES_ITEM_BYTES_MAX
 from tinyedge.model.rule import EVENTBUS, REST, SERVICEBUS, Rule
 from tinyedge.protocol import outgoing
 from tinyedge.protocol.mqtt_topics import check_filter, matches
 from tinyedge.protocol.outgoing import Routed
+from tinyedge.protocol.rules import RuleReport
+from tinyedge.wire import RouteStateRow
+
+SAVE_MS = 60_000
 
 
 class Route(Struct, frozen=True):
@@ -36,11 +42,44 @@ class Routes:
         self._desk = desk
         self._tables = desk.tables
         self._routes: dict[str, Route] | None = None
+        self._states: dict[str, RouteStateRow] = dict(desk.tables.route_states)
+        self._changed: dict[str, None] = {}
+        self._save_at = NEVER
 
-    def changed(self, kind: str) -> None:
+    def changed(self, kind: str, key: str) -> None:
         """A Rule or a RuleEndpoint was added, changed or removed."""
-        if kind in ("Rule", "RuleEndpoint"):
-            self._routes = None
+        if kind not in ("Rule", "RuleEndpoint"):
+            return
+        self._routes = None
+        self._changed |= dict.fromkeys([*self._tables.rules, key] if kind == "RuleEndpoint" else [key])
+        if kind == "Rule" and key not in self._tables.rules:
+            self._states.pop(key, None)
+            self._tables.delete("routestate", key)
+
+    def flush(self) -> None:
+        """At the end of each step. How many messages failed is kept once a minute: whoever sent them was told."""
+        if self._save_at <= self._desk.now:
+            self._save_at = NEVER
+            for key, row in self._states.items():
+                self._tables.put("routestate", key, row)
+
+    @property
+    def wake_ms(self) -> int:
+        return self._save_at
+
+    def take_changed(self) -> tuple[str, ...]:
+        """Keys of rules of which `report` may have changed since the last call."""
+        changed, self._changed = tuple(self._changed), {}
+        return changed
+
+    def report(self, key: str) -> RuleReport:
+        """What a cluster is told of a rule that is here."""
+        route, row = self.all()[key], self._states.get(key, RouteStateRow())
+        why = route.why
+        if route.topic and not self._desk.node.mqtt:
+            why = "the node has no MQTT broker (mqtt.url)"
+        at = (rfc3339(row.error_ms) or "") if row.error else ""
+        return RuleReport(why[:RULE_ERROR_CHARS_MAX], row.failed, row.error, at)
 
     def all(self) -> dict[str, Route]:
         """By the rule's namespace/name."""
@@ -76,6 +115,8 @@ class Routes:
     def _append_all(self, messages: list[Routed]) -> tuple[str, str]:
         if len(messages) > ROUTES_MAX:
             self._desk.note("warning", "route.too_many", rules=len(messages), path=messages[0].path[:200])
+            for one in messages[ROUTES_MAX:]:
+                self._fail(one.rule, f"a message is for {len(messages)} rules, and {ROUTES_MAX} get it")
         answers = [self._append(one) for one in messages[:ROUTES_MAX]]
         return next((answer for answer in answers if answer[0]), ("", ""))
 
@@ -83,9 +124,18 @@ class Routes:
         item = outgoing.encode(message)
         if len(item) > SERIES_ITEM_BYTES_MAX:
             self._desk.note("warning", "route.too_large", rule=message.rule, bytes=len(item))
-            return "Invalid", f"the message is {len(item)} bytes, more than {SERIES_ITEM_BYTES_MAX}"
+            why = f"the message is {len(item)} bytes, more than {SERIES_ITEM_BYTES_MAX}"
+            self._fail(message.rule, why)
+            return "Invalid", why
         self._tables.append(outgoing.MESSAGES, item)
         return "", ""
+
+    def _fail(self, rule: str, why: str) -> None:
+        at_ms = self._desk.wall if self._desk.trusted else 0
+        failed = self._states.get(rule, RouteStateRow()).failed
+        self._states[rule] = RouteStateRow(failed + 1, why[:RULE_ERROR_CHARS_MAX], at_ms)
+        self._changed[rule] = None
+        self._save_at = min(self._save_at, self._desk.now + SAVE_MS)
 
     def _route(self, rule: Rule) -> Route:
         """What of a rule is this node's part; none, with its reason, when it has none."""

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tinyedge.core.desk import Desk
 from tinyedge.core.devices import Devices
@@ -26,15 +26,18 @@ from tinyedge.core.pushes import Pushes
 from tinyedge.core.run import NEVER
 from tinyedge.core.sources import BUDGET_BYTES
 from tinyedge.core.status import rfc3339
-from tinyedge.limits import SERIES_ITEM_BYTES_MAX
+from tinyedge.limits import RULE_ERROR_CHARS_MAX, SERIES_ITEM_BYTES_MAX
 from tinyedge.model.device_checks import NUMBERS
 from tinyedge.model.expression import Expression, ExpressionError, Input, Value, parse
 from tinyedge.model.rule import LOCAL_API_VERSION, HTTPAction, LocalRule, RuleAction, RuleInput
 from tinyedge.protocol import outgoing, readings
 from tinyedge.protocol.outgoing import HttpTarget, Outgoing, Push
+from tinyedge.protocol.rules import LocalRuleReport
 from tinyedge.wire import ReadingRow, RuleStateRow
 
 Json = dict[str, Any]
+_RESULTS = {True: "true", False: "false", None: "unknown"}
+ERROR_MS = 60_000
 AGE_MS = 1_000  # between two looks at a rule that asks how old a value is
 _REMEDY = "see to the device and its mapper: tinyedge why device"
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]{0,62})\}")
@@ -52,7 +55,6 @@ class Run(Struct):
     problem: str = ""
     held_ms: int = -1
     result: bool | None = None
-    failed: str = ""  # the last action that could not be done, and why
 
     def names(self) -> Iterable[str]:
         """namespace/device/property of each input."""
@@ -76,6 +78,7 @@ class Rules:
         self._seen: dict[str, int] = {}  # name → when its value came, in this life
         self._old: set[str] = set()  # names of values that came before this boot of the machine, and not since
         self._born_ms = -1
+        self._changed: dict[str, None] = {}  # rules of which something may be new for a cluster
         self._blocked = False  # something was due while the store took no promises
         self.wake_ms = NEVER
         for key in desk.tables.local_rules:
@@ -98,6 +101,7 @@ class Rules:
         """A LocalRule, or a Device or model that rules may read, was added, changed or removed."""
         if kind == "LocalRule":
             self._unload(key)
+            self._changed[key] = None
             if key in self._desk.tables.local_rules:
                 self._load(key)
             else:
@@ -177,6 +181,7 @@ class Rules:
         self._desk.on("LocalRule", run.key)
         inputs = {name: self._input(run.name_of(one)) for name, one in run.rule.spec.inputs.items()}
         self._timers.pop(run.key, None)
+        self._changed[run.key] = None
         run.result = when.evaluate(inputs)
         if run.state.active:
             over = run.clear.evaluate(inputs) is True if run.clear else run.result is False
@@ -242,21 +247,36 @@ class Rules:
         desk = self._desk
         since = desk.wall if desk.trusted else 0
         run.held_ms = -1
-        run.state = RuleStateRow(active, since, run.state.fired + active)
-        desk.tables.put("rulestate", run.key, run.state)
+        changes: dict[str, Any] = {"active": active, "since_ms": since}
+        if active:
+            changes |= {"fired": run.state.fired + 1, "fired_ms": since, "failing": False}
+        self._keep(run, **changes)
         desk.note("info", "rule.active" if active else "rule.inactive", rule=run.key)
+
+    def _keep(self, run: Run, **changes: Any) -> None:
+        run.state = structs.replace(run.state, **changes)
+        self._desk.tables.put("rulestate", run.key, run.state)
 
     # --- what it does ------------------------------------------------------------------------------
 
+    def push_failed(self, key: str, why: str) -> None:
+        """What it has promised to push is on its way yet, or was dropped. Each new reason is kept, a repeated one once
+        a minute."""
+        run = self._runs.get(key)
+        now_ms = self._desk.wall if self._desk.trusted else 0
+        if run is not None and (run.state.error != why or abs(now_ms - run.state.error_ms) >= ERROR_MS):
+            self._keep(run, error=why[:RULE_ERROR_CHARS_MAX], error_ms=now_ms)
+            self._changed[key] = None
+
     def _act(self, run: Run, inputs: dict[str, Input]) -> None:
-        run.failed = ""
         texts = {name: self._text(run.name_of(one), inputs[name]) for name, one in run.rule.spec.inputs.items()}
         for number, action in enumerate(run.rule.spec.actions, 1):
             self._desk.on("LocalRule", run.key)  # to set a device's property is that device's matter
             if why := self._do(run, action, texts):
-                run.failed = f"action {number}: {why}"
+                failed = f"action {number}: {why}"[:RULE_ERROR_CHARS_MAX]
+                self._keep(run, failing=True, error=failed, error_ms=run.state.fired_ms)
                 self._desk.note("warning", "rule.failed", rule=run.key, action=number, why=why[:500])
-                self._event(run, "Warning", "RuleFailed", run.failed)
+                self._event(run, "Warning", "RuleFailed", failed)
 
     def _text(self, name: str, one: Input) -> str:
         row = self._devices.latest(name) if one.value is not None else None
@@ -291,11 +311,38 @@ class Rules:
 
     # --- looking -----------------------------------------------------------------------------------
 
+    def take_changed(self) -> tuple[str, ...]:
+        """Keys of rules of which `report` may have changed since the last call."""
+        changed, self._changed = tuple(self._changed), {}
+        return changed
+
+    def report(self, key: str) -> LocalRuleReport:
+        """What a cluster is told of a rule that is here."""
+        run = self._runs[key]
+        state = run.state
+        unknown = ""
+        if run.result is None:
+            named = ((name, self._input_as(run.name_of(one))) for name, one in run.rule.spec.inputs.items())
+            unknown = "; ".join(f"{name}: {one['problem']}" for name, one in named if "problem" in one)
+        return LocalRuleReport(
+            state.active,
+            state.fired,
+            _RESULTS[run.result],
+            unknown[:RULE_ERROR_CHARS_MAX],
+            holding=run.held_ms >= 0,
+            last_transition_time=rfc3339(state.since_ms) or "",
+            last_fired_time=rfc3339(state.fired_ms) or "",
+            problem=_problem(run)[:RULE_ERROR_CHARS_MAX],
+            last_error=state.error,
+            last_error_time=(rfc3339(state.error_ms) or "") if state.error else "",
+        )
+
     def objects(self) -> list[Json]:
         """LocalRules, sorted by namespace and name. Their `status` has `active`, `lastTransitionTime` (left out: not
-        known), `fired` (how often), `result` (of the condition: true, false or unknown), `holdingSeconds` (for how long
-        a condition that holds has to go on), `problem`, and `inputs` by name: `value`, `ageSeconds`, and `problem` if
-        it counts for nothing now."""
+        known), `fired` (how often), `lastFiredTime`, `result` (of the condition: true, false or unknown),
+        `holdingSeconds` (for how long a condition that holds has to go on), `problem` (it can't be evaluated, or failed
+        when it acted last), `lastError` and `lastErrorTime` (of the last that ever happened), and `inputs` by name:
+        `value`, `ageSeconds`, and `problem` if it counts for nothing now."""
         here = {key: self._object(run.rule, self._status(run)) for key, run in self._runs.items()}
         aside = {key: row.object for (table, key), row in self._desk.tables.aside.items() if table == "localrule"}
         here |= {key: self._object(rule, self._aside(key)) for key, rule in aside.items()}
@@ -337,7 +384,7 @@ class Rules:
         found: Json = {
             "active": state.active,
             "fired": state.fired,
-            "result": {True: "true", False: "false", None: "unknown"}[run.result],
+            "result": _RESULTS[run.result],
             "inputs": {name: self._input_as(run.name_of(one)) for name, one in spec.inputs.items()},
         }
         if since := rfc3339(state.since_ms):
@@ -345,7 +392,13 @@ class Rules:
         if run.held_ms >= 0:
             left_ms = run.held_ms + spec.hold_seconds * 1000 - self._desk.now
             found["holdingSeconds"] = max(0, left_ms) / 1000
-        if problem := run.problem or run.failed:
+        if fired := rfc3339(state.fired_ms):
+            found["lastFiredTime"] = fired
+        if state.error:
+            found["lastError"] = state.error
+        if state.error and (at := rfc3339(state.error_ms)):
+            found["lastErrorTime"] = at
+        if problem := _problem(run):
             found["problem"] = problem
         return found
 
@@ -371,6 +424,10 @@ class Rules:
         if name in self._old:
             return "it has not reported since the machine was started"
         return f"{text[:40]!r} is no value of its type" if self._typed(name, text) is None else ""
+
+
+def _problem(run: Run) -> str:
+    return run.problem or (run.state.error if run.state.failing else "")
 
 
 def _filled(text: str, texts: dict[str, str]) -> str:

@@ -30,6 +30,7 @@ from tinyedge.wire import (
     PodRow,
     ReadingRow,
     RefusedRow,
+    RouteStateRow,
     RuleEndpointRow,
     RuleRow,
     RuleStateRow,
@@ -67,6 +68,7 @@ class Tables:
         self.rules: dict[str, RuleRow] = {}
         self.rule_endpoints: dict[str, RuleEndpointRow] = {}
         self.rule_states: dict[str, RuleStateRow] = {}
+        self.route_states: dict[str, RouteStateRow] = {}
         self.jobs: dict[str, JobRow] = {}
         self.audits: dict[str, AuditRow] = {}
         self.rows: dict[str, dict[str, Any]] = {
@@ -88,6 +90,7 @@ class Tables:
             "rule": self.rules,
             "ruleendpoint": self.rule_endpoints,
             "rulestate": self.rule_states,
+            "routestate": self.route_states,
             "job": self.jobs,
             "audit": self.audits,
         }

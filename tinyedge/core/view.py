@@ -20,8 +20,8 @@ from tinyedge.core.devices import Devices
 from tinyedge.core.jobs import Jobs
 from tinyedge.core.outbox import Outbox
 from tinyedge.core.pressure import DISK, MEMORY, PIDS, Pressure
+from tinyedge.core.reactions import Reactions
 from tinyedge.core.ring import Occurrence
-from tinyedge.core.rules import Rules
 from tinyedge.core.run import PodRun, containers_of
 from tinyedge.core.sources import Sources
 from tinyedge.core.status import rfc3339
@@ -46,13 +46,14 @@ class View:
         runs: dict[str, PodRun],
         sources: Sources,
         pressure: Pressure,
-        others: tuple[Cloud, Outbox, Tokens, Devices, Rules, Jobs],
+        others: tuple[Cloud, Outbox, Tokens, Devices, Reactions, Jobs],
     ) -> None:
         self._desk = desk
         self._runs = runs
         self._sources = sources
         self._pressure = pressure
-        self._cloud, self._outbox, self._tokens, self._devices, self._rules, self._jobs = others
+        self._cloud, self._outbox, self._tokens, self._devices, reactions, self._jobs = others
+        self._rules, self._routes = reactions.rules, reactions.routes
 
     # --- pods ------------------------------------------------------------------------------------
 
@@ -212,8 +213,10 @@ class View:
         return self._rules.objects()
 
     def rules(self) -> list[Json]:
-        """KubeEdge's Rules."""
-        return _plain(self._desk.tables.rules)
+        """KubeEdge's Rules, with what the node itself knows of each as `status`: `problem` (why it passes nothing on
+        for it), `failed` (messages that it could not take), `lastError` and `lastErrorTime`."""
+        told = [msgspec.to_builtins(self._routes.report(key)) for key in sorted(self._desk.tables.rules)]
+        return [one | {"status": status} for one, status in zip(_plain(self._desk.tables.rules), told, strict=True)]
 
     def rule_endpoints(self) -> list[Json]:
         return _plain(self._desk.tables.rule_endpoints)
