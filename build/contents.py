@@ -18,15 +18,17 @@ from datetime import UTC, datetime
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 DEBIAN = Path("/usr/share/doc")
 BOOTLOADER = "pyinstaller"  # its code starts the program; its licence has an exception for that
-# C libraries that are linked into an extension: part → (name, licence, where its version stands in that extension).
-WITHIN: dict[str, tuple[str, str, str]] = {
-    "lmdb": ("LMDB", "OLDAP-2.8", r"LMDB (\d+\.\d+\.\d+)"),
-    "pyyaml": ("libyaml", "MIT", r"(?<![\d.])(0\.[12]\.\d+)(?![\d.])"),
-    "protobuf": ("upb, utf8_range", "BSD-3-Clause", ""),
-    "cryptography": ("OpenSSL", "Apache-2.0", r"OpenSSL (\d+\.\d+\.\d+)"),
+# C libraries that are linked into compiled code: part → (name, licence, where its version stands in that code).
+WITHIN: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "lmdb": (("LMDB", "OLDAP-2.8", r"LMDB (\d+\.\d+\.\d+)"),),
+    "pyyaml": (("libyaml", "MIT", r"(?<![\d.])(0\.[12]\.\d+)(?![\d.])"),),
+    "protobuf": (("upb", "BSD-3-Clause", ""), ("utf8_range", "MIT", "")),
+    "cryptography": (("OpenSSL", "Apache-2.0", r"OpenSSL (\d+\.\d+\.\d+)"),),
+    BOOTLOADER: (("zlib", "Zlib", r" inflate (\d+\.\d+(?:\.\d+)?) "),),
 }
 # Where a package says it in words, or its file lists every licence of the sources instead of the library's.
 SPDX: dict[str, str] = {
@@ -53,12 +55,17 @@ class Part:
     texts: dict[str, str] = field(default_factory=dict)  # file → licence
     files: dict[str, str] = field(default_factory=dict)  # in the folder → SHA-256
     modules: int = 0
+    within: str = ""  # the part whose compiled code holds it
 
     @property
     def purl(self) -> str:
         namespace = "debian/" if self.kind == "deb" else ""
-        name = self.name.lower().replace(", ", "-")
-        return f"pkg:{self.kind}/{namespace}{name}" + (f"@{self.version.replace('+', '%2B')}" if self.version else "")
+        version = f"@{quote(self.version, safe=':')}" if self.version else ""
+        return f"pkg:{self.kind}/{namespace}{quote(self.name.lower())}{version}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} (in {self.within})" if self.within else self.name
 
 
 def parts(tables: Path, folder: Path, site: Path) -> list[Part]:
@@ -80,10 +87,9 @@ def parts(tables: Path, folder: Path, site: Path) -> list[Part]:
             part.modules += 1
     tool = next(one for one in distributions(path=[str(site)]) if one.name.lower() == BOOTLOADER)
     found[BOOTLOADER] = _of_distribution(tool)
-    for name in sorted(found.keys() & WITHIN.keys()):
-        inner = _within(found[name], folder)
-        found[inner.name] = inner
-    return [found[name] for name in sorted(found, key=str.lower)]
+    start = folder / tables.name
+    inner = [one for name in found.keys() & WITHIN.keys() for one in _within(found[name], folder, start)]
+    return sorted([*found.values(), *inner], key=lambda part: part.title.lower())
 
 
 def _sources(tables: Path) -> Iterator[tuple[str, str, bool]]:
@@ -144,13 +150,15 @@ def _of_library(path: Path, source: str) -> Part:
     return Part(package, version, SPDX.get(package, UNKNOWN), "deb", {package: text} if text else {})
 
 
-def _within(outer: Part, folder: Path) -> Part:
-    name, licence, pattern = WITHIN[outer.name.lower()]
-    version = ""
-    for file in outer.files:
-        seen = re.search(pattern.encode(), (folder / file).read_bytes()) if pattern else None
-        version = seen[1].decode() if seen else version
-    return Part(f"{name} (in {outer.name})", version, licence, "generic")
+def _within(outer: Part, folder: Path, start: Path) -> Iterator[Part]:
+    """None if it has no compiled code here, as protobuf for armhf. `start` is the executable."""
+    compiled = [start] if outer.name.lower() == BOOTLOADER else [folder / file for file in outer.files]
+    for name, licence, pattern in WITHIN[outer.name.lower()] if compiled else ():
+        version = ""
+        for path in compiled:
+            seen = re.search(pattern.encode(), path.read_bytes()) if pattern else None
+            version = seen[1].decode() if seen else version
+        yield Part(name, version, licence, "generic", within=outer.name)
 
 
 # --- what is handed out ------------------------------------------------------------------------------
@@ -158,7 +166,7 @@ def _within(outer: Part, folder: Path) -> Part:
 
 def licences(found: list[Part], own: str) -> str:
     """One text: a line for each part, then every licence once, with the program's own."""
-    table = "".join(f"{part.name} {part.version}: {part.licence}\n" for part in found)
+    table = "".join(f"{part.title} {part.version}: {part.licence}\n" for part in found)
     texts = {own.strip(): ["tinyedge"]}
     for part in found:
         for name, text in part.texts.items():
@@ -191,9 +199,19 @@ def sbom(found: list[Part], program: str, version: str, architecture: str, momen
             },
         },
         "components": components,
-        "dependencies": [{"ref": own, "dependsOn": [one["bom-ref"] for one in components]}],
+        "dependencies": _dependencies(own, found),
     }
     return json.dumps(document, indent=1) + "\n"
+
+
+def _dependencies(own: str, found: list[Part]) -> list[dict[str, Any]]:
+    """What is linked into a part hangs on that part, all else on the program."""
+    below: dict[str, list[str]] = {own: [part.purl for part in found if not part.within]}
+    for part in found:
+        if part.within:
+            outer = next(one.purl for one in found if one.name == part.within and not one.within)
+            below.setdefault(outer, []).append(part.purl)
+    return [{"ref": ref, "dependsOn": refs} for ref, refs in below.items()]
 
 
 def _component(part: Part) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = 2  # environments of earlier states: one of them may be in use
+# PyInstaller's start program is compiled, with a zlib of its own: the one that is handed out asks the system for one.
+COMPILED = {"PYI_STATIC_ZLIB": "1"}
 
 
 def python(product: str, work: Path = ROOT / ".work" / "build") -> Path:
     """The interpreter of that environment."""
     locked = ROOT / "build" / f"requirements-{product}.txt"
-    words = f"{sys.version} {sys.base_prefix}".encode() + locked.read_bytes()
+    words = f"{sys.version} {sys.base_prefix} {COMPILED}".encode() + locked.read_bytes()
     folder = work / f"{product}-{hashlib.sha256(words).hexdigest()[:12]}"
     found = folder / "bin" / "python"
     work.mkdir(parents=True, exist_ok=True)
@@ -33,8 +35,9 @@ def python(product: str, work: Path = ROOT / ".work" / "build") -> Path:
             shutil.rmtree(folder, ignore_errors=True)  # begun once, and cut off
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
             pip = [str(found), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+            how = ["--no-binary", "pyinstaller", "--no-cache-dir", "--require-hashes", "-r", str(locked)]
             environ = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-            subprocess.run([*pip, "--require-hashes", "-r", str(locked)], check=True, env=environ)
+            subprocess.run([*pip, *how], check=True, env=environ | COMPILED)
             (folder / "complete").touch()
     return found
 

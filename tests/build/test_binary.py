@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from license_expression import get_spdx_licensing
+from packageurl import PackageURL
 
 from tests.build import rig
 from tests.e2e.cluster import Cluster
@@ -30,6 +35,7 @@ pytestmark = pytest.mark.binary
 ROOT = rig.ROOT
 MODULES = Path(__file__).parent / "modules.txt"
 GATEWAYS_OWN = ("cloud_gateway", "cryptography", "_cffi_backend", "httpx", "kubernetes")
+LIBC = ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1")
 OF_NO_DAEMON = ("pytest", "hypothesis", "mypy", "setuptools", "pkg_resources", "PyInstaller", "pymodbus", "aiohttp")
 PUMP = """\
 apiVersion: devices.kubeedge.io/v1beta1
@@ -245,12 +251,14 @@ def test_its_licences_and_its_bill_of_materials_name_every_file_that_is_not_ours
     for name, digest in files.items():
         assert rig.digest(folder / name) == digest
     text = (folder / "_internal" / "LICENSES").read_text()
+    names = {part["bom-ref"]: part["name"] for part in document["components"]}
+    within = {ref: names[one["ref"]] for one in document["dependencies"][1:] for ref in one["dependsOn"]}
     for part in document["components"]:
         [licence] = part["licenses"]
         assert "see LICENSES" not in str(licence), f"{part['name']}: build/contents.py does not know its licence"
-        assert f"{part['name']} {part.get('version', '')}: " in text
-        inner = re.search(r"\(in (.*)\)", part["name"])
-        assert re.search(rf"(?m)^.*\b{re.escape(inner[1] if inner else part['name'])}\b", text.partition("====")[2])
+        assert re.search(rf"(?m)^{re.escape(part['name'])} (\(in .*\) )?{re.escape(part.get('version', ''))}: ", text)
+        outer = within.get(part["bom-ref"], part["name"])
+        assert re.search(rf"(?m)^.*\b{re.escape(outer)}\b", text.partition("====")[2])
 
 
 @pytest.mark.strace
@@ -273,15 +281,56 @@ def test_a_start_writes_nothing_but_its_state(node: Node, edge: Path, tmp_path: 
     assert any(str(tmp_path) in line for line in written)  # it does see what is written
 
 
+@pytest.mark.parametrize("product", ["edge", "gateway"])
+def test_its_bill_of_materials_is_one_that_other_programs_read(product: str) -> None:
+    folder = rig.folder_of(product)
+    text = folder.with_name(f"{folder.name}.cdx.json").read_text()
+    schema = JsonStrictValidator(SchemaVersion.V1_5)
+    assert schema.validate_str(text) is None
+    assert schema.validate_str(text.replace('"bom-ref"', '"bom-name"')) is not None  # it does look
+    document = json.loads(text)
+    expressions = get_spdx_licensing()
+    for part in document["components"]:
+        assert PackageURL.from_string(part["purl"]).to_string() == part["purl"]
+        [licence] = part["licenses"]
+        assert expressions.validate(licence["expression"]).errors == [], part["name"]
+    refs = {document["metadata"]["component"]["bom-ref"], *(part["bom-ref"] for part in document["components"])}
+    assert len(refs) == 1 + len(document["components"])
+    depends = {ref for one in document["dependencies"] for ref in (one["ref"], *one["dependsOn"])}
+    assert depends == refs
+
+
 # where it runs
 
 
 @pytest.mark.parametrize("product", ["edge", "gateway"])
-def test_it_asks_for_no_newer_c_library_than_debian_12_has(product: str) -> None:
+def test_it_asks_for_no_newer_c_library_than_debian_12_has_and_for_no_other_library(
+    product: str, tmp_path: Path
+) -> None:
     spec = importlib.util.spec_from_file_location("tinyedge_build_floor", ROOT / "build" / "floor.py")
     assert spec is not None
     assert spec.loader is not None
     floor = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = floor
     spec.loader.exec_module(floor)
-    assert floor.newest(rig.folder_of(product)) <= floor.FLOOR
+    folder = rig.folder_of(product)
+    assert floor.problems(folder) == []
+    shutil.copytree(folder, tmp_path / "lacks")
+    (tmp_path / "lacks" / "_internal" / "libz.so.1").unlink()
+    lacking = floor.problems(tmp_path / "lacks")
+    assert lacking
+    assert all(line.endswith(" asks for libz.so.1") for line in lacking)
+
+
+@pytest.mark.root
+def test_it_starts_where_there_is_a_c_library_and_nothing_else(edge: Path, tmp_path: Path) -> None:
+    """In a root with the files of libc6, and neither a shell nor a folder for what is temporary."""
+    listed = subprocess.run(["ldd", edge], capture_output=True, text=True, check=True).stdout
+    [loader] = re.findall(r"(?m)^\s*(/\S*ld-linux\S*)", listed)
+    [libc] = re.findall(r"libc\.so\.6 => (\S+)", listed)
+    for path in (Path(loader), *(Path(libc).with_name(name) for name in LIBC)):
+        (tmp_path / path.parent.relative_to("/")).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to("/"))
+    shutil.copytree(edge.parent, tmp_path / "app")
+    done = subprocess.run(["chroot", tmp_path, "/app/tinyedge", "version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["tinyedge"]), done.stderr
