@@ -231,6 +231,13 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
     cert_file: Annotated[OptionalPath, Meta(description="Our certificate for the broker (PEM). Empty: none.")] = ""
     key_file: Annotated[OptionalPath, Meta(description="Its key, unless that stands in the same file.")] = ""
+    device_files: Annotated[
+        OptionalPath,
+        Meta(
+            description="Folder of the passwords and certificates that a Device may name for a broker of its own. "
+            "Empty: it may name none."
+        ),
+    ] = "/etc/tinyedge/devices"
     twin_events: Annotated[
         bool,
         Meta(description="Whether each reported value that differs is published, as KubeEdge's `…/update/document`."),

@@ -205,15 +205,15 @@ class Site:
 
     def _the_drivers(self) -> Drivers:
         if self._drivers is None:
-            from tinyedge.adapters.drivers import Drivers  # noqa: PLC0415 - a node without devices does not pay for it
+            from tinyedge.adapters.drivers import Drivers, Means  # noqa: PLC0415 - without devices nobody pays for it
 
+            broker = self._broker_settings("devices") if self._config.mqtt.url else None
             self._drivers = Drivers(
                 post=self._post,
                 ask=self._report,
                 note=self._note,
                 wall_ms=self._wall_ms,
-                broker=self._broker_settings("devices") if self._config.mqtt.url else None,
-                refusal=self._allowed.refusal,
+                means=Means(broker, self._allowed.refusal, self._config.mqtt.device_files),
             )
             self._tasks.start_soon(self._drivers.run)
         return self._drivers

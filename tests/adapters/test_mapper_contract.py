@@ -257,7 +257,7 @@ class Inside:
 async def inside(driver: Any) -> AsyncIterator[Inside]:
     mapper = Inside()
 
-    def load(info: MapperInfo, broker: Any, refusal: Any) -> Any:
+    def load(info: MapperInfo, means: Any) -> Any:
         mapper.loads += 1
         if info.name != "driver-tanks":
             raise OSError(f"no module {info.name}")

@@ -17,7 +17,7 @@ from tests.fakes.modbus_server import ModbusServer, blocks, modbus_server
 from tinyedge.drivers import modbus_bus
 from tinyedge.drivers.modbus import Modbus, place
 from tinyedge.drivers.modbus_bus import Tcp
-from tinyedge.drivers.serial_line import Serial
+from tinyedge.drivers.serial_line import Serial, SerialPort
 from tinyedge.errors import BadInput
 from tinyedge.mapper.contract import Device, Offline, Property, Refused
 from tinyedge.outbound import allowed
@@ -234,6 +234,15 @@ async def test_two_settings_of_one_serial_port_are_refused() -> None:
     async with opened(one) as driver:
         with pytest.raises(Refused, match="another device uses it with other settings"):
             await driver.open(two)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/etc/hostname", "/dev"])
+async def test_what_is_no_serial_port_is_not_even_opened(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("tinyedge.drivers.serial_line.os.open", lambda path, *_: opened.append(path))
+    with pytest.raises(Offline, match="it is no serial port"):
+        SerialPort(Serial(path))
+    assert not opened
 
 
 def test_frames_on_a_serial_line_are_apart_by_three_and_a_half_characters() -> None:

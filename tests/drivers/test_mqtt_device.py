@@ -169,10 +169,10 @@ class Heard:
 
 @asynccontextmanager
 async def served(
-    default: BrokerSettings | None = None, *, refusal: Refusal | None = None
+    default: BrokerSettings | None = None, *, refusal: Refusal | None = None, files: str = ""
 ) -> AsyncIterator[tuple[MqttDevices, Heard]]:
     heard = Heard()
-    driver = MqttDevices(default, refusal=refusal)
+    driver = MqttDevices(default, refusal=refusal, files=files)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(driver.serve, heard.report)
         with trio.fail_after(60):
@@ -259,16 +259,35 @@ async def test_a_broker_that_goes_away_takes_its_devices_along_until_it_is_back(
         await heard.values("default/lamp", {"on": True})  # which the broker had kept
 
 
+@pytest.mark.parametrize("name", ["passwordFile", "caFile", "certFile", "keyFile"])
+def test_a_device_names_files_of_one_folder_only(name: str) -> None:
+    def broker(named: str, folder: str) -> BrokerSettings:
+        one = device("lamp", "mqtts://h", lamp(), **{name: named})
+        return device_settings(one, None, folder).broker
+
+    def used(found: BrokerSettings) -> set[str]:
+        assert found.tls is not None
+        return {found.password_file, found.tls.ca_file, found.tls.cert_file, found.tls.key_file} - {""}
+
+    for named in ("hall", "/etc/tinyedge/devices/hall", "../devices/hall"):
+        assert used(broker(named, "/etc/tinyedge/devices")) == {"/etc/tinyedge/devices/hall"}
+    for named in ("/etc/shadow", "../../shadow", "/etc/tinyedge/devices/../identity", ".", "/etc/tinyedge/devices-2/a"):
+        with pytest.raises(BadInput, match=rf"protocol.configData.{name} is .*a file in /etc/tinyedge/devices, as"):
+            broker(named, "/etc/tinyedge/devices")
+    with pytest.raises(BadInput, match=r"expected none, as the node's mqtt\.device_files says"):
+        broker("/etc/shadow", "")
+
+
 async def test_a_broker_that_is_not_there_leaves_other_brokers_alone() -> None:
-    async with served() as (driver, heard):
+    async with served(files="/nowhere") as (driver, heard):
         one = device("lamp", f"mqtt://127.0.0.1:{free_port()}", lamp())
         await driver.open(one)
         await heard.away("default/lamp", "refused")
         with pytest.raises(Offline, match="nothing was heard of on yet"):
             await driver.read(one, one.properties["on"])
-        two = device("other", f"mqtts://127.0.0.1:{free_port()}", lamp(), caFile="/nowhere.pem")
+        two = device("other", f"mqtts://127.0.0.1:{free_port()}", lamp(), caFile="ca.pem")
         await driver.open(two)
-        await heard.away("default/other", "/nowhere.pem")
+        await heard.away("default/other", "/nowhere/ca.pem")
         await driver.close(one)
         await driver.close(two)
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 import trio
+from msgspec import Struct
 
 from tinyedge.errors import TinyEdgeError
 from tinyedge.events import CallMapper, Event, MapperCalled, MapperInfo, ReportAnswer
@@ -28,18 +29,26 @@ Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 _CALLS_MAX = 100_000  # more than the core ever has under way
 
 
-def load(mapper: MapperInfo, broker: BrokerSettings | None, refusal: Refusal | None) -> Driver:
-    """The driver of this name; `broker` is the node's own, if it has one, and `refusal` says which addresses a device
-    must not have dialled. Raises TinyEdgeError when there is none."""
+class Means(Struct, frozen=True):
+    """What drivers are given. `broker` is the node's own, if it has one; `refusal` says which addresses a device must
+    not have dialled (None: it may all), `files` is the folder of those that one may name (empty: none)."""
+
+    broker: BrokerSettings | None = None
+    refusal: Refusal | None = None
+    files: str = ""
+
+
+def load(mapper: MapperInfo, means: Means) -> Driver:
+    """The driver of this name. Raises TinyEdgeError when there is none."""
     match mapper.name:
         case "driver-modbus":
             from tinyedge.drivers.modbus import Modbus  # noqa: PLC0415 - who has no such device does not pay for it
 
-            return Modbus(refusal)
+            return Modbus(means.refusal)
         case "driver-mqtt":
             from tinyedge.drivers.mqtt_device import MqttDevices  # noqa: PLC0415
 
-            return MqttDevices(broker, refusal=refusal)
+            return MqttDevices(means.broker, refusal=means.refusal, files=means.files)
         case "driver-simulated":
             from tinyedge.drivers.simulated import Simulated  # noqa: PLC0415
 
@@ -49,7 +58,7 @@ def load(mapper: MapperInfo, broker: BrokerSettings | None, refusal: Refusal | N
 
 class Drivers:
     """`post` gives the core an event; `ask` gives it one that a `ReportAnswer` answers, made with the request's number,
-    and returns the answer. `broker` is the node's own, `refusal` is outbound.allow."""
+    and returns the answer."""
 
     def __init__(
         self,
@@ -58,16 +67,14 @@ class Drivers:
         ask: Ask,
         note: Note,
         wall_ms: Callable[[], int],
-        broker: BrokerSettings | None = None,
-        refusal: Refusal | None = None,
-        load: Callable[[MapperInfo, BrokerSettings | None, Refusal | None], Driver] = load,
+        means: Means = Means(),  # noqa: B008 - frozen
+        load: Callable[[MapperInfo, Means], Driver] = load,
     ) -> None:
         self._post = post
         self._ask = ask
         self._note = note
         self._wall_ms = wall_ms
-        self._broker = broker
-        self._refusal = refusal
+        self._means = means
         self._load = load
         self._served: dict[str, Inside] = {}
         self._calls_in, self._calls = trio.open_memory_channel[CallMapper](_CALLS_MAX)
@@ -93,7 +100,7 @@ class Drivers:
         if served is None:
             from tinyedge.mapper.inside import Inside  # noqa: PLC0415 - a node without devices does not pay for it
 
-            driver = self._load(mapper, self._broker, self._refusal)
+            driver = self._load(mapper, self._means)
             served = self._served[mapper.name] = Inside(driver, self._post, self._ask, self._note, self._wall_ms)
             nursery.start_soon(served.run, mapper.name)
         return served

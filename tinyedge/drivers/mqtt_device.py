@@ -3,7 +3,8 @@
 `protocol.configData`:
 
     broker              mqtt://HOST[:PORT], mqtts:// for TLS, or HOST:PORT; left out: the node's own broker
-    user, passwordFile  and caFile, certFile, keyFile for TLS; of a broker that is named here
+    user, passwordFile  and caFile, certFile, keyFile for TLS; of a broker that is named here, and in the folder that
+                        the node's mqtt.device_files names: nobody has a file sent by naming it
     availabilityTopic   what says that the device is there: with availablePayload (`online`) and unavailablePayload
                         (`offline`)
     silence             seconds without a message after which the device counts as offline; 0 for never
@@ -23,6 +24,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -125,7 +127,8 @@ class _Broker:
 
 
 class MqttDevices:
-    """The driver. `default` is the node's own broker, if it has one; `refusal` says which others not to dial."""
+    """The driver. `default` is the node's own broker, if it has one; `refusal` says which others not to dial, `files`
+    is the folder of those that a device may name."""
 
     polls = False
 
@@ -134,11 +137,13 @@ class MqttDevices:
         default: BrokerSettings | None = None,
         *,
         refusal: Refusal | None = None,
+        files: str = "",
         connect: Connect = mqtt.connect,
     ) -> None:
         # Another connection than the node's own: under its name it would take that one's place.
         self._default = default and structs.replace(default, client_id="", clean_session=True, will=None)
         self._refusal = refusal
+        self._files = files
         self._connect = connect
         self._brokers: dict[BrokerSettings, _Broker] = {}
         self._devices: dict[str, _Device] = {}
@@ -149,7 +154,7 @@ class MqttDevices:
 
     async def open(self, device: Device) -> None:
         """Raises BadInput when the settings can't be used."""
-        one = device_settings(device, self._default)
+        one = device_settings(device, self._default, self._files)
         one.heard_at = trio.current_time()
         self._devices[device.key] = one
         self._brokers.setdefault(one.broker, _Broker(one.broker)).put(one)
@@ -327,10 +332,10 @@ def _nobody(key: str, values: Mapping[str, Scalar | None] | Exception) -> None:
 # --- settings, values and messages: pure ----------------------------------------------------------
 
 
-def device_settings(device: Device, default: BrokerSettings | None) -> _Device:
+def device_settings(device: Device, default: BrokerSettings | None, files: str = "") -> _Device:
     """Raises BadInput that names the setting."""
     settings = Settings(device.config)
-    found = _Device(device, _broker(settings, default), {})
+    found = _Device(device, _broker(settings, default, files), {})
     for prop in device.properties.values():
         found.sources[prop.name] = source(prop)
     topic = settings.text("availabilityTopic", "")
@@ -342,25 +347,37 @@ def device_settings(device: Device, default: BrokerSettings | None) -> _Device:
     return found
 
 
-def _broker(settings: Settings, default: BrokerSettings | None) -> BrokerSettings:
+def _broker(settings: Settings, default: BrokerSettings | None, files: str) -> BrokerSettings:
     url = settings.text(("broker", "brokerUrl", "url", "address"), "")
     if not url:
         if default is None:
             raise BadInput("protocol.configData.broker", url, "mqtt://HOST:PORT, since the node has no mqtt.url")
         return default
     tls = Tls(
-        ca_file=settings.text("caFile", ""),
-        cert_file=settings.text("certFile", ""),
-        key_file=settings.text("keyFile", ""),
+        ca_file=_file(settings, "caFile", files),
+        cert_file=_file(settings, "certFile", files),
+        key_file=_file(settings, "keyFile", files),
     )
     return broker_settings(
         url,
         field="protocol.configData.broker",
         user=settings.text(("user", "username"), ""),
         password=settings.text("password", ""),
-        password_file=settings.text("passwordFile", ""),
+        password_file=_file(settings, "passwordFile", files),
         tls=tls,
     )
+
+
+def _file(settings: Settings, name: str, folder: str) -> str:
+    """A file in `folder`, by its name there or its path. What a symlink in there leads to is the operator's word."""
+    named = settings.text(name, "")
+    if not named:
+        return ""
+    path = os.path.normpath(os.path.join(folder, named))
+    if not folder or not path.startswith(folder.rstrip("/") + "/"):
+        expected = f"a file in {folder}" if folder else "none"
+        raise BadInput(f"protocol.configData.{name}", named, f"{expected}, as the node's mqtt.device_files says")
+    return path
 
 
 def source(prop: Property) -> Source:

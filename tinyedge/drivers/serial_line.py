@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 import termios
 from contextlib import suppress
@@ -18,6 +19,8 @@ from tinyedge.mapper.contract import Offline
 _TIOCSRS485 = 0x542F
 _RS485_ENABLED, _RS485_RTS_ON_SEND = 1, 2
 _READ_BYTES = 512
+_DEVICES = "/sys/dev/char"  # each with the subsystem that it belongs to, but pseudo-terminals
+_PTYS = range(136, 144)
 _SIZES = {5: termios.CS5, 6: termios.CS6, 7: termios.CS7, 8: termios.CS8}
 PARITIES = {"none": 0, "even": termios.PARENB, "odd": termios.PARENB | termios.PARODD}
 
@@ -55,6 +58,18 @@ def baud_number(baud: int) -> int:
     return number
 
 
+def is_port(path: str) -> bool:
+    """Asked before it is opened: to open something else, such as a watchdog, may do more than that. Raises OSError."""
+    status = os.stat(path)
+    if not stat.S_ISCHR(status.st_mode):
+        return False
+    major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    if major in _PTYS:
+        return True
+    known = f"{_DEVICES}/{major}:{minor}/subsystem"
+    return os.path.basename(os.path.realpath(known)) == "tty" if os.path.isdir(_DEVICES) else True
+
+
 class SerialPort:
     """An open port. One task at a time uses it."""
 
@@ -62,6 +77,9 @@ class SerialPort:
         """Raises Offline when it can't be opened."""
         self.settings = settings
         try:
+            if not is_port(settings.path):
+                remedy = "take one of ls -l /dev/serial/by-id"
+                raise Offline(f"{settings.path} can't be used", "it is no serial port", remedy)
             self._fd = os.open(settings.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
             raise _away(settings, error) from None
