@@ -9,21 +9,26 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from cloud_gateway.core import job_spec
+from tinyedge.model import device_habits
 from tinyedge.protocol.revision import encode
 
 Json = dict[str, Any]
 Reference = tuple[str, str]  # kind, namespace/name
 
 _META = ("name", "namespace", "uid", "labels")
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_OLDER = ('"status":', *(f'"{name}":' for name in device_habits.MOVED))
 _ANNOTATIONS_DROPPED = ("kubectl.kubernetes.io/",)
 
 
 class Kind(Struct, frozen=True):
     """`nodes`: those that an object names. `refs`: what of other kinds these nodes need beside it. `conditions`:
-    whether its status has some, so that a refusal can stand there. `spec`: what of its spec is sent."""
+    whether its status has some, so that a refusal can stand there. `spec`: what of its spec is sent. `losses`: what of
+    it was given to the API server, and is nowhere: each a sentence that names the field."""
 
     name: str  # on the link; several kinds may share one
     resource: str
@@ -33,6 +38,7 @@ class Kind(Struct, frozen=True):
     refs: Callable[[Json], frozenset[Reference]]
     conditions: bool = False
     spec: Callable[[Json], Json] = job_spec.spec_of
+    losses: Callable[[Json], tuple[str, ...]] = lambda obj: ()
 
     def key(self, obj: Json) -> str:
         """What the link calls an object: of what has no namespace its kind stands in the namespace's place."""
@@ -55,6 +61,35 @@ def _part(obj: Json, name: str) -> Json:
 
 def _node_name(obj: Json) -> frozenset[str]:
     return _named(job_spec.spec_of(obj).get("nodeName"))
+
+
+def _device_spec(obj: Json) -> Json:
+    """With what a manifest for an older KubeEdge says in its status, which the API server may have dropped."""
+    spec = job_spec.spec_of(obj)
+    return device_habits.state_report(device_habits.state_report(spec, obj.get("status")), _applied(obj).get("status"))
+
+
+def _device_losses(obj: Json) -> tuple[str, ...]:
+    applied = _applied(obj)
+    found = [f"{field} (v1alpha2) is {new}" for field, new in device_habits.moved(applied.get("spec"))]
+    found += [
+        f"{field} is {value[:40]!r}, which asks for nothing: put it in {device_habits.DESIRED}"
+        for field, value in device_habits.desired_in_status(applied.get("status"))
+    ]
+    return tuple(found)
+
+
+def _applied(obj: Json) -> Json:
+    """What somebody has given to `kubectl apply`, of which the API server has dropped what it does not know, and the
+    status; empty where nothing of interest is gone."""
+    text = (obj["metadata"].get("annotations") or {}).get(LAST_APPLIED)
+    if not isinstance(text, str) or not any(word in text for word in _OLDER):
+        return {}
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _source_node(obj: Json) -> frozenset[str]:
@@ -81,7 +116,12 @@ _OPERATIONS = "operations.kubeedge.io/v1alpha2"
 _DEVICES, _RULES, _OWN = "devices.kubeedge.io/v1beta1", "rules.kubeedge.io/v1", "rules.tinyedge.io/v1alpha1"
 KINDS = (
     Kind("devicemodel", "devicemodels", _DEVICES, "DeviceModel", _none, _none),
-    Kind("device", "devices", _DEVICES, "Device", _node_name, _model, conditions=True),
+    Kind(
+        *("device", "devices", _DEVICES, "Device", _node_name, _model),
+        conditions=True,
+        spec=_device_spec,
+        losses=_device_losses,
+    ),
     Kind("ruleendpoint", "ruleendpoints", _RULES, "RuleEndpoint", _none, _none),
     Kind("rule", "rules", _RULES, "Rule", _source_node, _endpoints, conditions=True),
     Kind("localrule", "localrules", _OWN, "LocalRule", _node_name, _none, conditions=True),

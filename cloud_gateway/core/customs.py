@@ -26,7 +26,7 @@ OF_KIND = {one.kind: one for one in KINDS}
 
 class Custom(Struct):
     """`nodes` are those that it names, `refs` what they need beside it. `refused`: why its node could not keep it, as
-    the API says. `body` is empty for what can't be sent."""
+    the API says. `body` is empty for what can't be sent. `losses`: what of it the API server has dropped."""
 
     kind: Kind
     namespace: str
@@ -38,6 +38,7 @@ class Custom(Struct):
     revision: bytes
     key: str
     refused: str = ""
+    losses: tuple[str, ...] = ()
 
     @property
     def ref(self) -> Reference:
@@ -143,6 +144,8 @@ class Customs:
         self._objects[new.ref] = new
         if new.kind.name in custom_kinds.RULES:
             self.rule_seen(new.ref, obj)
+        for words in new.losses if old is None or old.losses != new.losses else ():
+            self.tell(new, "Warning", "FieldDropped", words, f"dropped {new.uid} {words}")
         if old is not None and (old.nodes, old.refs, old.revision) == (new.nodes, new.refs, new.revision):
             return
         if not new.body:
@@ -229,6 +232,11 @@ class Customs:
             found.refused = ""
             self._conditions(found, [])
 
+    def holds(self, node: str, kind: str, keys: Iterable[str]) -> None:
+        """What a node has as it is to be, as is found when a link comes up."""
+        for key in keys:
+            self.kept(node, (kind, key))
+
     def unknown(self, node: str, known: Iterable[str]) -> None:
         """The node's software knows of these kinds only."""
         names = set(known)
@@ -280,6 +288,7 @@ def _custom(kind: Kind, obj: Json) -> Custom:
         revision(body),
         kind.key(obj),
         str(accepted.get("reason", "")) if accepted.get("status") == "False" else "",
+        kind.losses(obj),
     )
 
 

@@ -217,3 +217,20 @@ async def test_kubectl_sees_devices_and_sets_what_they_are_to_be(rig: Rig, tmp_p
     await kubectl("delete", "device", "pump-1")
     await edge.until(lambda: not edge.objects["device"] and not edge.objects["devicemodel"])
     await rig.cluster.gone(types.DEVICE_STATUSES, "pump-1", "default")
+
+
+@pytest.mark.kubectl
+async def test_a_manifest_for_an_older_kubeedge_says_at_its_node_what_its_status_said(rig: Rig, tmp_path: Path) -> None:
+    kubectl = Kubectl(rig.sandbox, tmp_path)
+    edge = await rig.node(await rig.gateway())
+    model, pump = yaml.safe_load_all((MANIFESTS / "pump.yaml").read_text())
+    del pump["spec"]["stateReport"]
+    pump["status"]["twins"][0]["desired"] = {"value": "31"}
+    older = tmp_path / "older.yaml"
+    older.write_text(yaml.safe_dump_all([model, pump]))
+    await kubectl("apply", "--validate=false", "-f", str(older))  # a newer kubectl refuses the last of it by name
+    await edge.until(lambda: KEY in edge.objects["device"])
+    assert spec_of(edge, "device", KEY)["stateReport"] == {"reportToCloud": True, "reportCycle": 60000}
+    while "FieldDropped" not in (events := await kubectl("get", "events")):
+        await trio.sleep(0.05)
+    assert "status.twins[0].desired is '31'" in events

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from tinyedge.errors import BadInput
 from tinyedge.limits import LIST_ITEMS_MAX, OBJECT_BYTES_MAX
-from tinyedge.model import checks, support
+from tinyedge.model import checks, device_habits, support
 from tinyedge.model.device import Device, DeviceModel, DeviceSpec
 from tinyedge.model.findings import MISSING, Shown
 from tinyedge.model.objects import API_VERSIONS, Object
@@ -50,6 +50,7 @@ SHAPES: dict[str, Shape] = {
 WITH_STATUS = (DeviceShape, DeviceModel, LocalRule, Rule, RuleEndpoint)  # which is not ours to keep
 KINDS_IN_WORDS = "Pod, ConfigMap, Secret, Device, DeviceModel, LocalRule, Rule or RuleEndpoint"
 # Written by kubectl apply: a second copy of the object, of a Secret too.
+V1ALPHA2 = "devices.kubeedge.io/v1alpha2"
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
@@ -95,7 +96,9 @@ def _kind_problems(raw: Json) -> list[BadInput]:
         return [BadInput("kind", shown, f"{KINDS_IN_WORDS}{advice}")]
     wanted = API_VERSIONS[kind]
     if version != wanted:
-        return [BadInput("apiVersion", MISSING if version is None else version, f"{wanted} for a {kind}")]
+        older = "; of v1alpha2 " + "; ".join(f"{old} is {new}" for old, new in device_habits.MOVED.items())
+        advice = f"{older}; status.twins[].desired is {device_habits.DESIRED}" if version == V1ALPHA2 else ""
+        return [BadInput("apiVersion", MISSING if version is None else version, f"{wanted} for a {kind}{advice}")]
     return []
 
 
@@ -105,6 +108,8 @@ def _read(raw: Json, shape: Shape) -> tuple[Object | None, list[BadInput]]:
     what = {key: value for key, value in raw.items() if key not in aside}
     if shape is Secret:
         _merge_string_data(what, bad)
+    elif shape is DeviceShape:
+        _take_older(what, raw.get("status"), bad)
     clean = _fields(what, shape, "", bad)
     if bad:
         return None, bad
@@ -118,6 +123,17 @@ def _read(raw: Json, shape: Shape) -> tuple[Object | None, list[BadInput]]:
     if not bad and len(msgspec.msgpack.encode(found)) > OBJECT_BYTES_MAX:
         bad = [BadInput("the document", Shown("too large"), f"at most {OBJECT_BYTES_MAX} bytes")]
     return (None, bad) if bad else (found, [])
+
+
+def _take_older(raw: Json, status: object, bad: list[BadInput]) -> None:
+    """A Device as it was written for an older KubeEdge."""
+    for field, value in device_habits.desired_in_status(status):
+        bad.append(BadInput(field, value, f"it in {device_habits.DESIRED}"))
+    spec = raw.get("spec")
+    if isinstance(spec, dict):
+        bad += [BadInput(field, Shown("of v1alpha2"), where) for field, where in device_habits.moved(spec)]
+        known = {key: value for key, value in spec.items() if key not in device_habits.MOVED}
+        raw["spec"] = device_habits.state_report(known, status)
 
 
 def _merge_string_data(raw: Json, bad: list[BadInput]) -> None:

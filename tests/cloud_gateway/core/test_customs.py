@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 import pytest
 
 from cloud_gateway.core import facts
+from cloud_gateway.core.custom_kinds import LAST_APPLIED
 from tests.cloud_gateway.core.rig import Edge, Json, World
 from tinyedge.protocol.revision import DOWN, UP
 
@@ -294,3 +296,54 @@ def test_events_of_a_node_about_its_devices_are_told_and_about_others_are_not(wo
     assert event["involvedObject"]["name"] == "mine"
     assert event["involvedObject"]["uid"] == world.api.objects["devices", "default", "mine"]["metadata"]["uid"]
     assert edge.series_taken[-1].through == 2
+
+
+# --- manifests for older releases of KubeEdge ------------------------------------------------------------
+
+
+def applied(world: World, spec: Json, status: Json, *, dropped: bool = True, **more: Any) -> None:
+    """By kubectl: the API server has dropped the status, unless its definition keeps it."""
+    manifest = {"apiVersion": "devices.kubeedge.io/v1beta1", "kind": "Device", "spec": spec | more, "status": status}
+    last = json.dumps(manifest, separators=(",", ":"))
+    made = {"metadata": {"name": "d", "namespace": "default", "annotations": {LAST_APPLIED: last}}, "spec": spec}
+    world.api.put("devices", made if dropped else made | {"status": status})
+    world.step()
+
+
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_report_of_its_state_that_stands_in_an_older_status_is_what_the_node_gets(
+    world: World, edge: Edge, dropped: bool
+) -> None:
+    applied(world, {"nodeName": "n1"}, {"reportToCloud": True, "reportCycle": 5000}, dropped=dropped)
+    assert body(edge, "device", "default/d")["spec"]["stateReport"] == {"reportToCloud": True, "reportCycle": 5000}
+
+
+def test_what_a_spec_says_of_it_goes_before_an_older_status(world: World, edge: Edge) -> None:
+    spec = {"nodeName": "n1", "stateReport": {"reportToCloud": False}}
+    applied(world, spec, {"reportToCloud": True})
+    assert body(edge, "device", "default/d")["spec"]["stateReport"] == {"reportToCloud": False}
+
+
+def test_a_status_that_nodes_report_and_one_of_another_shape_ask_for_nothing(world: World, edge: Edge) -> None:
+    twins = [{"propertyName": "speed", "observedDesired": {"value": "1"}, "reported": {"value": "1"}}, "?", {}]
+    applied(world, {"nodeName": "n1"}, {"twins": twins, "state": "online", "reportToCloud": "yes"})
+    assert "stateReport" not in body(edge, "device", "default/d")["spec"]
+    assert not world.events()
+
+
+def test_what_of_an_older_manifest_is_nowhere_is_told_by_name_and_value_once(world: World, edge: Edge) -> None:
+    status = {"twins": [{"propertyName": "a"}, {"propertyName": "speed", "desired": {"value": "30"}}]}
+    applied(world, {"nodeName": "n1"}, status, propertyVisitors=[{"propertyName": "speed"}])
+    told = sorted(one["message"] for one in world.events())
+    assert [one["reason"] for one in world.events()] == ["FieldDropped"] * 2
+    assert told[0].startswith("spec.propertyVisitors (v1alpha2) is spec.properties[].visitors")
+    assert told[1] == "status.twins[1].desired is '30', which asks for nothing: put it in spec.properties[].desired"
+    world.start()
+    world.step()
+    assert len(world.events()) == 2
+
+
+@pytest.mark.parametrize("text", ['{"status":', '["status":{}]', '{"status":7,"spec":[]}'])
+def test_an_annotation_that_is_none_of_kubectls_says_nothing(world: World, edge: Edge, text: str) -> None:
+    world.custom("devices", "d", {"nodeName": "n1"}, annotations={LAST_APPLIED: text})
+    assert body(edge, "device", "default/d")["spec"] == {"nodeName": "n1"}
