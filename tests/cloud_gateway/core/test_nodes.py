@@ -9,7 +9,7 @@ from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.hold import Hold
 from tests.cloud_gateway.core.rig import Edge, Json, World, node_report, running, volume_of
 from tinyedge.protocol import asks
-from tinyedge.protocol.revision import encode
+from tinyedge.protocol.revision import encode, revision, status_revision
 
 
 @pytest.fixture
@@ -801,6 +801,20 @@ def test_a_pod_of_the_nodes_own_appears_changes_and_goes(world: World, edge: Edg
     assert world.current("web-n1")["spec"]["containers"][0]["image"] == "other"  # type: ignore[index]
     edge.report("mirror", "u1", None, b"")
     assert world.current("web-n1") is None
+
+
+def test_the_status_of_a_pod_of_the_nodes_own_counts_though_it_comes_before_its_mirror_is_seen(
+    world: World, edge: Edge
+) -> None:
+    body = {"metadata": {"name": "web-n1", "namespace": "default"}, "spec": {"containers": [{"name": "c"}]}}
+    mirror, status = encode(body), encode(running())
+    world.step(
+        facts.Reported(edge.session, 901, "mirror", "u1", revision(mirror), mirror),
+        facts.Reported(edge.session, 902, "podstatus", "u1", status_revision(running()), status),
+    )
+    world.wait(5)
+    assert {901, 902} <= set(edge.taken)
+    assert world.current("web-n1")["status"]["phase"] == "Running"  # type: ignore[index]
 
 
 def test_a_call_that_fails_is_made_again_until_it_works_and_the_newest_counts(world: World, edge: Edge) -> None:
