@@ -204,6 +204,7 @@ async def test_a_node_joins_links_and_leaves_without_a_restart(tmp_path: Path) -
         assert (status["gateway"], status["reconnects"]) == (rig.gateway.url, 0)
         assert status["sentBytes"] > 500
         assert status["receivedBytes"] > 500
+        assert uplink.reached()
         assert status["certificateExpiry"] > time.time() + 80 * DAY_S
         assert rig.files() == {"identity.pem", "identity.toml"}
 

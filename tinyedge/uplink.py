@@ -371,8 +371,8 @@ class Uplink:
         }
 
     def reached(self) -> bool:
-        """Whether somebody has answered at the gateway's address since the start."""
-        return self._cloud is not None and self._cloud.status.traffic.connects > 0
+        """Whether, the last time it was tried, somebody at the gateway's address has spoken TLS."""
+        return self._cloud is not None and self._cloud.status.traffic.answered
 
 
 @contextmanager

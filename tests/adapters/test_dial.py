@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ async def test_the_gateway_is_known_by_its_ca_and_name_whatever_the_address(gate
 async def test_bytes_below_tls_are_counted_and_the_handshakes_apart(gateway: TlsGateway) -> None:
     traffic = Traffic()
     stream = await dial(gateway.url, "", client_context(gateway.store.ca.trusted), 10, traffic)
-    assert traffic.connects == 1
+    assert traffic.answered
     assert (traffic.sent, traffic.received) == (traffic.handshake_sent, traffic.handshake_received)
     assert 300 < traffic.handshake_sent < 1500
     assert 500 < traffic.handshake_received < 3000
@@ -116,6 +117,35 @@ async def test_another_ca_is_refused_and_its_handshake_counted(gateway: TlsGatew
     with pytest.raises(PeerError, match=r"not our gateway.*join again"):
         await connect(gateway, ca.make_ca(NOW)[0], traffic=traffic)
     assert traffic.handshake_received > 0
+    assert traffic.answered
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"], ids=["hangs up", "speaks HTTP"])
+async def test_a_balancer_or_a_portal_in_the_gateways_place_is_no_answer_of_a_gateway(
+    gateway: TlsGateway, nursery: trio.Nursery, says: bytes
+) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(says)
+
+    listener = (await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1")))[0]
+    context = client_context(gateway.store.ca.trusted)
+    traffic = Traffic()
+    with pytest.raises(PeerError):
+        await dial(f"wss://127.0.0.1:{listener.socket.getsockname()[1]}", "", context, 10, traffic)
+    assert not traffic.answered
+
+
+async def test_an_answer_counts_until_the_next_attempt_gets_none(gateway: TlsGateway) -> None:
+    traffic = Traffic()
+    await connect(gateway, traffic=traffic)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        with pytest.raises(PeerError):
+            await dial(f"wss://127.0.0.1:{port}", "", client_context(gateway.store.ca.trusted), 10, traffic)
+    assert not traffic.answered
 
 
 async def test_another_name_under_the_same_ca_is_refused(gateway: TlsGateway, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which the ssl module does
 # What OpenSSL's verification says, by number.
 _NOT_YET_VALID, _EXPIRED, _NAME_MISMATCH = 9, 10, 62
 _SCHEMES = ("wss", "https")
+_TLS_RECORDS = (b"\x15", b"\x16")  # alert, handshake: with one of them a server's answer begins
 
 
 class Address(Struct, frozen=True):
@@ -43,13 +44,15 @@ class Address(Struct, frozen=True):
 
 
 class Traffic(Struct):
-    """Bytes on the wire below TLS, over all connections dialled with it; of these the TLS handshakes' alone."""
+    """Bytes on the wire below TLS, over all connections dialled with it; of these the TLS handshakes' alone.
+    `answered`: in the last attempt that has ended, somebody at the other end has spoken TLS; a balancer without a
+    gateway behind it, a captive portal or a proxy does not."""
 
     sent: int = 0
     received: int = 0
     handshake_sent: int = 0
     handshake_received: int = 0
-    connects: int = 0
+    answered: bool = False
 
 
 class Counted(trio.abc.Stream):
@@ -58,6 +61,7 @@ class Counted(trio.abc.Stream):
     def __init__(self, below: trio.abc.Stream, traffic: Traffic) -> None:
         self._below = below
         self._traffic = traffic
+        self.first = b""  # byte that came
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._traffic.sent += len(data)
@@ -69,6 +73,7 @@ class Counted(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         data = await self._below.receive_some(max_bytes)
         self._traffic.received += len(data)
+        self.first = self.first or bytes(data[:1])
         return data
 
     async def aclose(self) -> None:
@@ -150,18 +155,21 @@ async def dial(
 async def _dial(
     target: Address, via: _Proxy | None, context: ssl.SSLContext | None, traffic: Traffic
 ) -> trio.abc.Stream:
-    stream: trio.abc.Stream = await _connect(via.host, via.port) if via else await _connect(target.host, target.port)
+    counted = None
     try:
-        if via:
-            await _through(stream, via, target)
-        traffic.connects += 1
-        stream = Counted(stream, traffic)
-        if context is None:
-            return stream
-        return await _handshake(stream, context, target, traffic)
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
+        stream: trio.abc.Stream = await (_connect(via.host, via.port) if via else _connect(target.host, target.port))
+        try:
+            if via:
+                await _through(stream, via, target)
+            stream = counted = Counted(stream, traffic)
+            if context is None:
+                return counted
+            return await _handshake(counted, context, target, traffic)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+    finally:
+        traffic.answered = counted is not None and counted.first in _TLS_RECORDS
 
 
 async def _connect(host: str, port: int) -> trio.SocketStream:

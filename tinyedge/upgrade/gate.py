@@ -1,8 +1,8 @@
 """Whether a version on trial is fit to stay: pure, fed with what is seen every few seconds.
 
 All of these must hold for a minute, within ten minutes of the start: the store can be written, the runtime answers,
-as many pods run as did before, and there has been a link if there was one before. A gateway that can't be reached at
-all is the cloud's absence and blocks nothing; one that answers and is not understood does.
+the pods run that ran before, and there has been a link if there was one before. An address at which nobody speaks TLS
+any more is the cloud's absence and blocks nothing; a gateway that does and is not understood blocks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ WINDOW_S = 600
 
 
 class Seen(Struct, frozen=True):
-    """`pods_wanted` are those that should run, `pods_running` how many of them do; `linked` that there has been a link,
-    and `gateway_reachable` that somebody has answered at its address, both since the start."""
+    """`pods_wanted` are those that should run, `pods_running` how many of them do; `linked` that there has been a link
+    since the start, and `gateway_reachable` that somebody spoke TLS at its address when that was last tried."""
 
     at_s: float
     store_writable: bool
