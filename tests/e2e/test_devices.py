@@ -103,6 +103,29 @@ def test_a_device_of_the_cluster_shows_its_values_takes_what_is_desired_and_goes
     until(lambda: not world.node.client.get("/v1/devices")["items"])
 
 
+def test_why_a_device_is_offline_is_shown_by_kubectl_until_it_no_longer_is(world: World) -> None:
+    cluster = world.cluster
+    at = {"protocolName": "modbus", "configData": {"communicateMode": "TCP", "ip": "127.0.0.1", "port": 1502}}
+    level = {"name": "level", "visitors": {"configData": {"register": "HoldingRegister"}}, "reportToCloud": True}
+    model = {**MODEL, "metadata": {"name": "meter"}, "spec": {"properties": [{"name": "level", "type": "INT"}]}}
+    spec = {"deviceModelRef": {"name": "meter"}, "nodeName": "gate", "protocol": at, "properties": [level]}
+    cluster.apply(model, {**DEVICE, "metadata": {"name": "meter-1"}, "spec": spec})
+
+    def status(resource: str) -> Json:
+        found: Json = (cluster.get(resource, "meter-1") or {}).get("status", {})
+        return found
+
+    for resource in ("device", "devicestatus"):
+        cluster.wait(lambda resource=resource: status(resource).get("state") == "offline")  # type: ignore[misc]
+        assert "127.0.0.1:1502 must not be dialled" in status(resource)["reason"]
+    assert "must not be dialled" in cluster.kubectl("get", "device", "meter-1", "-o", "wide")
+    cluster.wait(lambda: "must not be dialled" in cluster.kubectl("get", "events"))
+    mended = '[{"op": "replace", "path": "/spec/protocol", "value": {"protocolName": "simulated"}}]'
+    cluster.kubectl("patch", "device", "meter-1", "--type=json", "-p", mended)
+    cluster.wait(lambda: status("device").get("state") == "online")
+    assert "reason" not in status("device")
+
+
 def test_readings_of_an_outage_arrive_afterwards_in_order_and_none_is_missing(world: World) -> None:
     cluster = world.cluster
     cluster.apply(MODEL, DEVICE)
