@@ -1,8 +1,10 @@
 """What a virtual machine boots: Debian roots by debootstrap, a kernel with the modules that count, an initial RAM disk
-that loads a few of them, and disks made of folders. What is fetched is kept in CACHE."""
+that loads a few of them, and disks made of folders. What is fetched is kept in CACHE, and what is made of it for as
+long as this file is the same."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -12,13 +14,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("TINYEDGE_QEMU_CACHE", ROOT / ".work" / "qemu"))
+RECIPE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
 SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
 DISK_BYTES = 3 << 30
 
-_ALL = ("udev", "kmod", "iproute2", "procps", "netbase", "ca-certificates", "iptables")
-_STACK = ("containerd", "runc", "containernetworking-plugins")
+_ALL = ("udev", "kmod", "iproute2", "procps")
 PACKAGES = {
-    "systemd": (*_ALL, *_STACK, "systemd", "systemd-sysv", "dbus"),
+    "systemd": (*_ALL, "systemd", "systemd-sysv", "dbus"),
     "sysv": (*_ALL, "sysvinit-core", "sysv-rc", "insserv", "initscripts", "sysvinit-utils", "psmisc"),
 }
 OPENRC = ("openrc", "librc1", "libeinfo1")  # in place of sysv-rc, which debootstrap would insist on
@@ -90,12 +92,14 @@ exec /bin/busybox switch_root /root /sbin/init
 UNWANTED = (  # of systemd's: a boot takes seconds less without
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer"),
     *("getty.target", "serial-getty@ttyS0.service", "systemd-pstore.service", "e2scrub_reap.service"),
-    *("systemd-timesyncd.service", "systemd-update-utmp.service", "containerd.service"),
+    *("systemd-timesyncd.service", "systemd-update-utmp.service", "systemd-logind.service"),
 )
 
 
 def run(*argv: str | Path, cwd: Path | None = None) -> None:
-    done = subprocess.run([str(one) for one in argv], cwd=cwd, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "DPKG_FORCE": "unsafe-io"}  # a root that is cut off while it is made is made anew
+    words = [str(one) for one in argv]
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False, env=environ)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, argv))}: {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
 
@@ -105,16 +109,25 @@ def run(*argv: str | Path, cwd: Path | None = None) -> None:
 
 def kernel() -> tuple[Path, Path]:
     """Paths of a Debian kernel and of a RAM disk that mounts /dev/vda and goes on there."""
-    folder = CACHE / "kernel"
-    image, ram = folder / "vmlinuz", folder / "initrd"
-    if not ram.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unpacked = _kernel_package(folder)
-        shutil.copy(next((unpacked / "boot").glob("vmlinuz-*")), image)
-        _modules(unpacked, folder / "modules")
-        _ram_disk(folder / "modules", ram)
+    folder = CACHE / f"kernel-{RECIPE}"
+    if not folder.exists():
+        made = _anew("kernel")
+        unpacked = _kernel_package(made)
+        shutil.copy(next((unpacked / "boot").glob("vmlinuz-*")), made / "vmlinuz")
+        _modules(unpacked, made / "modules")
+        _ram_disk(made / "modules", made / "initrd")
         shutil.rmtree(unpacked)
-    return image, ram
+        made.rename(folder)
+    return folder / "vmlinuz", folder / "initrd"
+
+
+def _anew(what: str) -> Path:
+    """An empty folder aside, for what is then given its name; whatever an earlier recipe has made is gone."""
+    for old in CACHE.glob(f"{what}-*"):
+        shutil.rmtree(old)
+    made = CACHE / f"{what}-new"
+    made.mkdir(parents=True)
+    return made
 
 
 def _kernel_package(folder: Path) -> Path:
@@ -176,30 +189,31 @@ def _cpio(entries: Iterable[tuple[str, int, bytes]]) -> Iterable[bytes]:
 
 def debian(init: str) -> Path:
     """Folder of a fresh Debian with this init system, the kernel's modules and the agent."""
-    folder = CACHE / f"debian-{init}"
+    folder = CACHE / f"debian-{init}-{RECIPE}"
     if not folder.exists():
-        made = CACHE / f"debian-{init}.new"
-        shutil.rmtree(made, ignore_errors=True)
-        debs = CACHE / "debs"
-        debs.mkdir(parents=True, exist_ok=True)
-        _debootstrap(init, made, debs)
-        kernel()
-        shutil.copytree(CACHE / "kernel" / "modules" / "lib", made / "usr" / "lib", dirs_exist_ok=True)
+        modules = kernel()[0].parent / "modules" / "lib"
+        base = debian("sysv") if init == "openrc" else None
+        made = _anew(f"debian-{init}")
+        _debootstrap(init, made, base)
+        shutil.copytree(modules, made / "usr" / "lib", dirs_exist_ok=True)
         _settle(init, made)
         made.rename(folder)
     return folder
 
 
-def _debootstrap(init: str, made: Path, debs: Path) -> None:
-    if init == "openrc":
-        run("cp", "-a", debian("sysv"), made)
+def _debootstrap(init: str, made: Path, base: Path | None) -> None:
+    if base is not None:
+        run("cp", "-a", f"{base}/.", made)
         run("apt-get", "download", *OPENRC, cwd=made)
         run("chroot", made, "dpkg", "--purge", "--force-depends", "sysv-rc")
         run("chroot", made, "sh", "-c", "dpkg -i /*.deb && rm /*.deb")
         return
     without = ["--exclude=systemd-sysv,systemd,init"] if init == "sysv" else []
     include = f"--include={','.join(PACKAGES[init])}"
-    run("debootstrap", "--variant=minbase", f"--cache-dir={debs}", include, *without, SUITE, made, MIRROR)
+    debs = CACHE / "debs"
+    debs.mkdir(exist_ok=True)
+    unshared = ("unshare", "--mount")  # what it mounts goes with it, however it ends
+    run(*unshared, "debootstrap", "--variant=minbase", f"--cache-dir={debs}", include, *without, SUITE, made, MIRROR)
     for spare in ("var/cache/apt/archives", "usr/share/doc", "usr/share/locale", "usr/share/man", "var/lib/apt/lists"):
         shutil.rmtree(made / spare, ignore_errors=True)
 

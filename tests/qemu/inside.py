@@ -3,6 +3,7 @@ its network. Seconds where QEMU takes minutes; for what an init system does, tha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,8 +19,9 @@ START = """\
 set -e
 mount --bind {root} {root}
 mount -t proc proc {root}/proc
-mount -t sysfs sys {root}/sys
-mount -o remount,bind,ro {root}/sys
+# One of its own, as that of another network namespace is: inits make it anew with other options, read-only too, and of
+# this machine's it would be all.
+unshare --net mount -t sysfs -o ro sys {root}/sys
 mount -t tmpfs run {root}/run
 mount -t tmpfs dev {root}/dev
 mount --bind {files} {root}/media/files
@@ -38,6 +40,11 @@ else # of the first kind, systemd needs only its own
 fi
 exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot {root} /sbin/init
 """
+OUTER = """\
+[ -z "$1" ] || echo $$ >"$1/cgroup.procs"
+exec unshare --pid --mount --uts --ipc --cgroup --fork --kill-child sh -c "$2"
+"""
+CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"))  # of the second kind, and of the first
 BOOTED = {
     "systemd": "systemctl is-system-running | grep -E 'running|degraded'",
     "openrc": "test -e /run/openrc/softlevel && runlevel | grep '[2-5]$'",
@@ -62,6 +69,7 @@ class Inside(Machine):
             table.write_text("".join(line for line in table.open() if not line.startswith("ag:")))
         self._files = files
         self._outer: subprocess.Popen[bytes] | None = None
+        self._cgroup: Path | None = None
 
     def on(self) -> float:
         began = time.monotonic()
@@ -69,19 +77,7 @@ class Inside(Machine):
         script = START.format(root=self.root, files=self._files, nodes=nodes)
         with self.console.open("ab") as console:
             self._outer = subprocess.Popen(
-                [
-                    "unshare",
-                    "--pid",
-                    "--mount",
-                    "--uts",
-                    "--ipc",
-                    "--cgroup",
-                    "--fork",
-                    "--kill-child",
-                    "sh",
-                    "-c",
-                    script,
-                ],
+                ["sh", "-ec", OUTER, "-", self._own_cgroup(), script],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -100,6 +96,30 @@ class Inside(Machine):
             self._outer.kill()
             self._outer.wait()
             self._outer = None
+            self._forget_cgroup()
+
+    def _own_cgroup(self) -> str:
+        """Of all that runs in it, so that what its init makes below can be removed; empty where there is none."""
+        for root in CGROUPS:
+            if (root / "cgroup.procs").exists():
+                self._cgroup = root / f"tinyedge-vm-{os.getpid()}"
+                self._cgroup.mkdir(exist_ok=True)
+                return str(self._cgroup)
+        return ""
+
+    def _forget_cgroup(self) -> None:
+        """Once the last process in it has gone, which its init's end takes along but does not wait for."""
+        if self._cgroup is None:
+            return
+
+        def is_gone() -> bool:
+            for folder, _, _ in os.walk(str(self._cgroup), topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+            return self._cgroup is None or not self._cgroup.exists()
+
+        self.wait(is_gone, 30, f"something still runs in {self._cgroup}")
+        self._cgroup = None
 
     def forget(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
@@ -122,13 +142,6 @@ class Inside(Machine):
             return ""
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text().split()
         return children[0] if children else ""
-
-    def tell(self, command: str) -> None:
-        script = self.root / "root" / "told"
-        script.write_text(command)
-        subprocess.Popen(
-            self._enter("/root/told"), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
 
     def _enter(self, script: str) -> list[str]:
         init = self._init()

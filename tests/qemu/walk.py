@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,9 +15,11 @@ from tests.e2e.cluster import CONNECTED, Cluster
 from tests.qemu import image
 from tests.qemu.inside import Inside
 from tests.qemu.machine import Failed, Machine
-from tests.upgrade.rig import KEY, ROOT, builder
+from tests.upgrade.rig import KEY, builder
 
-TRIAL_S = 300.0  # a minute of good health, with what comes before it, on a slow machine
+HOLD_S = 10  # of good health, for a version on trial: a minute as it is handed out
+TRIAL_S = 300.0  # that, with what comes before it, on a slow machine
+TRIAL = "/var/lib/tinyedge/upgrade/trial"
 CONFIG = """\
 [node]
 name = ""
@@ -32,6 +33,8 @@ inodes_free_percent = 0
 [watchdog]
 device = "{watchdog}"
 timeout_s = 20
+[upgrade]
+hold_s = {hold_s}
 [api]
 group = "tinyedge"
 [dmi]
@@ -125,9 +128,8 @@ class Walk:
     # --- steps that every init system has ------------------------------------------------------------
 
     def configure(self, runtime: tuple[str, str] = PROCESS, watchdog: str = "") -> None:
-        self.vm.put(
-            "/etc/tinyedge/tinyedge.toml", CONFIG.format(runtime=runtime[0], endpoint=runtime[1], watchdog=watchdog)
-        )
+        text = CONFIG.format(runtime=runtime[0], endpoint=runtime[1], watchdog=watchdog, hold_s=HOLD_S)
+        self.vm.put("/etc/tinyedge/tinyedge.toml", text)
 
     def first_boot_file(self, node: str) -> None:
         token = self.cluster.gateway("token", "create", "--node", node).strip()
@@ -159,10 +161,7 @@ class Walk:
     def upgrade(self, file: str, name: str) -> None:
         pods = self.pod_processes()
         self.vm.sh(f"sh /media/files/{file} install")
-        self.vm.wait(
-            lambda: self.current() == name, TRIAL_S, lambda: self.vm.sh("tinyedge upgrade status", check=False)
-        )
-        self.require(f"confirmed {name}" in self.result(), f"not confirmed: {self.result()}")
+        self.confirmed(name)
         self.require(self.pod_processes() == pods, "a pod was started anew by an upgrade")
 
     def failing_upgrade(self, file: str, name: str) -> None:
@@ -185,19 +184,69 @@ class Walk:
         left = self.vm.sh(f"ls -d {' '.join(paths)} 2>/dev/null || :")
         self.require(not left and not self.daemon(), f"{left} {self.daemon()}")
 
-    def cut_in_a_trial(self, file: str, name: str, seconds: float) -> None:
-        """The power goes so long after the upgrade began; what boots is whole, and the upgrade comes to an end."""
-        before = self.current()
-        self.vm.tell(f"tinyedge upgrade /media/files/{file}")
-        time.sleep(seconds)
+    # --- power cuts in the middle of an upgrade --------------------------------------------------------
+
+    def boot_after_a_cut(self) -> None:
         self.vm.cut()
         self.vm.on()
         self.vm.mount_files()
         self.vm.network()
-        self.vm.wait_sh("tinyedge status", 120)
-        self.require(self.current() in (before, name), f"{self.current()} runs")
-        if self.vm.sh("cat /var/lib/tinyedge/upgrade/trial 2>/dev/null || :"):
-            self.vm.wait(lambda: self.current() == name, TRIAL_S, lambda: self.vm.sh("tinyedge upgrade status"))
+        self.vm.wait_sh("tinyedge status")
+        self.vm.wait(self.pod_processes, 60, "no pod runs after a power cut")
+
+    def starts(self, name: str) -> int:
+        """How many starts of this version on trial were counted; 0 while none was, and when it is not on trial."""
+        words = self.vm.sh(f"cat {TRIAL} 2>/dev/null || :").split()
+        return int(words[1]) if words[:1] == [name] else 0
+
+    def until_it_tries(self, name: str, start: int) -> None:
+        """Until that start of its trial is under way, the daemon up, and nothing decided."""
+        up = f"journalctl -u tinyedge | grep -q 'upgrade.trial.*{name}.*start {start} of'"
+        self.vm.until(f"grep -q '^{name} {start} ' {TRIAL} && {up}")
+
+    def confirmed(self, name: str) -> None:
+        self.vm.wait(
+            lambda: self.current() == name, TRIAL_S, lambda: self.vm.sh("tinyedge upgrade status", check=False)
+        )
+        self.require(f"confirmed {name}" in self.result(), f"not confirmed: {self.result()}")
+
+    def cut_while_it_unpacks(self, file: str, name: str) -> None:
+        """What was unpacked is never started, and stands in the way of nothing."""
+        before = self.current()
+        self.vm.tell(f"tinyedge upgrade /media/files/{file}")
+        self.vm.until("ls -d /usr/lib/tinyedge/versions/.new-*/_internal")
+        self.boot_after_a_cut()
+        self.require(self.current() == before, f"{self.current()} runs, and it was {before}")
+        self.require(not self.vm.sh(f"ls -d {TRIAL} /usr/lib/tinyedge/versions/{name} 2>/dev/null || :"), "it is there")
+
+    def cut_as_the_trial_begins(self, file: str, name: str) -> None:
+        """Its mark is on the disk, and it has not been started, or just so."""
+        self.vm.tell(f"tinyedge upgrade /media/files/{file}")
+        self.vm.until(f"test -e {TRIAL}")
+        self.boot_after_a_cut()
+        self.confirmed(name)
+
+    def cut_while_it_is_tried(self, file: str, name: str) -> None:
+        """It runs and has not proved itself: one more start is counted, and it passes."""
+        self.vm.sh(f"tinyedge upgrade /media/files/{file}")
+        self.until_it_tries(name, 1)
+        self.boot_after_a_cut()
+        self.require(self.starts(name) == 2 or self.current() == name, "the trial did not go on")
+        self.confirmed(name)
+
+    def cut_at_every_start(self, file: str, name: str) -> None:
+        """A version under which the power goes again and again is given up, though nothing else is wrong with it."""
+        before = self.current()
+        self.vm.sh(f"tinyedge upgrade /media/files/{file}")
+        for start in (1, 2, 3):
+            self.until_it_tries(name, start)
+            self.vm.cut()
+            self.vm.on()
+        self.vm.mount_files()
+        self.vm.network()
+        self.vm.wait_sh("tinyedge status")
+        self.require(f"rolled-back {name}" in self.result(), self.result())
+        self.require(self.current() == before, f"{self.current()} runs, and it was {before}")
         self.vm.wait(self.pod_processes, 60, "no pod runs after a power cut")
 
 
@@ -246,12 +295,3 @@ def machine(folder: Path, init: str, files: Path, *, memory_mb: int = 512) -> It
         made.cut()
         for disk in disks:
             disk.unlink(missing_ok=True)
-
-
-def built(dist: Path, architecture: str) -> Path:
-    """The edge's folder, built when it is not there."""
-    pattern = f"tinyedge-[0-9]*-{architecture}/tinyedge"
-    if not any(dist.glob(pattern)):
-        argv = [sys.executable, str(ROOT / "build" / "binary.py"), "--out", str(dist), "--arch", architecture]
-        subprocess.run(argv, check=True)
-    return max(dist.glob(pattern)).parent
