@@ -8,7 +8,8 @@ node's own rules:
 - `autonomy`: what runs at the edge is stopped only because the cluster said so, not by the cloud's absence or return.
 - `promised down`: nothing is acknowledged to the gateway that is not on the edge's disk.
 - `own`: a node is never given what its own pods do not refer to.
-- `truth`: at the end the node holds and runs what the cluster wants, and the cluster has its true statuses.
+- `truth`: at the end the node holds and runs what the cluster wants, and the cluster has its true statuses, of pods and
+  of local rules.
 - `events`: the node's events reach the cluster, each at least once.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from random import Random
 from typing import Any
 
 import msgspec
@@ -24,7 +26,7 @@ from cloud_gateway.core import facts
 from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.nodes import Gateway
 from tests.cloud_gateway.core.rig import Api
-from tests.sim.devices import DeviceWorld
+from tests.sim.devices import PUMPS, DeviceWorld
 from tests.sim.world import Life, effect_uid
 from tinyedge import events as ev
 from tinyedge import wire
@@ -32,6 +34,7 @@ from tinyedge.errors import BadInput
 from tinyedge.model import decode
 from tinyedge.model.job import KIND as JOB
 from tinyedge.model.job import decode_job
+from tinyedge.model.rule import LOCAL_API_VERSION
 from tinyedge.protocol import asks, link
 from tinyedge.protocol.revision import DOWN, UP, digest, status_projection
 
@@ -41,7 +44,8 @@ NODE = "sim"
 TICK_MS = 5_000
 NAMES = ("cloud-a", "cloud-b", "cloud-c")
 CONFIGS = ("conf-a", "conf-b")
-_KINDS = {"pod": "Pod", "configmap": "ConfigMap", "secret": "Secret"}
+RULES = ("rule-a", "rule-b")
+_KINDS = {"pod": "Pod", "configmap": "ConfigMap", "secret": "Secret", "localrule": "LocalRule"}
 
 
 class Wire:
@@ -75,6 +79,7 @@ class CloudWorld(DeviceWorld):
         self.given: set[tuple[str, str]] = set()  # all that the node was ever given
         self.may_stop: set[str] = set()  # uids of pods that the cluster has changed, deleted, or that end by themselves
         self.happened: set[str] = set()  # ids of the events that the node has kept
+        self.rule_rng = Random(seed ^ 0x521E)
         for name in CONFIGS:
             self.configmap(name)
         self.api.put("secrets", {"metadata": {"name": "not-yours", "namespace": "default"}, "data": {"k": "dg=="}})
@@ -113,6 +118,26 @@ class CloudWorld(DeviceWorld):
             self.api.put("pods", pod)
             self.say(f"cluster: pod {name} changes")
             self.watch()
+
+    def order_rule(self) -> None:
+        """A local rule over a device that people on site may declare is made, changed, or removed."""
+        dice = self.rule_rng
+        name = dice.choice(RULES)
+        if dice.random() < 0.25 and ("localrules", "default", name) in self.api.objects:
+            self.api.remove("localrules", "default", name)
+        else:
+            there = self.api.objects.get(("localrules", "default", name), {})
+            spec = {
+                "nodeName": NODE,
+                "inputs": {"level": {"device": dice.choice(PUMPS), "property": "level"}},
+                "when": f"level > {dice.randrange(100)}",
+                "clear": "level % 2 == 0",
+                "actions": [{"event": {"reason": "Odd", "message": "{level}"}}],
+            }
+            meta = {"name": name, "namespace": "default"}
+            self.api.put("localrules", {"metadata": meta, **copy.deepcopy(there), "spec": spec})
+        self.say(f"cluster: rule {name}")
+        self.watch()
 
     def end(self, name: str, *, force: bool) -> None:
         if pod := self.current(name):
@@ -444,12 +469,28 @@ class CloudWorld(DeviceWorld):
         super().check_converged()
         self.check_own()
         self.check_truth()
+        self.check_rules()
 
     def check_own(self) -> None:
         self.must(("secret", "default/not-yours") not in self.given, "own", "a secret that no pod of its own refers to")
         others = {pod["metadata"]["uid"] for pod in self.pods() if pod["spec"]["nodeName"] != NODE}
         strangers = {key for kind, key in self.given if kind == "pod"} & others
         self.must(not strangers, "own", f"pods of other nodes: {strangers}")
+
+    def check_rules(self) -> None:
+        """What the cluster says of a local rule is what it is at its node, unless that has set it aside."""
+        here = (
+            {one["metadata"]["name"]: one["status"] for one in self.life.edge.view.local_rules()} if self.life else {}
+        )
+        for (resource, _, name), rule in self.api.objects.items():
+            value = self.kept.get("localrule", {}).get(f"default/{name}")
+            if resource != "localrules" or (value is not None and wire.is_aside(value)):
+                continue
+            self.must(name in here, "truth", f"rule {name} is not on the node")
+            ours, theirs = here[name], rule.get("status", {})
+            for field in ("active", "fired", "result"):
+                told = f"{field} of rule {name} is {ours.get(field)}, and is told as {theirs.get(field)}"
+                self.must(ours.get(field) == theirs.get(field), "truth", told)
 
     def pods(self) -> list[Json]:
         return [pod for (kind, _, _), pod in self.api.objects.items() if kind == "pods"]
@@ -509,7 +550,8 @@ def _object(number: int, event: link.Put | link.Delete) -> ev.CloudPut | ev.Clou
         return ev.CloudDelete(number, event.seq, event.kind, event.key)
     if event.kind == JOB:
         return ev.CloudPut(number, event.seq, event.kind, event.key, event.revision, decode_job(event.body), "")
-    raw = msgspec.msgpack.decode(event.body) | {"apiVersion": "v1", "kind": _KINDS[event.kind]}
+    version = LOCAL_API_VERSION if event.kind == "localrule" else "v1"
+    raw = msgspec.msgpack.decode(event.body) | {"apiVersion": version, "kind": _KINDS[event.kind]}
     try:
         found, problem = decode.decode_object(raw), ""
     except BadInput as error:

@@ -9,6 +9,8 @@ hold beside the node's own rules:
 - `reported`: an answered report is on disk; no older value of a property stands where a newer one was answered.
 - `readings`: each answered reading reaches its reader, in the order of its property; what is trimmed never comes back.
 - `desired`: at the end the mapper has the devices that are wanted, as they are wanted, and no others.
+- `aside`: a device, model or rule that was set aside costs itself only: its row stays as it is until somebody declares
+  or removes it, and no mapper is told to let go of it.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from tests.sim.world import Life, World
+from tests.sim.world import Life, Tables, World, applied, copied
 from tinyedge import events as ev
 from tinyedge import wire
 from tinyedge.core import twins
+from tinyedge.errors import StoreError
 from tinyedge.model import decode
 from tinyedge.model.device import Device
 from tinyedge.model.rule import LOCAL_API_VERSION
 from tinyedge.protocol import readings
+from tinyedge.store.store import Store
 
 PROTOCOL = "sim"
 PUMPS = ("pump-a", "pump-b", "pump-c")
+ASIDE = ("device", "devicemodel", "localrule")  # tables of what may break the daemon here
 PATIENCE_MS = 1_000  # a mapper's, for the answer to its registration
 API = "devices.kubeedge.io/v1beta1"
 INFO = ev.MapperInfo("sim-mapper", PROTOCOL, "/run/sim.sock")
@@ -99,7 +104,57 @@ class DeviceWorld(World):
         self.count = 0  # of values that were ever reported
         self.reports: dict[int, tuple[str, str, int]] = {}  # request → device, property, value
         self.answered_values: dict[str, int] = {}  # device/property → highest value that was answered
+        self.aside: dict[tuple[str, str], bytes] = {}  # table, key → the row that was set aside, and nobody has touched
+        self.touched: set[tuple[str, str]] = set()
+        self.aside_rng = Random(seed ^ 0xA51DE)
         self.at(0, self.mapper_up, script=True)
+
+    # --- what breaks the daemon ------------------------------------------------------------------------
+
+    def prepared(self, store: Store, tables: Tables) -> bool:
+        """Now and then an object has broken the two lives before this one."""
+        there = [(table, key) for table in ASIDE for key in sorted(tables.get(table, {}))]
+        fresh = [name for name in there if not wire.is_aside(tables[name[0]][name[1]])]
+        if not fresh or not self.faults or self.aside_rng.random() > 0.15:
+            return True
+        return self.set_aside(store, tables, *self.aside_rng.choice(fresh))
+
+    def set_aside(self, store: Store, tables: Tables, table: str, key: str) -> bool:
+        """As broken.py does it."""
+        row = wire.set_aside(tables[table][key])
+        self.say(f"{table} {key} is set aside")
+        return self.commits(store, tables, (table, key), ev.Put(table, key, row), row)
+
+    def commits(self, store: Store, tables: Tables, name: tuple[str, str], write: ev.Write, row: bytes) -> bool:
+        self.kept = copied(tables)
+        self.aside[name] = row
+        self.touched.discard(name)
+        try:
+            store.commit([write], self.wall_ms if self.wall_trusted else 0)
+        except StoreError as error:
+            self.say(f"a commit failed: {error}")
+            self.maybe = applied(self.kept, [write])
+            del self.aside[name]
+            self.disk.kill()
+            self.at(1_000, lambda: self.boot(power=False), script=True)
+            return False
+        tables.update(applied(tables, [write]))
+        return True
+
+    def request(self, what: ev.Request) -> None:
+        if isinstance(what, ev.Apply):
+            self.touched |= {(one.kind.lower(), one.key) for one in what.objects}
+        elif isinstance(what, ev.DeleteObject):
+            self.touched.add((what.kind.lower(), f"{what.namespace}/{what.name}"))
+        super().request(what)
+
+    def flushed(self, life: Life, writes: list[ev.Write]) -> None:
+        super().flushed(life, writes)
+        for name, row in list(self.aside.items()):
+            kept = self.kept.get(name[0], {}).get(name[1])
+            if kept != row:
+                self.must(name in self.touched, "aside", f"{name} is not as it was, and nobody has touched it")
+                del self.aside[name]
 
     # --- people --------------------------------------------------------------------------------------
 
@@ -158,6 +213,8 @@ class DeviceWorld(World):
 
     def call_mapper(self, life: Life, call: ev.CallMapper) -> None:
         self.say(f"  → {call.what} {call.key} of the mapper")
+        known = ("device", call.key) in self.aside and ("device", call.key) not in self.touched
+        self.must(not known, "aside", f"{call.what} of {call.key}, which is set aside")
         self.at(self.rng.choice((1, 5, 50, 900)), lambda: self.take_call(life, call), script=True)
 
     def take_call(self, life: Life, call: ev.CallMapper) -> None:
@@ -232,9 +289,12 @@ class DeviceWorld(World):
         wanted = self.wanted_devices()
         if mapper is None:
             return
-        self.must(
-            set(mapper.devices) == set(wanted), "desired", f"it has {sorted(mapper.devices)}, not {sorted(wanted)}"
-        )
+        apart = {key for key, row in self.kept.get("device", {}).items() if wire.is_aside(row)}
+        model = self.kept.get("devicemodel", {}).get("default/pump")
+        if model is not None and wire.is_aside(model):
+            return  # its devices are left as they were
+        has = set(mapper.devices) - apart
+        self.must(has == set(wanted), "desired", f"it has {sorted(has)}, not {sorted(wanted)}")
         for key, speed in wanted.items():
             spec = mapper.devices[key].spec
             (found,) = [one.desired.value for one in spec.properties if one.name == "speed" and one.desired]
@@ -244,9 +304,11 @@ class DeviceWorld(World):
         """Key → the speed that it is to have ("" for none), from what is on disk."""
         model = self.kept.get("devicemodel", {}).get("default/pump")
         found: dict[str, str] = {}
-        if model is None:
+        if model is None or wire.is_aside(model):
             return found
         for key, value in self.kept.get("device", {}).items():
+            if wire.is_aside(value):
+                continue
             row, shaped = wire.decode("device", value), wire.decode("devicemodel", model)
             twin = self.kept.get("twin", {}).get(key)
             local = wire.decode("twin", twin).desired if twin else {}

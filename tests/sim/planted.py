@@ -7,9 +7,11 @@ from tests.cloud_gateway.core.rig import WATCHED
 from tests.sim.cloud import CloudWorld, Wire
 from tests.sim.devices import DeviceWorld, Mapper
 from tests.sim.fleet import FleetWorld
-from tests.sim.world import Life, World
+from tests.sim.world import Life, Tables, World
 from tinyedge import events as ev
-from tinyedge.protocol import jobs, link
+from tinyedge import wire
+from tinyedge.protocol import jobs, link, rules
+from tinyedge.store.store import Store
 
 
 class ActBeforeCommit(World):
@@ -35,6 +37,23 @@ class DeafMapper(DeviceWorld):
     def tell_mapper(self, mapper: Mapper, call: ev.CallMapper) -> None:
         if call.what != "UpdateDevice" or self.rng.random() > 0.25:
             super().tell_mapper(mapper, call)
+
+
+class LyingBox(DeviceWorld):
+    """One entry in four is said to be in the black box, and is not."""
+
+    def record(self, life: Life, entry: ev.Record) -> None:
+        if self.rng.random() < 0.25:
+            self.post(life, ev.Recorded(entry.audit))
+            return
+        super().record(life, entry)
+
+
+class ThrownAway(DeviceWorld):
+    """What breaks the daemon is removed, in the place of being set aside."""
+
+    def set_aside(self, store: Store, tables: Tables, table: str, key: str) -> bool:
+        return self.commits(store, tables, (table, key), ev.Delete(table, key), wire.set_aside(tables[table][key]))
 
 
 class ForgottenCursor(World):
@@ -103,11 +122,25 @@ class InattentiveGateway(FleetWorld):
         super().hears(wire, message)
 
 
+class DeafToRules(FleetWorld):
+    """What a node says of a rule is acknowledged, and one word in four is not heard."""
+
+    def hears(self, wire: Wire, message: link.Event) -> None:
+        if isinstance(message, link.State) and message.kind == rules.LOCAL_STATUS and self.rng.random() < 0.25:
+            if wire.gateway is not None:
+                wire.gateway.state_taken(message.seq)
+            return
+        super().hears(wire, message)
+
+
 PLANTED = {
+    "deaf to rules": DeafToRules,
     "inattentive gateway": InattentiveGateway,
     "hasty gateway": HastyGateway,
     "hasty report": HastyReport,
     "forgotten delete": ForgottenDelete,
+    "lying box": LyingBox,
+    "thrown away": ThrownAway,
     "lost reading": LostReading,
     "deaf mapper": DeafMapper,
     "act before commit": ActBeforeCommit,

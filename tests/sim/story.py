@@ -45,7 +45,7 @@ TROUBLE = (
 CLOUD_TROUBLE = (
     ("create",) * 6
     + ("change", "change", "end", "end", "force", "again", "config", "config", "node")
-    + ("gateway", "gateway", "cut", "cut", "cut", "silent", "silent")
+    + ("gateway", "gateway", "cut", "cut", "cut", "silent", "silent", "order_rule", "order_rule")
 )
 
 
@@ -192,6 +192,10 @@ def _again(world: CloudWorld) -> None:
 
 def _config(world: CloudWorld) -> None:
     world.configmap(world.rng.choice(CONFIGS))
+
+
+def _order_rule(world: CloudWorld) -> None:
+    world.order_rule()
 
 
 def _node(world: CloudWorld) -> None:

@@ -9,6 +9,7 @@ back; the daemon is killed. What must hold:
 - `promised`: nothing is started, and no request is answered, before what it promises is on disk.
 - `ended`: a pod whose end was committed never runs again unless its manifest changes.
 - `single`: no container of a pod runs twice at the same time.
+- `audited`: what was set on site and answered is in the black box, or in the store on its way there; at the end it is.
 - `readings`: each acknowledged reading reaches its reader, in order; what is trimmed never comes back.
 - `converged`: at the end, with all faults stopped, what is wanted runs, as it is wanted, and nothing else does.
 """
@@ -89,9 +90,11 @@ class World:
         self.requests = 0
         self.asked: dict[int, ev.Requested] = {}
         self.ended: dict[str, str] = {}
+        self.set_on_site: list[ev.SetDesired] = []  # and answered
         self.readings = 0
         self.acknowledged: set[int] = set()
         self.taken: set[int] = set()
+        self.box: dict[str, dict[str, str | int]] = {}  # what the black box has, by audit number
         self.trimmed = 0  # highest reading whose trim is durable
 
     # --- time ----------------------------------------------------------------------------------
@@ -129,6 +132,8 @@ class World:
         store = self._open()
         loaded = store.take_loaded()
         self._check_recovered(loaded.tables)
+        if not store.status().read_only and not self.prepared(store, loaded.tables):
+            return
         edge = Edge(copied(loaded.tables))
         life = self.life = Life(store, edge, store.status().read_only)
         if not life.read_only:  # what a read-only life reads may still be lost: it was never flushed
@@ -142,6 +147,10 @@ class World:
             self.of_life(60_000, life, lambda: self.kill("try to write again"))
         self.show_folder(life)
         self.of_life(self.rng.randrange(5, 500), life, lambda: self.runtime_up(life))
+
+    def prepared(self, store: Store, tables: Tables) -> bool:
+        """What is done to the stored tables before the core is made of them. False when this life ends of it."""
+        return True
 
     def _open(self) -> Store:
         life_number = self.rng.getrandbits(63)
@@ -273,9 +282,9 @@ class World:
         match effect:
             case ev.Note(level, key, fields):
                 self.say(f"  {level}: {key} {fields}" if level != "debug" else f"  {key}")
-            case ev.Record(audit=audit):
-                if audit:
-                    self.of_life(self.rng.choice((1, 30, 3_000)), life, lambda: self.post(life, ev.Recorded(audit)))
+            case ev.Record():
+                if effect.audit:
+                    self.of_life(self.rng.choice((1, 30, 3_000)), life, lambda: self.record(life, effect))
             case ev.Answer(request, error, message):
                 self.answered(request, error, message)
             case ev.RunProbe(op=op):
@@ -283,6 +292,11 @@ class World:
                 self.of_life(self.rng.randrange(1, 900), life, lambda: self.post(life, ev.ProbeDone(op, result)))
             case _:
                 self.operate(life, effect)
+
+    def record(self, life: Life, entry: ev.Record) -> None:
+        """The black box, a file of its own, has it."""
+        self.box[entry.audit] = entry.fields
+        self.post(life, ev.Recorded(entry.audit))
 
     def operate(self, life: Life, effect: ev.Effect) -> None:
         uid = effect_uid(effect)
@@ -410,6 +424,15 @@ class World:
         there = row is not None and what.property in wire.decode("twin", row).desired
         gone = f"{what.namespace}/{what.name}" not in self.kept.get("device", {})
         self.must(there or gone, "promised", f"{what.property} of {what.name} was acknowledged, not kept")
+        waiting = [wire.decode("audit", row).fields for row in self.kept.get("audit", {}).values()]
+        self.must(
+            self.is_audited(what, waiting), "audited", f"{what.property} of {what.name} was set, and nobody wrote it"
+        )
+        self.set_on_site.append(what)
+
+    def is_audited(self, what: ev.SetDesired, waiting: Sequence[dict[str, str | int]] = ()) -> bool:
+        done = (f"{what.namespace}/{what.name}", what.property, what.value)
+        return any((one["device"], one["property"], one["value"]) == done for one in (*self.box.values(), *waiting))
 
     # --- the disk, and readings ---------------------------------------------------------------------
 
@@ -497,6 +520,8 @@ class World:
         self.must(life is not None and not life.read_only, "converged", "the daemon runs and can write")
         if life is None:
             return
+        lines = [one for one in self.set_on_site if not self.is_audited(one)]
+        self.must(not lines, "audited", f"the black box does not have {lines}")
         lost = self.acknowledged - self.taken
         while life.store.read("readings", life.store.series()["readings"].cursor, 1, 1 << 16) if lost else False:
             self.take_readings()
