@@ -75,7 +75,6 @@ class DeviceStatus:
         if device is None:
             self._of_another(node, event)
             return
-        self._customs.kept(node.name, ref)
         if not event.body:
             self._desk.say(StateTaken(event.session, event.seq))
             return
@@ -133,7 +132,7 @@ class DeviceStatus:
     # --- what it is to know ------------------------------------------------------------------------
 
     def _write(self, what: _Telling, known: Known) -> None:
-        status = _status(what.body, _merged(what.body["twins"], known))
+        status = _status(what.body, known)
         what.failed, what.busy = None, len(what.left)
         for resource in sorted(what.left):
             if resource == "devicestatuses" and not known.made:
@@ -228,13 +227,13 @@ def _is_of_another(obj: Json, device: Custom) -> bool:
     return any(one.get("kind") == "Device" and one.get("uid") != device.uid for one in owners)
 
 
-def _status(body: Json, twins: list[Json]) -> Json:
-    found: Json = {"twins": twins, "summary": summary(twins)}
-    for name in ("state", "lastOnlineTime"):
-        if body.get(name):
-            found[name] = body[name]
-    for name in ("reason", "reasonTime"):  # of this state: None takes away what stood there of another
-        found[name] = body.get(name, "")[:_REASON_CHARS] or None
+def _status(body: Json, known: Known) -> Json:
+    found: Json = {}
+    if body.get("twins") is not None:
+        twins = _merged(body["twins"], known)
+        found = {"twins": twins, "summary": summary(twins)}
+    for name in ("state", "lastOnlineTime", "reason", "reasonTime"):
+        found[name] = body.get(name, "")[:_REASON_CHARS] or None  # None takes away what another node said, or earlier
     return found
 
 
@@ -284,7 +283,7 @@ class _Twin(Struct, rename="camel", omit_defaults=True):
 
 
 class _Body(Struct, rename="camel"):
-    twins: list[_Twin]
+    twins: list[_Twin] | None = None  # None: the node has no model to go by, and what stood there stays
     state: str = ""
     last_online_time: str = ""
     reason: str = ""
@@ -297,9 +296,12 @@ def _read(body: bytes) -> Json:
         found = msgspec.msgpack.decode(body, type=_Body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise BadInput("the status of a device", "(not shown)", f"one: {error}") from None
-    named = {one.property_name for one in found.twins}
-    if len(found.twins) > DEVICE_PROPERTIES_MAX or len(named) < len(found.twins):
+    if found.twins is None and not found.state:
+        raise BadInput("the status of a device", "neither twins nor a state", "one of them")
+    listed = found.twins or []
+    named = {one.property_name for one in listed}
+    if len(listed) > DEVICE_PROPERTIES_MAX or len(named) < len(listed):
         expected = f"{DEVICE_PROPERTIES_MAX} at the most, none of them twice"
-        raise BadInput("the properties of a device", len(found.twins), expected)
+        raise BadInput("the properties of a device", len(listed), expected)
     plain: Json = msgspec.to_builtins(found)
     return plain

@@ -83,16 +83,15 @@ class Gateway:
             facts.Closed: self._closed,
             facts.Outlined: self._outlined,
             facts.Refused: self._refused,
-            facts.Kept: lambda event: self._of_session(self._kept, event),
+            facts.Kept: partial(self._of_session, lambda node, one: self._customs.kept(node.name, (one.kind, one.key))),
             facts.Reported: partial(self._of_session, self._reported),
             facts.SeriesCame: partial(self._of_session, self._reports.series),
             facts.Asked: partial(self._of_session, self._asked),
             facts.RuleUsed: self._rule_status.used,
             facts.RulesUseless: self._rule_status.useless,
         }
-        self._tellers: dict[str, Jobs | DeviceStatus | RuleStatus] = {jobs.STATUS: self._jobs}
-        self._tellers |= {device_status.KIND: self._device_status}
-        self._tellers |= dict.fromkeys(rule_status.KINDS, self._rule_status)
+        self._tellers: dict[str, Jobs | DeviceStatus | RuleStatus] = {device_status.KIND: self._device_status}
+        self._tellers |= {jobs.STATUS: self._jobs, **dict.fromkeys(rule_status.KINDS, self._rule_status)}
 
     def step(self, events: Sequence[Event]) -> Step:
         desk = self._desk
@@ -485,6 +484,9 @@ class Gateway:
         node.said = {key: Said(at) for key, at in self._holdings.held(node, "podstatus").items()}
         self._desk.say(facts.Welcome(session.number, want, have))
         self._customs.unknown(node.name, told)
+        for kind in compared:
+            if kind in BY_NAME and kind not in session.awaiting:
+                self._customs.holds(node.name, kind, self._holdings.outline(node, kind))
         self._jobs.look_at_all()
         self._dirty[node.name] = None
         self._desk.note("info", "node.linked", node=node.name, differs=",".join((*want, *have)))
@@ -500,6 +502,8 @@ class Gateway:
         for key in [key for key in unknown if self._holdings.is_over(node, event.kind, key)]:
             del wanted[key]
         found = difference(wanted, event.objects)
+        if event.kind in BY_NAME:
+            self._customs.holds(node.name, event.kind, {key for key in wanted if key not in found.put})
         for key in found.put:
             body = self._holdings.body(node, event.kind, key)
             self._desk.say(facts.Put(session.number, event.kind, key, wanted[key], body))
@@ -533,9 +537,6 @@ class Gateway:
 
     def _asked(self, node: Node, event: facts.Asked) -> None:
         (self._jobs if event.what == jobs.FILE else self._reports).asked(node, event)
-
-    def _kept(self, node: Node, event: facts.Kept) -> None:
-        self._customs.kept(node.name, (event.kind, event.key))
 
     def _refused(self, event: facts.Refused) -> None:
         node = self._sessions.get(event.session)

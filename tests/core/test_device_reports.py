@@ -157,3 +157,46 @@ def test_a_device_that_is_gone_is_told_no_more() -> None:
     site.rig.delete("pump-1", "Device")
     assert len(site.told(10)) <= 1
     assert not site.told(60)
+
+
+# --- what its state is -----------------------------------------------------------------------------------
+
+
+def test_a_device_that_nobody_serves_is_unknown_and_says_why() -> None:
+    site = Linked(model(), device("pump-1", protocol={"protocolName": "bacnet"}))
+    told = site.told()["default/pump-1"]
+    assert (told["state"], told["reason"]) == ("unknown", "no mapper of protocol 'bacnet' has registered")
+
+
+def test_a_device_without_its_model_is_unknown_and_its_values_are_left_alone() -> None:
+    site = linked()
+    site.report(temperature=20)
+    site.say_state("online")
+    assert site.told(5)["default/pump-1"]["state"] == "online"
+    site.rig.delete("pump-model", "DeviceModel")
+    told = site.told(5)["default/pump-1"]
+    assert (told["state"], "twins" in told) == ("unknown", False)
+    assert "is not on this node" in told["reason"]
+
+
+def test_a_device_that_only_reports_values_has_a_time_at_which_it_was_last_online() -> None:
+    site = linked()
+    site.report(temperature=20)
+    first = site.told(5)["default/pump-1"]
+    assert first["state"] == "unknown"
+    site.rig.advance(3600)
+    site.report(temperature=21)
+    assert site.told(5)["default/pump-1"]["lastOnlineTime"] > first["lastOnlineTime"]
+
+
+def test_a_bus_that_goes_down_with_all_its_devices_is_few_events() -> None:
+    site = Linked(model(), *(device(f"pump-{n}") for n in range(100)))
+    for number in range(100):
+        site.say_state("offline", f"default/pump-{number}")
+    told = [one for one in site.rig.told_events() if one["involvedObject"]["kind"] == "Device"]
+    assert len(told) == 25
+    site.rig.advance(60)
+    for number in range(100):
+        site.say_state("online", f"default/pump-{number}")
+    later = [one for one in site.rig.told_events() if one["involvedObject"]["kind"] == "Device"]
+    assert 30 <= len(later) <= 50

@@ -31,6 +31,7 @@ Json = dict[str, Any]
 SERIES = "events"
 AGAIN_FIRST_MS, AGAIN_CAP_MS = 10_000, 1_800_000
 BURST, REFILL_MS = 25, 30_000  # of one object
+DEVICES_REFILL_MS = 3_000  # of all devices together: a bus that goes down takes a thousand of them along
 PER_STEP = 128
 
 
@@ -53,7 +54,7 @@ class Chronicle:
         self._desk = desk
         self._runs = runs
         self._told: dict[int, Told] = {}  # number of an occurrence in this life → what was told of it
-        self._buckets: dict[str, Bucket] = {}  # uid → how many of its events may go
+        self._buckets: dict[str, Bucket] = {}  # uid, or kind → how many events may go
         self._waiting: deque[bytes] = deque()
         self.wake_ms = NEVER
 
@@ -88,7 +89,7 @@ class Chronicle:
         self._told[one.number] = told
         if len(self._told) > 2 * EVENTS_KEPT_MAX:
             del self._told[next(iter(self._told))]
-        if now - told.at_ms < told.wait_ms or not self._may_go(one.uid):
+        if now - told.at_ms < told.wait_ms or not self._may_go(one):
             return False
         told.at_ms, told.wait_ms = now, min(told.wait_ms * 2, AGAIN_CAP_MS)
         return True
@@ -97,11 +98,12 @@ class Chronicle:
         run = self._runs.get(uid)
         return run is not None and run.row is not None and not (run.row.source == CLOUD and run.row.released)
 
-    def _may_go(self, uid: str) -> bool:
+    def _may_go(self, one: Occurrence) -> bool:
         now = self._desk.now
-        bucket = self._buckets.setdefault(uid, Bucket(BURST, now))
-        more = (now - bucket.at_ms) // REFILL_MS
-        bucket.at_ms += more * REFILL_MS
+        of, refill_ms = (one.kind, DEVICES_REFILL_MS) if one.kind == "Device" else (one.uid, REFILL_MS)
+        bucket = self._buckets.setdefault(of, Bucket(BURST, now))
+        more = (now - bucket.at_ms) // refill_ms
+        bucket.at_ms += more * refill_ms
         bucket.left = min(bucket.left + more, BURST)
         if bucket.left <= 0:
             return False

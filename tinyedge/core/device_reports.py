@@ -19,8 +19,9 @@ from tinyedge.core.desk import Desk
 from tinyedge.core.devices import Devices
 from tinyedge.core.run import NEVER
 from tinyedge.core.status import rfc3339
-from tinyedge.core.twins import Twin
+from tinyedge.core.twins import Twin, goes_to_cloud
 from tinyedge.events import Report, ReportRefused, ReportTaken
+from tinyedge.model.device import MAPPER
 from tinyedge.protocol import readings
 from tinyedge.protocol.revision import encode, revision
 from tinyedge.wire import ReadingRow
@@ -30,6 +31,7 @@ KIND = "devicestatus"
 FEW = 10
 FEW_MS, MANY_MS = 200, 1_000  # between two reports
 UNDER_WAY_MAX = 16
+ONLINE_MS = 600_000
 
 
 class DeviceReports:
@@ -84,12 +86,12 @@ class DeviceReports:
     def _enqueue(self, key: str) -> None:
         twin = self._devices.twins.get(key)
         self._desk.on("Device", key)
-        if twin is None or twin.device is None or twin.shape is None:
+        if twin is None or twin.device is None:
             self._urgent.pop(key, None)
             self._waiting.pop(key, None)
             self._told.pop(key, None)
             self._of.pop(key, None)
-        elif twin.shape.state_to_cloud:
+        elif goes_to_cloud(twin.device.spec):
             if self._of.get(key) != _urgent_of(twin, self._devices):
                 self._waiting.pop(key, None)
                 self._urgent[key] = None
@@ -129,19 +131,46 @@ class DeviceReports:
 
 
 def _urgent_of(twin: Twin, devices: Devices) -> tuple[object, ...]:
-    return (devices.state(twin), twin.observed, twin.refused)
+    return (cloud_state_of(twin, devices), twin.observed, twin.refused)
 
 
 def status(twin: Twin, devices: Devices) -> Json:
-    """A DeviceStatus: of properties those with reportToCloud."""
-    found: Json = {"twins": []}
-    for name, one in twin.shape.properties.items() if twin.shape else ():
-        if one.to_cloud:
-            found["twins"].append(twin_of(twin, name, one.type, devices.latest(f"{twin.key}/{name}")))
-    found |= state_of(twin, devices)
-    if twin.row.online_ms and (online := rfc3339(twin.row.online_ms)):
+    """A DeviceStatus: of properties those with reportToCloud. Without a model there are no `twins`: what the cluster
+    has of them stays."""
+    found = cloud_state_of(twin, devices)
+    if twin.shape is not None:
+        listed = ((name, one) for name, one in twin.shape.properties.items() if one.to_cloud)
+        found["twins"] = [twin_of(twin, name, one.type, devices.latest(f"{twin.key}/{name}")) for name, one in listed]
+    if online := rfc3339(_last_online_ms(twin)):
         found["lastOnlineTime"] = online
     return found
+
+
+def _last_online_ms(twin: Twin) -> int:
+    """Coarse while nothing says that it is not online: each change of it would be a report."""
+    if twin.row.state in ("offline", "unhealthy"):
+        return twin.row.online_ms
+    return max(twin.row.online_ms, twin.seen_ms // ONLINE_MS * ONLINE_MS)
+
+
+def cloud_state_of(twin: Twin, devices: Devices) -> Json:
+    """As `state_of`, but a device that nobody serves or that has never said is `unknown`, and why."""
+    if twin.shape is None:
+        return {"state": "unknown", "reason": devices.no_model(twin)}
+    if not twin.mapper:
+        return {"state": "unknown", "reason": unserved(twin)}
+    found = state_of(twin, devices)
+    if "state" not in found:
+        found = {"state": "unknown"} | ({"reason": twin.problem} if twin.problem else {})
+    return found
+
+
+def unserved(twin: Twin) -> str:
+    """Why no mapper serves it, in words."""
+    asked = twin.device.metadata.annotations.get(MAPPER, "") if twin.device else ""
+    if asked:
+        return f"mapper {asked}, which its annotation {MAPPER} names, has not registered"
+    return f"no mapper of protocol {twin.protocol!r} has registered"
 
 
 def state_of(twin: Twin, devices: Devices) -> Json:

@@ -15,7 +15,7 @@ from tinyedge.core.mappers import Line
 from tinyedge.core.status import rfc3339
 from tinyedge.core.twins import Twin
 from tinyedge.core.why import REMEDY
-from tinyedge.model.device import API_VERSION, MAPPER
+from tinyedge.model.device import API_VERSION
 from tinyedge.protocol import readings
 
 Json = dict[str, Any]
@@ -101,13 +101,6 @@ def problem(twin: Twin, devices: Devices) -> str:
     return f"{found['what']}: {found['why']}" if found and found["why"] else found["what"] if found else ""
 
 
-def _unserved(twin: Twin) -> str:
-    asked = twin.device.metadata.annotations.get(MAPPER, "") if twin.device else ""
-    if asked:
-        return f"mapper {asked}, which its annotation {MAPPER} names, has not registered"
-    return f"no mapper of protocol {twin.protocol!r} has registered"
-
-
 def why(twin: Twin, devices: Devices, desk: Desk) -> Json:
     """`{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}], "source"}`, as of a pod."""
     reasons = [*_reasons(twin, devices), *(_silence(name) for name in _silent(twin, devices))]
@@ -124,7 +117,7 @@ def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
         yield _reason(words, "", "apply that DeviceModel; the device goes on by itself then")
     elif not twin.mapper:
         remedy = f"start a mapper of protocol {twin.protocol!r}; `tinyedge status` tells who has registered"
-        yield _reason(_unserved(twin), "", remedy)
+        yield _reason(device_reports.unserved(twin), "", remedy)
     elif line is not None and line.away:
         words = f"mapper {twin.mapper} can't be reached"
         remedy = "see whether its pod or process runs; it is tried again by itself"

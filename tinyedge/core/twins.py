@@ -119,9 +119,14 @@ def shape(device: Device, spec: DeviceSpec, model: DeviceModel) -> Shape:
     return Shape(
         {one.name: of(one) for one in spec.properties},
         tuple(one.name for one in spec.properties if one.name not in known),
-        spec.state_report.report_to_cloud or any(one.report_to_cloud for one in spec.properties),
+        goes_to_cloud(spec),
         {one.name: tuple(one.property_names) for one in spec.methods},
     )
+
+
+def goes_to_cloud(spec: DeviceSpec) -> bool:
+    """Whether the cluster is told of a device at all."""
+    return spec.state_report.report_to_cloud or any(one.report_to_cloud for one in spec.properties)
 
 
 def _property(found: ModelProperty | None, *, to_cloud: bool, history: bool, push: PushMethod | None) -> Property:

@@ -8,6 +8,7 @@ import pytest
 
 from cloud_gateway.core import device_status
 from tests.cloud_gateway.core.rig import WALL0_MS, Edge, Json, World
+from tinyedge.protocol.revision import revision
 
 KEY = "default/pump-1"
 
@@ -287,13 +288,42 @@ def test_what_a_node_without_a_clock_has_just_read_is_shown(world: World, edge: 
     assert values(world) == {"speed": "31"}
 
 
-def test_a_device_that_was_refused_and_now_reports_is_no_longer_refused(world: World) -> None:
+def test_a_refused_edit_stays_told_while_the_node_reports_on_what_it_has(world: World) -> None:
+    edge = world.joined("n1")
+    world.device("pump-1")
+    edge.refuses[KEY] = ("Invalid", "metadata.annotations is wrong")
+    world.device("pump-1", properties=[{"name": "speed", "desired": {"value": "7"}}])
+    edge.report("devicestatus", KEY, report(twin("speed", "30", 5)))
+    (condition,) = world.status_of("devices", "pump-1")["conditions"]
+    assert (condition["status"], condition["message"]) == ("False", "metadata.annotations is wrong")
+
+
+def test_a_refusal_is_over_when_a_link_shows_that_the_node_has_it(world: World) -> None:
     edge = world.joined("n1")
     edge.refuses[KEY] = ("StoreFull", "the store is full")
     world.device("pump-1")
-    assert world.status_of("devices", "pump-1")["conditions"]
-    edge.report("devicestatus", KEY, report(twin("speed", "30", 5)))
+    put = next(body for kind, key, body in edge.sent if key == KEY)
+    edge.cut()
+    edge.objects["device"][KEY] = (revision(put), put)  # the answer that said so was lost with the link
+    edge.connect()
     assert world.status_of("devices", "pump-1")["conditions"] == []
+
+
+def test_what_a_report_leaves_out_is_taken_away(world: World, edge: Edge) -> None:
+    online = {"state": "online", "lastOnlineTime": "2026-01-01T00:00:00Z"}
+    edge.report("devicestatus", KEY, report(**online))
+    edge.report("devicestatus", KEY, report(state="unknown", reason="no mapper of protocol 'modbus' has registered"))
+    for resource in ("devicestatuses", "devices"):
+        status = world.status_of(resource, "pump-1")
+        assert "lastOnlineTime" not in status
+        assert (status["state"], status["reason"]) == ("unknown", "no mapper of protocol 'modbus' has registered")
+
+
+def test_without_a_model_the_values_that_stood_there_stay(world: World, edge: Edge) -> None:
+    edge.report("devicestatus", KEY, report(twin("speed", "30", 5), state="online"))
+    edge.report("devicestatus", KEY, {"state": "unknown", "reason": "its model default/pump is not on this node"})
+    assert values(world) == {"speed": "30"}
+    assert world.status_of("devices", "pump-1")["state"] == "unknown"
 
 
 # --- one line for people -------------------------------------------------------------------------------------
