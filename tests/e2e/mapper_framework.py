@@ -4,7 +4,8 @@ What it needs: a program that was made with that framework, as its own README sa
 memory: a value that was set, else `initial` of the property's visitors.configData, by `name` of protocol.configData and
 `key` of visitors.configData. The program is run with `--config-file FILE --v 2`, and nothing else is done to it.
 
-The story: it registers and reports; a value is set; daemon and mapper are each started anew; the device goes.
+The story: it registers and reports; a value is set; it is read and called over its HTTP server; daemon and mapper are
+each started anew; a mapper that was killed shows with the next read; the device goes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 
 import yaml
 
+from tests.fakes.ports import free_port
 from tests.test_daemon import Node, until
+from tinyedge.cli.errors import CliError
 
 Json = dict[str, Any]
 VERSION = "devices.kubeedge.io/v1beta1"
@@ -54,6 +57,7 @@ DEVICE: Json = {
             visited("level", dataType="DOUBLE") | {"desired": {"value": "42.5"}},
             visited("count", dataType="INT", initial=7),
         ],
+        "methods": [{"name": "fill", "propertyNames": ["level"]}],
         "stateReport": {"reportToCloud": True, "reportCycle": 100},
     },
 }
@@ -62,6 +66,7 @@ DEVICE: Json = {
 class World:
     def __init__(self, folder: Path, mapper: Sequence[str]) -> None:
         self.node = Node(folder)
+        self.port = free_port()
         self.socket = folder / "tanks.sock"
         self.log = folder / "mapper.log"
         self.config = folder / "config.yaml"
@@ -72,14 +77,16 @@ class World:
             "protocol": "tanks",
             "address": "127.0.0.1",
             "edgecore_sock": f"{folder}/dmi.sock",
-            "http_port": "17777",
+            "http_port": str(self.port),
         }
         self.config.write_text(yaml.safe_dump({"grpc_server": {"socket_path": str(self.socket)}, "common": common}))
         self.command = [*mapper, "--config-file", str(self.config), "--v", "2"]
         self.mapper: subprocess.Popen[bytes]
 
     def start_node(self) -> None:
-        self.node.start("--set", f"dmi.mapper_dirs={self.node.folder}")
+        self.node.start(
+            "--set", f"dmi.mapper_dirs={self.node.folder}", "--set", f"outbound.allow=127.0.0.1:{self.port}"
+        )
         until(self.node.status)
 
     def start_mapper(self) -> None:
@@ -96,6 +103,25 @@ class World:
         assert self.mapper.poll() is None, self.log.read_text()[-2000:]
         twins = self.node.client.get(PATH)["status"]["twins"]
         return {one["propertyName"]: one["reported"]["value"] for one in twins if one.get("reported")}
+
+    def read(self) -> str:
+        """Its level, or why not."""
+        try:
+            level: str = self.node.client.ask("POST", f"{PATH}/read")["values"]["level"]
+        except CliError as error:
+            return str(error.what)
+        return level
+
+    def fill(self, arguments: Json) -> str:
+        """Why not; empty when it was done."""
+        try:
+            self.node.client.ask("POST", f"{PATH}/methods/fill", body={"arguments": arguments})
+        except CliError as error:
+            return str(error.what)
+        return ""
+
+    def mapper_state(self) -> str:
+        return next(str(one["state"]) for one in self.node.status()["mappers"] if one["name"] == "tank-mapper")
 
     def set_level(self, value: str) -> None:
         """At once, or when its mapper listens again."""
@@ -127,10 +153,17 @@ def tell(folder: Path, mapper: Sequence[str]) -> None:
     with world(folder / "node", mapper) as here:
         until(lambda: [one["state"] for one in here.node.status()["mappers"] if one["name"] == "tank-mapper"])
         manifest = here.node.manifests / "tank.yaml"
-        manifest.write_text(yaml.safe_dump_all([MODEL, DEVICE]))
+        http = {"tinyedge.io/mapper-http": f"http://127.0.0.1:{here.port}"}
+        device = {**DEVICE, "metadata": {"name": "tank-1", "annotations": http}}
+        manifest.write_text(yaml.safe_dump_all([MODEL, device]))
         until(lambda: here.values() == {"level": "42.5", "count": "7"})
         until(lambda: here.node.client.get(PATH)["status"]["state"] == "online")
         here.set_level("50")
+        assert float(until(here.read)) == 50
+        assert here.fill({"level": 55}) == ""
+        until(lambda: here.values() == {"level": "55", "count": "7"})
+        assert "level is '101', expected at most 100" in here.fill({"level": 101})
+        assert "fill takes no 'count'; it takes level" in here.fill({"count": 1})
 
         here.node.stop()
         here.start_node()
@@ -141,6 +174,12 @@ def tell(folder: Path, mapper: Sequence[str]) -> None:
         here.start_mapper()
         until(lambda: here.values() == {"level": "70", "count": "7"})
         here.set_level("80")
+
+        here.stop_mapper()
+        assert f"can't reach 127.0.0.1:{here.port}" in here.read()
+        until(lambda: here.mapper_state() == "away")
+        here.start_mapper()
+        until(lambda: here.mapper_state() == "up")
 
         manifest.unlink()
         until(lambda: not here.node.client.get("/v1/devices")["items"])

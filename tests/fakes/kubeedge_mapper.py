@@ -4,18 +4,22 @@
 
 It registers once, with a second's patience, before it serves its own socket. Models that it is given then it knows by
 their bare names only; devices that come or change later are looked up by namespace and name. A new connection carries
-each report, and the value of each property leaves by itself, once a collectCycle. GetDevice ends it. Its devices are in
-memory: what was set, else `initial` of the property's settings, by the device's `name` and the property's `key`.
+each report, and the value of each property leaves by itself, once a collectCycle. GetDevice ends it; a GET on its web
+server reads a value or calls a method. Its devices are in memory: what was set, else `initial` of the property's
+settings, by the device's `name` and the property's `key`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -44,6 +48,9 @@ class Mapper:
         self.models: set[str] = set()
         self.devices: dict[str, threading.Event] = {}
         self.values: dict[tuple[str, str], str] = {}
+        self.places: dict[
+            tuple[str, str], tuple[tuple[str, str], str]
+        ] = {}  # (device, property) → where, and `initial`
 
     def node(self, method: str, request: Any, response: Any) -> Any:
         with grpc.insecure_channel(f"unix:{self.common['edgecore_sock']}") as channel:
@@ -68,6 +75,8 @@ class Mapper:
         self.models |= {model.name for model in answer.modelList}
         for device in answer.deviceList:
             self.start(device)
+        web = ThreadingHTTPServer(("127.0.0.1", int(self.common["http_port"])), partial(Web, self))
+        threading.Thread(target=web.serve_forever, daemon=True).start()
         self.serve()
 
     def serve(self) -> None:
@@ -143,10 +152,12 @@ class Mapper:
     def tell_values(self, device: pb.Device, prop: pb.DeviceProperty, ended: threading.Event) -> None:
         found = settings(prop.visitors.configData)
         place = settings(device.spec.protocol.configData).get("name", ""), found.get("key", prop.name)
+        initial = f"{found.get('initial', 0):g}"
+        self.places[f"{device.namespace}/{device.name}", prop.name] = place, initial
         if prop.desired.value:
             self.values[place] = prop.desired.value
         while prop.reportToCloud and not ended.wait((prop.collectCycle or 1000) / 1000):
-            value = pb.TwinProperty(value=self.values.get(place, f"{found.get('initial', 0):g}"))
+            value = pb.TwinProperty(value=self.values.get(place, initial))
             value.metadata["timestamp"] = str(time.time_ns() // 1_000_000)
             twin = pb.Twin(propertyName=prop.name, observedDesired=prop.desired, reported=value)
             status = pb.DeviceStatus(twins=[twin])
@@ -172,6 +183,23 @@ class Mapper:
             self.node(method, request, response)
         except grpc.RpcError as error:
             sys.stderr.write(f"fail to report: {error}\n")
+
+
+class Web(BaseHTTPRequestHandler):
+    def __init__(self, mapper: Mapper, *connection: Any) -> None:
+        self.mapper = mapper
+        super().__init__(*connection)
+
+    def do_GET(self) -> None:
+        _, _, _, what, namespace, name, *rest = self.path.split("/")
+        place, initial = self.mapper.places[f"{namespace}/{name}", rest[-1 if what == "device" else 1]]
+        if what == "devicemethod":
+            self.mapper.values[place] = rest[2]
+        body = json.dumps({"Data": {"Value": self.mapper.values.get(place, initial)}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
 
 def main() -> None:
