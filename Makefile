@@ -18,7 +18,7 @@ SOAK ?= # of `make soak`: --hours 72 --per-s 100 --kill-minutes 60
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
 
-.PHONY: demo test lint fmt bench outage soak sim crash e2e mapper-framework vm proto binary lock reproducible docs clean
+.PHONY: demo test lint fmt bench outage soak sim crash e2e mapper-framework vm proto binary binary-check lock reproducible docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml
@@ -79,6 +79,9 @@ proto: .venv/.dev
 binary: .venv/.dev
 	@.venv/bin/python build/binary.py --product edge $(if $(ARCH),--arch $(ARCH))
 	@$(if $(ARCH),,.venv/bin/python build/binary.py --product gateway)
+
+binary-check: .venv/.dev
+	@.venv/bin/python -m tests.build.emulated $(ARCH)
 
 lock: .venv/.dev
 	@.venv/bin/python build/tools.py --lock
