@@ -484,9 +484,8 @@ class Gateway:
         node.said = {key: Said(at) for key, at in self._holdings.held(node, "podstatus").items()}
         self._desk.say(facts.Welcome(session.number, want, have))
         self._customs.unknown(node.name, told)
-        for kind in compared:
-            if kind in BY_NAME and kind not in session.awaiting:
-                self._customs.holds(node.name, kind, self._holdings.outline(node, kind))
+        for kind in [one for one in compared if one in BY_NAME and one not in want]:
+            self._customs.holds(node.name, kind, self._holdings.outline(node, kind))
         self._jobs.look_at_all()
         self._dirty[node.name] = None
         self._desk.note("info", "node.linked", node=node.name, differs=",".join((*want, *have)))
