@@ -68,7 +68,6 @@ class Node(Struct):
     pods: dict[str, Pod] = field(default_factory=dict)  # by what the node calls them
     looking: dict[str, None] | None = None  # while its pods are looked for: uids of those that have ended since
     said: dict[str, Said] = field(default_factory=dict)  # what it says of its pods in this session
-    mirroring: dict[str, None] = field(default_factory=dict)  # its own pods whose mirrors are made and not seen yet
     refs: dict[Reference, None] = field(default_factory=dict)
     report: Json = field(default_factory=dict)  # the newest that the node told of itself, or what the API has of it
     reported: bytes = b""  # the revision of what it says in this session; empty until that is known

@@ -42,6 +42,7 @@ _TYPES = ("Normal", "Warning")
 TOKEN_S_MIN = 600  # as the API server
 QUIET_MS = 300_000  # after so long a status that somebody else writes is contradicted at once again
 RELINK_MS, RELINK_AGAIN_MS = 30_000, 300_000
+SAID_MAX = 500  # statuses of one node, those of pods that are not known yet among them
 
 
 class _Telling(Struct, frozen=True):
@@ -120,7 +121,7 @@ class Reports:
     def _pod_status(self, node: Node, event: Reported, status: Json) -> None:
         pod = node.pods.get(event.key)
         gone = bool(status.pop("gone", False)) or not event.body
-        if pod is None and event.key in node.mirroring and not gone:
+        if pod is None and not gone and len(node.said) < SAID_MAX:
             node.said[event.key] = Said(status_revision(status), event.body)  # told once its mirror pod is seen
             self._take(event)
         elif pod is None or pod.held:
@@ -180,7 +181,6 @@ class Reports:
     def seen(self, node: Node, pod: Pod) -> None:
         """A pod has been seen: if its status is not what its node says, somebody else has written it (Kubernetes does,
         when it has heard nothing of a node for a while)."""
-        node.mirroring.pop(pod.key, None)
         said = node.said.get(pod.key)
         if said is None or said.busy or pod.held or pod.deleting:
             return
@@ -266,7 +266,6 @@ class Reports:
             self._make_mirror(node, event, body, tries)
 
     def _mirror_again(self, node: Node, event: Reported, body: Json, tries: int) -> None:
-        node.mirroring.pop(event.key, None)
         if self._lives(node, event):
             self._mirror(node, event, body, tries)
 
@@ -284,16 +283,16 @@ class Reports:
             self._refuse(event, "Forbidden", f"a mirror pod of this node is called …-{node.name}")
             return
         pod = translate.mirror_pod(body, event.key, event.revision, node.name, node.uid)
-        node.mirroring[event.key] = None
         then = partial(self._mirror_made, node, event, body, tries)
         self._desk.call("create", "pods", str(meta["namespace"]), str(meta["name"]), then, body=pod)
 
     def _mirror_made(self, node: Node, event: Reported, body: Json, tries: int, done: Done) -> None:
         if done.ok:
             self._take(event)
-        elif done.status == 404 or done.refused:
-            node.mirroring.pop(event.key, None)
-            self._refuse(event, "NamespaceNotFound" if done.status == 404 else done.reason or "Invalid", done.message)
+        elif done.status == 404:
+            self._refuse(event, "NamespaceNotFound", done.message)
+        elif done.refused:
+            self._refuse(event, done.reason or "Invalid", done.message)
         else:
             self._desk.later(again_ms(tries), partial(self._mirror_again, node, event, body, tries + 1))
 

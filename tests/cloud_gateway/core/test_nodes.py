@@ -7,6 +7,7 @@ import pytest
 from cloud_gateway.core import facts, translate
 from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.hold import Hold
+from cloud_gateway.core.reports import SAID_MAX
 from tests.cloud_gateway.core.rig import Edge, Json, World, node_report, running, volume_of
 from tinyedge.protocol import asks
 from tinyedge.protocol.revision import encode, revision, status_revision
@@ -803,18 +804,26 @@ def test_a_pod_of_the_nodes_own_appears_changes_and_goes(world: World, edge: Edg
     assert world.current("web-n1") is None
 
 
-def test_the_status_of_a_pod_of_the_nodes_own_counts_though_it_comes_before_its_mirror_is_seen(
-    world: World, edge: Edge
+@pytest.mark.parametrize("first", ["mirror", "podstatus"])
+def test_the_status_of_a_pod_of_the_nodes_own_counts_though_its_mirror_is_not_seen_yet(
+    world: World, edge: Edge, first: str
 ) -> None:
     body = {"metadata": {"name": "web-n1", "namespace": "default"}, "spec": {"containers": [{"name": "c"}]}}
     mirror, status = encode(body), encode(running())
-    world.step(
+    told = [
         facts.Reported(edge.session, 901, "mirror", "u1", revision(mirror), mirror),
         facts.Reported(edge.session, 902, "podstatus", "u1", status_revision(running()), status),
-    )
+    ]
+    world.step(*sorted(told, key=lambda one: one.kind != first))
     world.wait(5)
     assert {901, 902} <= set(edge.taken)
     assert world.current("web-n1")["status"]["phase"] == "Running"  # type: ignore[index]
+
+
+def test_what_a_node_says_of_pods_that_are_not_there_is_kept_within_bounds(world: World, edge: Edge) -> None:
+    told = {edge.report("podstatus", f"u{number}", running()) for number in range(SAID_MAX + 10)}
+    assert told <= set(edge.taken)
+    assert len(world.core._nodes["n1"].said) == SAID_MAX
 
 
 def test_a_call_that_fails_is_made_again_until_it_works_and_the_newest_counts(world: World, edge: Edge) -> None:
