@@ -207,7 +207,10 @@ def _status(args: argparse.Namespace) -> int:
         show(f"\nNo gateway answers at {args.metrics}, so no live numbers; --metrics names another place, or: {remedy}")
     else:
         show()
-        show(pairs([(name.removeprefix("tinyedge_gateway_"), f"{value:g}") for name, value in numbers.items()]))
+        plain = {name.removeprefix("tinyedge_gateway_"): value for name, value in numbers.items() if "{" not in name}
+        show(pairs([(name, f"{value:g}") for name, value in plain.items()]))
+        if len(plain) < len(numbers):
+            show(f"\nAnd {len(numbers) - len(plain)} by verb, resource and code: -o json, or http://{args.metrics}/metrics")
     return 0
 
 

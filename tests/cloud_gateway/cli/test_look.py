@@ -134,7 +134,10 @@ def test_status_shows_the_numbers_of_a_gateway_that_answers(here: Here, gateway:
         "tinyedge_gateway_nodes": 3,
         'tinyedge_x{a="b"}': 1.5,
     }
-    assert "nodes:" in here("status", *gateway).out
+    shown = here("status", *gateway).out
+    assert "nodes:" in shown
+    assert "tinyedge_x" not in shown
+    assert "And 1 by verb, resource and code: -o json" in shown
 
 
 def test_top_shows_what_is_measured_and_what_is_not(here: Here, nodes: None, monkeypatch: pytest.MonkeyPatch) -> None:
