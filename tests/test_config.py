@@ -25,6 +25,12 @@ def test_a_key_of_the_command_line_goes_before_the_file(tmp_path: Path) -> None:
     assert loaded.manifests.paths == ("/a", "/b")
 
 
+def test_the_process_runtime_does_not_take_the_place_of_containerds_socket() -> None:
+    assert config.build({}, ["runtime.kind=process"]).runtime.endpoint == config.PROCESSES
+    given = config.build({}, ["runtime.kind=process", "runtime.endpoint=/srv/state"])
+    assert given.runtime.endpoint == "/srv/state"
+
+
 @pytest.mark.parametrize(
     ("override", "field", "expected"),
     [
@@ -47,6 +53,42 @@ def test_a_wrong_key_or_value_is_named_with_what_would_be_right(override: str, f
         config.load(None, [override])
     assert caught.value.field == field
     assert expected in caught.value.expected
+
+
+NEWER = """
+[log]
+level = "debug"
+colour = "red"
+[nodes]
+name = "x"
+[node]
+nam = "y"
+name = "gate"
+"""
+
+
+def test_a_daemon_passes_over_keys_of_a_newer_version_and_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "tinyedge.toml"
+    path.write_text(NEWER)
+    unknown: list[str] = []
+    loaded = config.load(str(path), ["mqtt.flavour=x"], unknown)
+    assert (loaded.log.level, loaded.node.name) == ("debug", "gate")
+    assert [words.partition(" (the nearest is ") for words in unknown] == [
+        ("section nodes", " (the nearest is ", "node)"),
+        ("log.colour", " (the nearest is ", "log.format)"),
+        ("node.nam", " (the nearest is ", "node.name)"),
+        ("mqtt.flavour", " (the nearest is ", "mqtt.url)"),
+    ]
+    with pytest.raises(BadInput, match=r"log\.colour"):
+        config.load(str(path))
+
+
+@pytest.mark.parametrize("wrong", ['[log]\nlevel = "loud"\ncolour = "red"', "log = 5", "[node"])
+def test_a_wrong_value_is_an_error_for_a_daemon_as_well(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "tinyedge.toml"
+    path.write_text(wrong)
+    with pytest.raises(TinyEdgeError):
+        config.load(str(path), [], [])
 
 
 def test_a_file_that_is_named_and_not_there_is_an_error_with_a_remedy(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The configuration: one frozen value, read once, checked once, passed by hand. The daemon never writes it.
 
-One TOML file, every key also as `section.key=value` on the command line. An unknown key is an error. The words under
-each key are what docs/configuration.md shows.
+One TOML file, every key also as `section.key=value` on the command line. An unknown key is an error for whoever asks
+whether the file is right; the daemon passes it over and tells of it, for after a way back to an older version the file
+may be a newer one's. A wrong value is always an error. The words under each key are what docs/configuration.md shows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from tinyedge.errors import BadInput, TinyEdgeError
 from tinyedge.limits import MIB, SERIES_BYTES_MAX
@@ -79,6 +81,9 @@ class SeriesConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 0
 
 
+CONTAINERD, PROCESSES = "/run/containerd/containerd.sock", "/var/lib/tinyedge/processes"
+
+
 class RuntimeConfig(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Annotated[
         Literal["containerd", "process"],
@@ -88,8 +93,12 @@ class RuntimeConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "containerd"
     endpoint: Annotated[
-        AbsolutePath, Meta(description="Socket of containerd, or the state folder of the process runtime.")
-    ] = "/run/containerd/containerd.sock"
+        AbsolutePath,
+        Meta(
+            description="Socket of containerd, or the state folder of the process runtime (where nothing is said: "
+            "`/var/lib/tinyedge/processes`)."
+        ),
+    ] = CONTAINERD
     parallel: Annotated[
         int, Meta(ge=1, le=64, description="Operations on the runtime at the same time, over all pods.")
     ] = 8
@@ -343,18 +352,22 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 SECTIONS: dict[str, type[Struct]] = {name: type(getattr(Config(), name)) for name in Config.__struct_fields__}
 
 
-def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | None, overrides: Sequence[str] = (), unknown: list[str] | None = None) -> Config:
     """Read `path` (None: the default file if it is there, else defaults) and apply `section.key=value` overrides.
 
-    Raises BadInput naming the key and what would be right, or TinyEdgeError when the file can't be read.
+    With a list for `unknown`, keys that there are not go there, in words, and are passed over. Raises BadInput naming
+    the key and what would be right, or TinyEdgeError when the file can't be read.
     """
-    return build(_read(path or DEFAULT_PATH, required=path is not None), overrides)
+    return build(_read(path or DEFAULT_PATH, required=path is not None), overrides, unknown)
 
 
-def build(raw: Mapping[str, object], overrides: Sequence[str] = ()) -> Config:
-    """What stands in a file, with overrides. Raises BadInput naming the key and what would be right."""
+def build(raw: Mapping[str, object], overrides: Sequence[str] = (), unknown: list[str] | None = None) -> Config:
+    """What stands in a file, with overrides; as `load`. Raises BadInput naming the key and what would be right."""
     raw = with_values(raw, overrides)
-    _refuse_unknown(raw)
+    if unknown is None:
+        refuse_unknown(raw)
+    else:
+        _pass_over_unknown(raw, unknown)
     try:
         config = msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
@@ -364,6 +377,8 @@ def build(raw: Mapping[str, object], overrides: Sequence[str] = ()) -> Config:
     allowed(config.outbound.allow)
     if config.mqtt.url:
         settings(config.mqtt.url)
+    if (config.runtime.kind, config.runtime.endpoint) == ("process", CONTAINERD):
+        return replace(config, runtime=replace(config.runtime, endpoint=PROCESSES))
     return config
 
 
@@ -447,7 +462,8 @@ def _scalar(text: str, default: object) -> object:
     return text
 
 
-def _refuse_unknown(raw: dict[str, object]) -> None:
+def refuse_unknown(raw: Mapping[str, object]) -> None:
+    """BadInput for the first key that there is not."""
     for section, table in raw.items():
         if section not in SECTIONS:
             raise BadInput("section", section, "one of " + _nearest(section, list(SECTIONS)))
@@ -457,6 +473,20 @@ def _refuse_unknown(raw: dict[str, object]) -> None:
         for name, value in table.items():
             if name not in known:
                 raise BadInput(f"{section}.{name}", value, "one of the keys " + _nearest(name, list(known)))
+
+
+def _pass_over_unknown(raw: dict[str, object], unknown: list[str]) -> None:
+    """Takes them out of `raw`; one that is left there is refused by its type."""
+    for section in [one for one in raw if one not in SECTIONS]:
+        del raw[section]
+        unknown.append(f"section {section} (the nearest is {_nearest(section, list(SECTIONS)).partition(',')[0]})")
+    for section, table in raw.items():
+        if not isinstance(table, dict):
+            raise BadInput(section, table, "a section (a TOML table)")
+        known = list(SECTIONS[section].__struct_fields__)
+        for name in [one for one in table if one not in known]:
+            del table[name]
+            unknown.append(f"{section}.{name} (the nearest is {section}.{_nearest(name, known).partition(',')[0]})")
 
 
 def _nearest(word: str, known: list[str]) -> str:
