@@ -283,6 +283,7 @@ async def test_a_file_that_is_not_there_yet_is_made_and_goes_again(
     node.file.unlink()
     await on_trial(node)
     assert 'level = "debug"' in node.file.read_text()
+    assert node.file.stat().st_mode & 0o777 == 0o600  # a job may set a password
     node.trials.give_up("no")
     assert not node.file.exists()
 

@@ -40,11 +40,13 @@ _DONE_WORDS_MAX = 900
 
 
 class ConfigSource(Struct, frozen=True):
-    """Where this daemon's configuration comes from. `path` empty: from no file; `started`: what its start has found."""
+    """Where this daemon's configuration comes from. `path` empty: from no file; `started`: what its start has found;
+    `unknown`: in words, the keys in it that this version does not know and has passed over."""
 
     path: str = ""
     overrides: tuple[str, ...] = ()
     started: Started = Started()
+    unknown: tuple[str, ...] = ()
 
 
 class Gateway(Link, Protocol):
@@ -322,7 +324,7 @@ class Fleet:
                 effect.job,
                 hashlib.sha256(new).hexdigest(),
                 hashlib.sha256(old).hexdigest() if old is not None else "",
-                stat.S_IMODE(os.stat(path).st_mode) if old is not None else 0o644,
+                stat.S_IMODE(os.stat(path).st_mode) if old is not None else 0o600,  # it may hold a password
                 link["state"] == "up",
                 steady,
                 upgrade.hold_s,

@@ -64,8 +64,9 @@ def test_inspect_goes_into_a_table_a_value_and_a_segment(cli: Cli, store: str) -
     assert "there are: pod, secret" in cli("inspect", store, "--table", "x").err
 
 
-def test_a_value_of_a_secret_is_refused(cli: Cli, store: str) -> None:
-    ran = cli("inspect", store, "--value", "secret/default/login")
+@pytest.mark.parametrize("key", ["secret/default/login", "token/5d1e 0a"])
+def test_a_value_of_a_secret_is_refused(cli: Cli, store: str, key: str) -> None:
+    ran = cli("inspect", store, "--value", key)
     assert (ran.code, ran.out) == (1, "")
     assert "values of secrets are not shown" in ran.err
 

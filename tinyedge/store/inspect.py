@@ -1,7 +1,7 @@
 """A look into a store that changes nothing: what is in it, and what is wrong with it. For `inspect` and `doctor`.
 
 It takes no lock and asks no daemon; beside a running one its figures are of the moment. Values are not part of a look,
-and `value` refuses those of secrets.
+and `value` refuses those of secrets and tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tinyedge.store.recovery import Recovered, Recovery
 from tinyedge.store.series import SeriesInfo
 from tinyedge.store.verify import Verifier, default_verifier
 
-SECRET_TABLE = "secret"  # noqa: S105
+SECRET_TABLES = frozenset({"secret", "token"})
 _SMALL_FILE_BYTES_MAX = 256
 
 
@@ -135,8 +135,8 @@ def records(path: str, number: int) -> Iterator[RecordLook]:
 
 
 def value(path: str, table: str, key: str, *, map_bytes: int = limits.LMDB_MAP_BYTES) -> bytes:
-    """One state value. Raises StoreError when it is not there, and for every secret."""
-    if table == SECRET_TABLE:
+    """One state value. Raises StoreError when it is not there, and for every secret and token."""
+    if table in SECRET_TABLES:
         raise StoreError("values of secrets are not shown", f"{table} {key} is one")
     found, _ = _recover(path, Disk(), FaultLog(lambda: 0), None, map_bytes)
     try:
