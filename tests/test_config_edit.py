@@ -92,6 +92,14 @@ def test_what_the_command_line_sets_can_not_be_changed_in_the_file() -> None:
         change({"log.level": "debug"}, overrides=("log.level=error",))
 
 
+def test_keys_of_a_newer_version_are_in_nobodys_way_and_stay() -> None:
+    found = change({"log.level": "debug"}, FILE + b"[later]\nx = 1\n")
+    assert tomllib.loads(found)["later"] == {"x": 1}
+    assert tomllib.loads(found)["log"]["level"] == "debug"
+    with pytest.raises(BadInput, match=r"later\.x|section"):
+        change({"later.x": "2"}, FILE + b"[later]\nx = 1\n")
+
+
 def test_a_file_that_is_broken_already_is_left_alone() -> None:
     with pytest.raises(TinyEdgeError, match="not valid TOML"):
         change({"log.level": "debug"}, b"[log\n")

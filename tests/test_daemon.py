@@ -318,6 +318,15 @@ def test_a_manifest_that_breaks_the_daemon_before_it_is_stored_is_held_back(node
     assert node.status()["manifests"][0]["problems"] == []
 
 
+def test_it_starts_with_keys_that_only_a_newer_version_knows_and_says_so(node: Node) -> None:
+    path = node.folder / "tinyedge.toml"
+    path.write_text('[later]\nx = 1\n[node]\nnam = "x"\n')
+    node.start("--config", str(path))
+    told = ["section later (the nearest is series)", "node.nam (the nearest is node.name)"]
+    assert until(node.status)["unknownKeys"] == told
+    assert node.log.read_text().count("config.unknown") == 2
+
+
 def test_a_second_daemon_on_a_store_refuses_with_the_pid_of_the_first(node: Node) -> None:
     node.start()
     until(node.status)

@@ -94,8 +94,8 @@ class Life(Struct):
 
 
 class DaemonBackend:
-    """`local_api.Backend` of the daemon. `numbers` are the wiring's own counters, for the metrics;
-    `around` is what `Site.status` tells."""
+    """`local_api.Backend` of the daemon. `numbers` are the wiring's own counters, for the metrics; `around` is what
+    `Site.status` tells, `unknown_keys` what `ConfigSource.unknown` does."""
 
     def __init__(
         self,
@@ -115,6 +115,7 @@ class DaemonBackend:
         uplink: Uplinked,
         upgrades: Upgrading,
         around: Callable[[], Json] = dict,
+        unknown_keys: Sequence[str] = (),
     ) -> None:
         self._config = config
         self._life = life
@@ -131,6 +132,7 @@ class DaemonBackend:
         self._uplink = uplink
         self._upgrades = upgrades
         self._around = around
+        self._unknown_keys = unknown_keys
         self._changes = Changes()
         self._waiting: dict[int, tuple[trio.Event, list[Answer]]] = {}
         self._request = 0
@@ -229,6 +231,7 @@ class DaemonBackend:
             "series": self._series(),
             "machine": self._machine(),
             "upgrade": self._upgrades.status(),
+            **({"unknownKeys": list(self._unknown_keys)} if self._unknown_keys else {}),
             **self._around(),
         }
 

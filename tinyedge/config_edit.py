@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 
-from tinyedge.config import Config, build, parse, with_values
+from tinyedge.config import Config, build, parse, refuse_unknown, with_values
 from tinyedge.errors import BadInput
 
 # Changed on site alone. Where the state is, who this is, and what its pods run in: changed from afar, these would leave
@@ -30,7 +30,7 @@ _HEADER = re.compile(r"\s*\[\s*([A-Za-z0-9_-]+)\s*\]\s*(#.*)?")
 
 def changed(text: bytes, fields: Mapping[str, str], path: str, overrides: Sequence[str] = ()) -> bytes:
     """`text` with these values (section.key → text, as --set takes it); the same text if nothing differs. `overrides`
-    are those of the command line, which stay above it.
+    are those of the command line, which stay above it. Keys in it that another version knows stay.
 
     Raises BadInput for what would not be right, or would change nothing; TinyEdgeError when the text is no TOML.
     """
@@ -40,14 +40,15 @@ def changed(text: bytes, fields: Mapping[str, str], path: str, overrides: Sequen
             why = "it says who and where this node is, or who has power over it"
             raise BadInput(key, fields[key], f"changed on site, and not by a job: {why}")
     values = [f"{key}={value}" for key, value in fields.items()]
+    refuse_unknown(with_values({}, values))
     new = with_values(old, values)
-    wanted = build(new, overrides)
+    wanted = build(new, overrides, [])
     hidden = sorted(_keys(overrides) & fields.keys())
     if hidden:
         raise BadInput(
             hidden[0], fields[hidden[0]], "changed where it is set: on the command line of the daemon (--set)"
         )
-    if new == old or wanted == build(old, overrides):
+    if new == old or wanted == build(old, overrides, []):
         return text
     edited = text.decode()
     for key in fields:

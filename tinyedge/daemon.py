@@ -47,6 +47,7 @@ from tinyedge.store.identity import takes_writes
 from tinyedge.store.store import Store
 from tinyedge.store.suspects import Suspects
 from tinyedge.uplink import Known, Uplink
+from tinyedge.waiting import remembered
 
 READ_ONLY = "TINYEDGE_READ_ONLY"  # in the environment of a daemon that has started itself again: why, empty for good
 IMAGES_DIR = "/var/lib/containerd"  # its default root; on the disk of the images unless it is configured away
@@ -54,6 +55,7 @@ WRITE_AGAIN_S = 60
 FULL_MS_MIN = 20_000
 FOLDERS_S_MAX = 5  # what starts waits this long for the first look at the manifests
 CLOSE_S_MAX = 20
+SAVE_S_MAX = 5
 STOP_S_MAX = 30
 STOP_PODS_S_MAX = 60
 REFUSE_S = 0.2  # for refusals to reach those who wait
@@ -72,6 +74,8 @@ def serve(config: Config, *, stop_pods: bool = False, source: ConfigSource = Con
     if config.runtime.kind == "containerd":
         kubelets.refuse_beside(config.runtime.endpoint)
     log = open_log(config)
+    for key in source.unknown:
+        log.note("error", "config.unknown", {"key": key})
     sys.setswitchinterval(SWITCH_S)
     environ = dict(os.environ)  # with the init system's address, which no child but our next life may have
     launch = trial.launched(environ)
@@ -131,7 +135,8 @@ async def _live(config: Config, log: Log, launch: trial.Launch, source: ConfigSo
         edge = Edge(loaded.tables, policy(config), about)
         async with open_runtime(config, facts) as runtime:
             parts = _Parts(
-                *(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, launch, source)
+                *(config, log, facts, found, clock, life, store, box, edge, runtime, notifier, gate, launch, source),
+                clean=loaded.report.clean,
             )
             if reason:
                 await _run(parts, stop_pods)
@@ -190,6 +195,7 @@ async def _run(parts: _Parts, stop_pods: bool) -> None:
                 break
             daemon.guard.stop()
             parts.notifier.stopping()
+            await daemon.save()
             nursery.cancel_scope.cancel()
 
 
@@ -210,6 +216,7 @@ class _Parts(Struct):
     gate: Gate
     launch: trial.Launch
     source: ConfigSource
+    clean: bool  # the last life ended as it should
     committer: Committer | None = None
 
 
@@ -324,9 +331,12 @@ class _Daemon:
             uplink=self._uplink,
             upgrades=self._upgrades,
             around=self._site.status,
+            unknown_keys=parts.source.unknown,
         )
         self.guard = Guard(config.watchdog, self._loop.beat, parts.log.note)
         self._listed = trio.Event()
+        self._saved = trio.Event()
+        self._clean = parts.clean
         self._volume_usage = VolumeUsage()
         self._records, self._to_record = trio.open_memory_channel[ev.Record](1000)
 
@@ -344,6 +354,8 @@ class _Daemon:
         await self._uplink.start(self._backend, self._listed, dict.fromkeys(STREAMS, self._site.stream))
         booted = ev.Booted(self._facts, self._life.boot_reason, int.from_bytes(os.urandom(8)))
         nursery.start_soon(self._decide, booted)
+        if not self._clean:
+            nursery.start_soon(self._remember)
         nursery.start_soon(self._meet_runtime, [self._watch(folder) for folder in config.manifests.paths])
         if config.images.import_path:
             nursery.start_soon(self._import_images)
@@ -352,8 +364,8 @@ class _Daemon:
         nursery.start_soon(self.guard.run)
         nursery.start_soon(self._outlast_boot)
         await self._fleet.start()
-        nursery.start_soon(self._upgrades.run, self._backend.request)
-        nursery.start_soon(self._fleet.run, self._backend.request)
+        nursery.start_soon(self._until_restart, self._upgrades)
+        nursery.start_soon(self._until_restart, self._fleet)
         self._notifier.ready(f"node {self._facts.name}")
 
     def _watch(self, folder: str) -> trio.Event:
@@ -374,6 +386,22 @@ class _Daemon:
             for told in folders:
                 await told.wait()
         await self._executor.run()
+
+    async def _remember(self) -> None:
+        await self._loop.post(await trio.to_thread.run_sync(remembered, self._store))
+
+    async def _until_restart(self, what: trial.Upgrades | Fleet) -> None:
+        try:
+            await what.run(self._backend.request)
+        except* trial.Restart:
+            await self.save()
+            raise
+
+    async def save(self) -> None:
+        """Make durable what need not be before the end; a store that hangs is not waited for."""
+        with trio.move_on_after(SAVE_S_MAX):
+            await self._loop.post(ev.Stopping())
+            await self._saved.wait()
 
     async def _decide(self, booted: ev.Booted) -> None:
         """Who waits for an answer when a commit fails is told why before this life ends."""
@@ -411,8 +439,10 @@ class _Daemon:
                 self._record(effect)
             case ev.Answer():
                 self._backend.answered(effect)
-            case ev.MapperWelcome() | ev.ReportAnswer() | ev.CallMapper() | ev.Subscriptions():
+            case ev.MapperWelcome() | ev.ReportAnswer() | ev.CallMapper() | ev.DialMapper() | ev.Subscriptions():
                 self._site.carry_out(effect)
+            case ev.Saved():
+                self._saved.set()
             case ev.CloudAck() | ev.CloudRefuse() | ev.Report() | ev.RequestToken():
                 self._uplink.carry_out(effect)
             case _ if isinstance(effect, ev.JobEffect):

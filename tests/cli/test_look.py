@@ -331,6 +331,11 @@ def test_status_shows_the_node_at_a_glance(cli: Cli) -> None:
     ]
 
 
+def test_status_names_keys_that_this_version_does_not_know(cli: Cli) -> None:
+    cli.backend.status_object["unknownKeys"] = ["node.nam (the nearest is node.name)"]
+    assert "\n  node.nam (the nearest is node.name)\n" in cli("status").out + "\n"
+
+
 def test_status_names_jobs_and_updates_that_are_held(cli: Cli) -> None:
     status = cli.backend.status_object
     status["jobs"] = [

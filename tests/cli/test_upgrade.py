@@ -266,6 +266,20 @@ def test_there_is_no_way_back_to_what_is_not_there_or_damaged_or_can_not_read_th
     assert device.versions.current() == NEW
 
 
+def test_there_is_no_way_back_to_a_version_that_does_not_take_the_configuration(
+    cli: Cli, device: Device, tmp_path: Path
+) -> None:
+    body = '#!/bin/sh\n[ "$*" = "config --set=log.level=new" ] || exit 0\necho "log.level is new" >&2\nexit 1\n'
+    old = device.stage(bundle(tmp_path / "older", "0.0.5", body=body))
+    device.versions.switch(old)
+    device.versions.switch(OLD)
+    ran = cli("upgrade", "rollback", "--set", "log.level=new")
+    assert (ran.code, f"{old} can't start with this node's configuration: log.level is new" in ran.err) == (1, True)
+    assert device.versions.current() == OLD
+    assert cli("upgrade", "rollback").code == 0
+    assert device.versions.current() == old
+
+
 # --- looking ---------------------------------------------------------------------------------------------------
 
 

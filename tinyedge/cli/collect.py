@@ -58,7 +58,7 @@ application may have written down what only it knows to be secret.
 def run(args: argparse.Namespace) -> int:
     if args.tail and not args.tail.isdigit():
         raise CliError(f"--tail {args.tail} is not a number of lines", code=EXIT_USAGE)
-    bundle = Bundle(client(args), load(args.config, args.set))
+    bundle = Bundle(client(args), load(args.config, args.set, []))
     path = args.file or f"tinyedge-{bundle.node}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.tar.gz"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)

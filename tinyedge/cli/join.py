@@ -107,7 +107,7 @@ def _opened(args: argparse.Namespace) -> tuple[Config, IdentityFiles]:
     from tinyedge import config
     from tinyedge.store.node_identity import IdentityFiles
 
-    loaded = config.load(args.config, args.set)
+    loaded = config.load(args.config, args.set, [])
     folder = os.path.dirname(loaded.store.path)
     try:
         os.makedirs(folder, exist_ok=True)

@@ -25,7 +25,7 @@ def store_path(args: argparse.Namespace) -> str:
         return str(args.path)
     from tinyedge import config
 
-    return config.load(args.config, args.set).store.path
+    return config.load(args.config, args.set, []).store.path
 
 
 # --- inspect ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from typing import Any
 
 from tinyedge import __version__
@@ -50,7 +51,10 @@ def _demo_pump(args: argparse.Namespace) -> int:
 def _config(args: argparse.Namespace) -> int:
     from tinyedge import config
 
-    loaded = config.shown(config.load(args.config, args.set))
+    unknown: list[str] = []
+    loaded = config.shown(config.load(args.config, args.set, unknown))
+    for key in unknown:
+        show(f"warning: no such key in {__version__}, it is passed over: {key}", file=sys.stderr)
     show(structured(loaded, args.output) if args.output else toml(loaded))
     return 0
 

@@ -47,6 +47,7 @@ def start(config: str | None, overrides: Sequence[str], socket: str | None, *, s
 
     values = (*overrides, *((f"api.socket={socket}",) if socket else ()))
     found = started(os.environ)  # counted before anything of the configuration is looked at
-    loaded = load(found.path or config, values)
-    source = ConfigSource(config or DEFAULT_PATH, values, found)
+    unknown: list[str] = []
+    loaded = load(found.path or config, values, unknown)
+    source = ConfigSource(config or DEFAULT_PATH, values, found, tuple(unknown))
     return daemon.serve(loaded, stop_pods=stop_pods, source=source)

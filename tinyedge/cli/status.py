@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     failing = [f"  {one['rule']}: {_one_line(in_words(one))}" for one in status.get("rules", {}).get("problems", ())]
     away = [f"  {one['place']}: {_one_line(one['message'])}" for one in status.get("pushes", ()) if one.get("message")]
     notes = [f"  {note}" for note in status.get("runtime", {}).get("notes", ())]
+    unknown = [f"  {_one_line(key)}" for key in status.get("unknownKeys", ())]
     for title, found in (
+        ("Keys of the configuration that this version does not know, and passes over", unknown),
         ("Jobs of the fleet", list(_jobs(status.get("jobs", ())))),
         ("Updates that are held (tinyedge release)", list(_held(status))),
         ("Pods that need a look", troubles),

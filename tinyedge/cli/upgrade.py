@@ -22,6 +22,8 @@ from tinyedge.upgrade.versions import Versions, check_store
 Json = dict[str, Any]
 WAIT_S_MAX = 2 * 3600  # all starts of a trial, each as long as it may take
 LOOK_S = 1.0
+CONFIG_S_MAX = 60
+WORDS_BYTES_MAX = 1000
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,7 +116,7 @@ def _store_format(args: argparse.Namespace) -> int:
     from tinyedge.store.identity import written_format
 
     try:
-        return max(0, written_format(Disk(), config.load(args.config, args.set).store.path)[0])
+        return max(0, written_format(Disk(), config.load(args.config, args.set, []).store.path)[0])
     except (TinyEdgeError, OSError):
         return 0
 
@@ -189,7 +191,38 @@ def _one_before(versions: Versions, args: argparse.Namespace) -> str:
             "there is no version to go back to", f"what is there: {there}", "upgrade to the one that is meant"
         )
     check_store(versions.verify(name), _store_format(args))
+    _check_config(versions, name, args)
     return name
+
+
+def _check_config(versions: Versions, name: str, args: argparse.Namespace) -> None:
+    """That version itself reads the configuration. One that has a value that it does not take would never start."""
+    argv = [os.path.join(versions.folder(name), "tinyedge"), "config"]
+    argv += [*(["--config", args.config] if args.config else []), *(f"--set={value}" for value in args.set)]
+    why = _refusal(argv)
+    if why is not None:
+        remedy = "change the file so that both versions take it, then go back"
+        raise CliError(f"{name} can't start with this node's configuration", why, remedy)
+
+
+def _refusal(argv: list[str]) -> str | None:
+    """What a program says of why it fails; None when it does not."""
+    import trio
+
+    from tinyedge.trial import fresh
+
+    async def ask() -> Any:
+        with trio.fail_after(CONFIG_S_MAX):
+            environ = fresh(os.environ)
+            return await trio.run_process(argv, capture_stdout=True, capture_stderr=True, check=False, env=environ)
+
+    try:
+        done = trio.run(ask)
+    except OSError as error:
+        return error.strerror or str(error)
+    except trio.TooSlowError:
+        return f"it says nothing within {CONFIG_S_MAX} s"
+    return done.stderr.decode("utf-8", "replace")[-WORDS_BYTES_MAX:].strip() if done.returncode else None
 
 
 def _restarted(api: Client, name: str) -> str:
