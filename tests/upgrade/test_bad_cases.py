@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.test_daemon import SLEEPER, WAIT_S, until
-from tests.upgrade.rig import LAUNCHER, ROOT, STRANGER, Device, bundle
-from tinyedge.cli.client import Client
+from tests.test_daemon import until
+from tests.upgrade.rig import ROOT, STRANGER, bundle
+from tests.upgrade.site import Site
 from tinyedge.store.record import FORMAT
 from tinyedge.upgrade.bundle import this_architecture
 from tinyedge.upgrade.marks import Result
@@ -26,119 +24,22 @@ ARCH = this_architecture()
 OLD, NEW = f"0.1.0-{ARCH}", f"0.2.0-{ARCH}"
 DAEMON = f"#!/bin/sh\ncd {ROOT} && exec {sys.executable} -m "
 GOOD = f'{DAEMON} tinyedge "$@"\n'
+NEVER_WELL = f'{DAEMON} tests.fakes.unfit_daemon no-runtime "$@" --set upgrade.window_s=4\n'
 
 
-class Site:
-    """A device whose 0.1.0 is the real daemon; `init` starts the launcher whenever its process has ended."""
+def installed_at(folder: Path) -> Site:
+    """0.1.0, which is the real daemon, on a device of its own."""
+    return Site(folder, bundle(folder / "old", "0.1.0", body=GOOD))
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.device = Device(folder)
-        self.client = Client(str(folder / "api.sock"))
-        self.manifests = folder / "manifests"
-        self.manifests.mkdir()
-        (self.manifests / "sleeper.yaml").write_text(SLEEPER)
-        self.environ = {**os.environ, **self.device.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        self.environ["TINYEDGE_SOCKET"] = self.client.path
-        self.config = folder / "tinyedge.toml"
-        self.config.write_text(f"""\
-[node]
-name = "gate"
-pods_dir = "{folder}/pods"
-logs_dir = "{folder}/logs"
-[store]
-path = "{folder}/store"
-[runtime]
-kind = "process"
-endpoint = "{folder}/processes"
-[manifests]
-paths = ["{self.manifests}"]
-[api]
-socket = "{folder}/api.sock"
-[dmi]
-socket = ""
-[pressure]
-memory_available_mb = 0
-disk_free_percent = 0
-inodes_free_percent = 0
-[upgrade]
-hold_s = 1
-window_s = 4
-""")
-        self.log = folder / "daemon.log"
-        self.starts = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = False
-        self._init = threading.Thread(target=self._again)
-        file = bundle(folder / "old", "0.1.0", body=GOOD)
-        assert self.cli("upgrade", "verify", str(file), launched=False).returncode == 0
-        found = self.device.stage(file)
-        self.device.versions.switch(found)
-        self.device.versions.tell()
 
-    def _again(self) -> None:
-        """What an init system does, without its pauses."""
-        while not self._stopping:
-            argv = ["sh", str(LAUNCHER), "run", "--config", str(self.config)]
-            with self.log.open("ab") as log:
-                self._process = subprocess.Popen(argv, env=self.environ, stdout=log, stderr=log)
-                self.starts += 1
-                self._process.wait()
-
-    def start(self) -> None:
-        self._init.start()
-        until(lambda: self.client.get("/v1/status"))
-
-    def stop(self) -> None:
-        """The pod ends with its manifest, and then the daemon."""
-        if not self._init.is_alive():
-            return
-        for manifest in self.manifests.iterdir():
-            manifest.unlink()
-        until(
-            lambda: (
-                self.client.get("/v1/status")["runtime"]["state"] == "up" and not self.client.get("/v1/pods")["items"]
-            )
-        )
-        self._stopping = True
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        self._init.join(WAIT_S)
-        assert not self._init.is_alive()
-
-    def cli(self, *words: str, launched: bool = True) -> subprocess.CompletedProcess[str]:
-        """The command line of the version that has proved itself, by the launcher; or that of this checkout."""
-        argv = ["sh", str(LAUNCHER)] if launched else [sys.executable, "-m", "tinyedge"]
-        return subprocess.run(
-            [*argv, *words], env=self.environ, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    def upgrade(self, body: str, *words: str) -> subprocess.CompletedProcess[str]:
-        file = bundle(self.folder / "new", "0.2.0", body=body)
-        return self.cli("upgrade", str(file), "--wait", "--config", str(self.config), *words)
-
-    def picture(self) -> Any:
-        """What must be the same afterwards: the pod's container and restarts, and what was applied."""
-        configmaps = [one["metadata"]["name"] for one in self.client.get("/v1/configmaps")["items"]]
-        statuses = [pod["status"].get("containerStatuses", [{}])[0] for pod in self.client.get("/v1/pods")["items"]]
-        running = [(one["containerID"], one["restartCount"]) for one in statuses if "running" in one.get("state", {})]
-        return (running, configmaps) if running else None
-
-    def apply(self, name: str) -> None:
-        manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "b"}}
-        self.client.ask("POST", "/v1/apply", body={"items": [manifest]})
-
-    def told(self) -> tuple[list[str], list[str]]:
-        """The node's events about upgrades, and the verdicts in the black box."""
-        reasons = ("Upgraded", "UpgradeFailed", "VersionSwitched")
-        events = [one["reason"] for one in self.client.get("/v1/events")["items"] if one["reason"] in reasons]
-        return events, [one["verdict"] for one in self.client.get("/v1/blackbox")["items"] if one["kind"] == "upgrade"]
+def upgrade(site: Site, body: str) -> subprocess.CompletedProcess[str]:
+    return site.upgrade(bundle(site.folder / "new", "0.2.0", body=body), "--wait")
 
 
 @pytest.fixture
 def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
     """A node that is up. Its parameter: after how many seconds its launcher ends a start of a trial."""
-    made = Site(tmp_path)
+    made = installed_at(tmp_path)
     made.environ["TINYEDGE_TRIAL_S"] = getattr(request, "param", "0")
     try:
         made.start()
@@ -152,7 +53,7 @@ def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
 def test_a_version_that_is_fit_stays_and_writes_its_own_store_only_then(site: Site) -> None:
     before = until(site.picture)
     (site.folder / "store" / "format").write_text("1 0.0.9\n")  # as a version before wrote it; both read it
-    ran = site.upgrade(GOOD)
+    ran = upgrade(site, GOOD)
     assert (ran.returncode, ran.stdout.splitlines()[-1]) == (0, f"{NEW} has passed its trial"), ran.stderr
     assert f"{NEW} is on trial, start 1 of 3" in ran.stderr
     assert (site.folder / "store" / "format").read_text() == "1 0.0.9\n"
@@ -178,13 +79,16 @@ def test_a_version_that_is_fit_stays_and_writes_its_own_store_only_then(site: Si
         ("#!/bin/sh\nexit 1\n", "3 starts did not bring it up"),
         ("\x7fELF of another machine", "3 starts did not bring it up"),
         (f'{DAEMON} tests.fakes.unfit_daemon breaks "$@"\n', "3 starts did not bring it up"),
-        (f'{DAEMON} tests.fakes.unfit_daemon no-runtime "$@"\n', "the container runtime does not answer"),
+        (
+            f'{DAEMON} tests.fakes.unfit_daemon no-runtime "$@" --set upgrade.window_s=4\n',
+            "the container runtime does not answer",
+        ),
     ],
     ids=["crashes at once", "can't be executed", "breaks an invariant", "is never well"],
 )
 def test_a_version_that_is_not_fit_gives_way_to_the_one_before(site: Site, body: str, reason: str) -> None:
     before = until(site.picture)
-    ran = site.upgrade(body)
+    ran = upgrade(site, body)
     assert ran.returncode == 1, ran.stdout
     assert f"{NEW} was given up, and {OLD} runs: " in ran.stderr
     assert reason in ran.stderr
@@ -197,10 +101,21 @@ def test_a_version_that_is_not_fit_gives_way_to_the_one_before(site: Site, body:
     assert until(lambda: f"{NEW} was given up" in site.cli("status").stdout)
 
 
+def test_the_one_before_starts_with_a_configuration_that_only_the_other_knows(site: Site) -> None:
+    before = until(site.picture)
+    site.config.write_text(site.config.read_text() + "[later]\nlevel = 9\n")
+    assert upgrade(site, "#!/bin/sh\nexit 1\n").returncode == 1
+    assert until(site.picture) == before
+    assert until(lambda: site.client.get("/v1/status")["unknownKeys"])[0].startswith("section later (the nearest is ")
+    assert "section later" in site.cli("status").stdout
+    assert "config.unknown" in site.log.read_text()
+    assert "later" in site.cli("check", "--config", str(site.config)).stdout
+
+
 @pytest.mark.parametrize("site", ["1"], indirect=True)
 def test_a_version_that_hangs_gives_way_to_the_one_before(site: Site) -> None:
     before = until(site.picture)
-    ran = site.upgrade("#!/bin/sh\nexec sleep 1000\n")
+    ran = upgrade(site, "#!/bin/sh\nexec sleep 1000\n")
     assert (ran.returncode, "3 starts did not bring it up" in ran.stderr) == (1, True)
     assert until(site.picture) == before
     assert until(lambda: site.told()[0]) == ["UpgradeFailed"]
@@ -226,7 +141,7 @@ def test_a_person_can_end_a_trial(site: Site) -> None:
 @pytest.fixture
 def installed(tmp_path: Path) -> Site:
     """No daemon runs; nothing needs to be ended."""
-    return Site(tmp_path)
+    return installed_at(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +184,7 @@ def disk(tmp_path: Path) -> Iterator[Site]:
     lib.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=60", "tmpfs", str(lib)], check=True)
     try:
-        yield Site(tmp_path)
+        yield installed_at(tmp_path)
     finally:
         subprocess.run(["umount", str(lib)], check=True)
 
