@@ -38,7 +38,7 @@ def run() -> int:
         finally:
             kill_below(os.getpid())
     say(f"\nThat was all of it, in {time.monotonic() - started:.0f} s; the scratch folder is gone.")
-    say("On a gateway: README.md, under 'A first real use'.")
+    say("On a gateway: README.md, under 'Install'.")
     return 0
 
 
