@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import marshal
 import os
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from functools import cache
 from pathlib import Path
@@ -69,6 +72,53 @@ def bundled(folder: Path, scratch: Path) -> Path:
     argv = [*bundle, str(copy), "--key", str(key), "--out", str(out)]
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
     return out / f"{folder.name}.run"
+
+
+def next_build(product: str, version: str, key: bytes, store_format: int = 0) -> Path:
+    """The file that installs itself, built of a copy of this tree that says another version, and another format of the
+    store unless that is 0: so far as anybody can see, of a later commit. Signed by `key`."""
+    out = CACHE / f"next-{product}-{state(product)}" / f"{version}-{store_format}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "complete").exists():
+            with tempfile.TemporaryDirectory(prefix="tinyedge-next-") as scratch:
+                copy = _later(product, version, store_format, Path(scratch) / "tree")
+                build = [sys.executable, str(copy / "build" / "binary.py"), "--product", product, "--out", str(out)]
+                subprocess.run(build, check=True)
+                (Path(scratch) / "key").write_bytes(base64.b64encode(key))
+                bundle = [
+                    sys.executable,
+                    str(copy / "build" / "bundle.py"),
+                    "--key",
+                    f"{scratch}/key",
+                    "--out",
+                    str(out),
+                ]
+                folder = next(path for path in out.iterdir() if path.is_dir())
+                subprocess.run([*bundle, str(folder)], check=True)
+            (out / "complete").touch()
+            _forget(f"next-{product}")
+    return next(out.glob("*.run"))
+
+
+def _later(product: str, version: str, store_format: int, copy: Path) -> Path:
+    for folder in SOURCES[product]:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(ROOT / "LICENSE", copy)
+    (copy / ".work").mkdir()
+    (copy / ".work" / "build").symlink_to(ROOT / ".work" / "build")  # what is built with is the same
+    _say(copy / "tinyedge" / "__init__.py", "__version__ = ", f'"{version}"')
+    if store_format:
+        _say(copy / "tinyedge" / "store" / "record.py", "FORMAT = ", str(store_format))
+        _say(copy / "tinyedge" / "store" / "record.py", "READ_FORMATS = ", f"({store_format - 1}, FORMAT)")
+    return copy
+
+
+def _say(path: Path, name: str, value: str) -> None:
+    text, changed = re.subn(rf"(?m)^{name}.*$", name + value, path.read_text())
+    assert changed == 1, f"{path} does not say {name}"
+    path.write_text(text)
 
 
 def digest(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,14 @@ def program(
 
 def bundle(folder: Path, version: str, key: bytes = KEY, *, script: bytes = b"#!/bin/sh\n", **more: Any) -> Path:
     made: Path = builder.bundle(program(folder, version, **more), key, folder / "out", script)
+    return made
+
+
+def bundled(program: Path, folder: Path) -> Path:
+    """The file that installs itself, of a copy of a program's folder."""
+    copy = folder / program.name
+    shutil.copytree(program, copy)
+    made: Path = builder.bundle(copy, KEY, folder / "out")
     return made
 
 

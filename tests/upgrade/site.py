@@ -95,6 +95,17 @@ window_s = {WINDOW_S}
         self._init.join(WAIT_S)
         assert not self._init.is_alive()
 
+    def kill(self) -> None:
+        """The daemon, without a word. Returns once the init system has started it again."""
+        starts = self.starts
+        assert self._process is not None
+        self._process.kill()
+        until(lambda: self.starts > starts)
+
+    def hold_trials(self) -> None:
+        """From the next start on none passes, however well it is."""
+        self.config.write_text(self.config.read_text().replace("hold_s = 1\n", "hold_s = 3600\n"))
+
     def cli(self, *words: str, launched: bool = True) -> subprocess.CompletedProcess[str]:
         """The command line of the version that has proved itself, by the launcher; or that of this checkout."""
         argv = ["sh", str(LAUNCHER)] if launched else [sys.executable, "-m", "tinyedge"]
