@@ -195,18 +195,19 @@ def test_a_node_joins_a_gateway_both_as_binaries(node: Node, tmp_path: Path) -> 
 
 def test_a_broken_invariant_ends_it_without_asserts(node: Node, edge: Path, tmp_path: Path) -> None:
     planted = (ROOT / "tests" / "fakes" / "daemon_that_breaks.py").read_text()
+    planted = planted.replace("import os\n", "import os\n\nassert False\n", 1)
     (node.manifests / "sleeper.yaml").write_text(SLEEPER)
     node.start()
     until(node.running_since)
     node.stop()
     node.program = rig.with_entry(edge, planted, tmp_path / "breaks")
-    node.start(BREAKS_ON="default/sleeper")
+    node.start(BREAKS_ON="Pod default/sleeper")
     assert node.ended() == 1
     node.program = edge
     node.start()
     until(node.running_since)
     broken = [entry for entry in node.client.get("/v1/blackbox")["items"] if entry["kind"] == "broken"]
-    assert [(entry["pod"], entry["what"]) for entry in broken] == [("default/sleeper", "planted")]
+    assert [(entry["object"], entry["what"]) for entry in broken] == [("Pod default/sleeper", "planted")]
 
 
 # what it holds
