@@ -226,7 +226,7 @@ def test_configurations_are_tried_and_those_that_do_no_good_are_put_back(fleet: 
     bad = {
         "wrong": ({"modules.edgeStream.enable": "true"}, "Check"),
         "cutoff": ({"cloud.url": "wss://127.0.0.1:1"}, "Update"),
-        "nostart": ({"api.group": "there-is-no-such-group"}, "Update"),
+        "power": ({"api.group": "users"}, "Check"),
     }
     for name, (fields, action) in bad.items():
         fleet.job("ConfigUpdateJob", name, {"updateFields": fields})

@@ -21,7 +21,7 @@ class Holdings:
             return {pod.key: pod.revision for pod in node.pods.values() if pod.body}
         if kind in BY_NAME:
             return self._customs.outline(node.name, kind)
-        return self._references.outline(node.refs, kind)
+        return self._references.outline(node.name, node.refs, kind)
 
     def held(self, node: Node, kind: str) -> dict[str, bytes]:
         """What the API holds of what the node reports."""

@@ -30,11 +30,11 @@ _FAILED = (FAILURE, UNKNOWN)
 
 
 class Member(Struct, frozen=True):
-    """An edge node. `busy`: it is at another job."""
+    """An edge node. `busy` is the job that it is at, of others."""
 
     labels: dict[str, str]
     connected: bool
-    busy: bool = False
+    busy: str = ""
 
 
 class Look(Struct, frozen=True):
@@ -224,20 +224,26 @@ class _Turn:
         waiting = [one for one in self._in(PENDING) if self._wave_of(one) == wave]
         for entry in waiting:
             member = self._look.members.get(entry["nodeName"])
+            if member is not None and not member.busy and not entry.get("time"):
+                entry.pop("progress", None)
             if free > 0 and member is not None and member.connected and not member.busy:
                 entry |= {"phase": IN_PROGRESS, "time": self._look.stamp}
                 free -= 1
         if free > 0:
-            self._await_those_away(waiting)
+            for entry in waiting:
+                self._await(entry)
 
-    def _await_those_away(self, waiting: list[Json]) -> None:
-        """It is their turn: all others have had theirs."""
-        for entry in waiting:
-            member = self._look.members.get(entry["nodeName"])
-            away = member is not None and not member.connected
-            if entry["phase"] == PENDING and away and not entry.get("time"):
+    def _await(self, entry: Json) -> None:
+        """It is its turn, as all others have had theirs."""
+        member = self._look.members.get(entry["nodeName"])
+        if entry["phase"] != PENDING or member is None:
+            return
+        if not member.connected:
+            if not entry.get("time"):
                 entry |= {"time": self._look.stamp, "progress": AWAY}
                 self.wake_ms = min(self.wake_ms, self._plan.timeout_s * 1000)
+        elif member.busy:
+            entry["progress"] = f"is at {member.busy}"
 
     # --- the job as a whole --------------------------------------------------------------------------
 

@@ -149,6 +149,7 @@ class Jobs:
         self._due.drop(key)
         self._not_before.pop(key, None)
         self._ages = {which: since for which, since in self._ages.items() if which[0] != key}
+        self.look_at_all()  # who was at it may begin another
 
     def _need(self, job: Job) -> None:
         under = self._secrets.get(job.key)
@@ -220,9 +221,11 @@ class Jobs:
         info = node.report.get("nodeInfo") or {}
         here = str(info.get("architecture", ""))
         here = _ARCHITECTURES.get(here, here)
-        digests = job.spec.get("imageDigestGatter") or {}
+        image = str(job.spec.get("image", ""))
+        of_image = "/" in image or ":" in image  # KubeEdge's installation image; the digests are its own then
+        digests = {} if of_image else job.spec.get("imageDigestGatter") or {}
         digest = str(digests.get(here) or digests.get("value") or "").removeprefix("sha256:")
-        named = (str(job.spec.get("version", "")), str(job.spec.get("image", "")), here)
+        named = (str(job.spec.get("version", "")), image, here)
         self._desk.say(ServeFile(event.session, event.id, *named, digest, ask.offset, ask.size))
 
     # --- deciding ------------------------------------------------------------------------------------
@@ -274,12 +277,14 @@ class Jobs:
         named = [one["nodeName"] for one in status.get("nodeStatus") or ()]
         if not named and job.plan is not None and job.plan.names:
             named = list(job.plan.names)
-        others = [one.at_it | self._writing.get(one.key, frozenset()) for one in self._jobs.values() if one is not job]
+        others = [
+            (key, one.at_it | self._writing.get(key, frozenset())) for key, one in self._jobs.items() if one is not job
+        ]
         found = {}
         for name in named or self._nodes:
             node = self._nodes.get(name)
             if node is not None and node.made:
-                busy = any(name in one for one in others)
+                busy = next((key for key, at_it in others if name in at_it), "")
                 found[name] = Member(node.labels, _is_connected(node), busy)
         return found
 

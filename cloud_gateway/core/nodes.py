@@ -366,17 +366,17 @@ class Gateway:
             node.refs.pop(ref, None)
 
     def _refer_of_job(self, name: str, old: frozenset[Reference], new: frozenset[Reference]) -> None:
+        fresh, over = self._references.refer(name, new, pull=True), self._references.release(name, old, pull=True)
         if node := self._nodes.get(name):
-            self._refer(node, old, new)
-        else:
-            self._references.release(name, old)
-            self._references.refer(name, new)
+            node.refs = {ref: None for ref in (*node.refs, *fresh) if ref not in over}
 
-    def _reference_put(self, node: str, ref: Reference, found: Referred) -> None:
-        self._put(self._nodes[node], *ref, found.revision, found.body or b"")
+    def _reference_put(self, name: str, ref: Reference, found: Referred) -> None:
+        if node := self._nodes.get(name):
+            self._put(node, *ref, found.revision, found.body or b"")
 
-    def _reference_gone(self, node: str, ref: Reference) -> None:
-        self._delete(self._nodes[node], *ref)
+    def _reference_gone(self, name: str, ref: Reference) -> None:
+        if node := self._nodes.get(name):
+            self._delete(node, *ref)
 
     # --- custom resources --------------------------------------------------------------------------------
 

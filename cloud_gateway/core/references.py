@@ -1,7 +1,8 @@
 """The ConfigMaps and Secrets that pods of edge nodes refer to, and no other: fetched once, and again when they change.
 
 Their watches tell of metadata only. The content of an object is asked for when a pod of some edge node refers to it,
-and goes to the nodes of such pods alone.
+and goes to the nodes of such pods alone. A job may name a Secret too, by which images are pulled: whoever may make jobs
+must not get other Secrets onto a node by that, so of these only such as are made for it go there.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ RESOURCE_OF = {"configmap": "configmaps", "secret": "secrets"}
 KIND_OF = {"configmaps": "configmap", "secrets": "secret"}
 
 
+PULL_TYPES = ("kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg")
+
+
 class Referred(Struct):
     """`known`: it has been asked for, and `body` is what it is (None: there is none). `version` is the newest that a
     watch has told of."""
 
-    users: dict[str, int] = field(default_factory=dict)  # node → how many of its pods
+    users: dict[str, int] = field(default_factory=dict)  # node → how many of its pods, and of the jobs that it is at
+    pulls: dict[str, int] = field(default_factory=dict)  # node → how many of these want to pull images by it
     known: bool = False
     asking: bool = False
     again: bool = False  # what is on its way may be old already
@@ -33,7 +38,12 @@ class Referred(Struct):
     fetched: str = ""  # the version that `body` is of
     body: bytes | None = None
     revision: bytes = b""
+    pulls_images: bool = False
     tries: int = 0
+
+    def goes_to(self, node: str) -> bool:
+        wanted = self.users.get(node, 0)
+        return wanted > self.pulls.get(node, 0) or bool(wanted and self.pulls_images)
 
 
 class References:
@@ -56,32 +66,36 @@ class References:
     def __len__(self) -> int:
         return len(self._referred)
 
-    def refer(self, node: str, refs: frozenset[Reference]) -> list[Reference]:
-        """A pod of `node` refers to these; those that are new to the node."""
+    def refer(self, node: str, refs: frozenset[Reference], *, pull: bool = False) -> list[Reference]:
+        """A pod of `node` refers to these, or with `pull` a job; those that are new to the node."""
         fresh = []
         for ref in refs:
             found = self._referred.setdefault(ref, Referred())
-            found.users[node] = found.users.get(node, 0) + 1
+            went = found.goes_to(node)
+            _count(found.users, node, 1)
+            _count(found.pulls, node, int(pull))
             if found.users[node] == 1:
                 fresh.append(ref)
-                if not found.known:
-                    self._fetch(ref)
-                elif found.body is not None:
-                    self._put(node, ref, found)
+            if not found.known:
+                self._fetch(ref)
+            elif found.body is not None and found.goes_to(node) and not went:
+                self._put(node, ref, found)
         return fresh
 
-    def release(self, node: str, refs: frozenset[Reference]) -> list[Reference]:
-        """It does so no longer; those that no pod of the node refers to any more."""
+    def release(self, node: str, refs: frozenset[Reference], *, pull: bool = False) -> list[Reference]:
+        """It does so no longer; those that nothing of the node refers to any more."""
         over = []
         for ref in refs:
             found = self._referred[ref]
-            found.users[node] -= 1
-            if not found.users[node]:
-                del found.users[node]
-                over.append(ref)
+            went = found.goes_to(node)
+            _count(found.users, node, -1)
+            _count(found.pulls, node, -int(pull))
+            if went and not found.goes_to(node):
                 self._delete(node, ref)
-                if not found.users:
-                    del self._referred[ref]
+            if node not in found.users:
+                over.append(ref)
+            if not found.users:
+                del self._referred[ref]
         return over
 
     # --- looking ---------------------------------------------------------------------------------
@@ -97,11 +111,11 @@ class References:
     def body(self, ref: Reference) -> bytes:
         return self._referred[ref].body or b""
 
-    def outline(self, node_refs: dict[Reference, None], kind: str) -> dict[str, bytes]:
+    def outline(self, node: str, refs: dict[Reference, None], kind: str) -> dict[str, bytes]:
         found = {}
-        for ref in node_refs:
+        for ref in refs:
             one = self._referred.get(ref)
-            if ref[0] == kind and one is not None and one.body is not None:
+            if ref[0] == kind and one is not None and one.body is not None and one.goes_to(node):
                 found[ref[1]] = one.revision
         return found
 
@@ -175,9 +189,20 @@ class References:
         found.fetched = obj["metadata"].get("resourceVersion", "")
         body = translate.object_body(ref[0], obj)
         if body != found.body:
+            went = [name for name in found.users if found.body is not None and found.goes_to(name)]
             found.body, found.revision = body, revision(body)
+            found.pulls_images = obj.get("type") in PULL_TYPES
             for name in found.users:
-                self._put(name, ref, found)
+                if found.goes_to(name):
+                    self._put(name, ref, found)
+                elif name in went:
+                    self._delete(name, ref)
         if found.again or translate.is_older(found.fetched, found.version):
             found.again = False
             self._fetch(ref)
+
+
+def _count(counts: dict[str, int], node: str, more: int) -> None:
+    counts[node] = counts.get(node, 0) + more
+    if not counts[node]:
+        del counts[node]

@@ -422,6 +422,16 @@ def test_without_a_runtime_images_wait(node: Node) -> None:
     assert node.ordered(ev.PullImage)
 
 
+def test_a_file_of_another_version_than_the_job_names_is_not_begun(node: Node) -> None:
+    node.start_up()
+    node.order(job())
+    node.done(ev.FetchVersion, detail="/incoming/job")
+    node.done(ev.StageVersion, detail="0.2.5-arm64")
+    report = node.job_report(UP)
+    assert (report.phase, report.reason) == ("Failure", "the job is for version 0.3.0, and its file holds 0.2.5")
+    assert not node.ordered(ev.BeginTrial)
+
+
 def test_a_secret_comes_beside_its_job_or_the_job_fails(node: Node) -> None:
     node.start_up()
     node.order(job(PREPULL, image_secrets="default/reg"))
@@ -432,7 +442,7 @@ def test_a_secret_comes_beside_its_job_or_the_job_fails(node: Node) -> None:
     other.start_up()
     other.order(job(PREPULL, image_secrets="default/reg"))
     other.advance(70)
-    assert other.job_report(PRE).reason == "Secret default/reg is not here"
+    assert other.job_report(PRE).reason.startswith("Secret default/reg is not here: there is none, or none by which")
 
 
 # --- configurations ------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from tinyedge.core import specs
 from tinyedge.core.desk import NEVER, Desk
 from tinyedge.core.job_reports import JobReports
 from tinyedge.core.sources import Refusal
@@ -78,6 +79,7 @@ _LAST_ACTION = {UPGRADE: UPGRADING, PREPULL: PULL, CONFIG: UPDATE}
 USED_MAX = 80  # percent, as KubeEdge
 TRIES_MAX = 3  # at beginning a trial of which nothing was found later
 PULL_AGAIN_MS, PULL_AGAIN_MS_MAX = 10_000, 300_000
+UNUSABLE = "Secret {} is not here: there is none, or none by which images are pulled (kubernetes.io/dockerconfigjson)"
 SECRET_MS = 60_000  # for a Secret to come beside its job
 NOT_INSTALLED = "tinyedge was not installed here so that it could be upgraded (sh tinyedge-….run install)"
 
@@ -205,12 +207,19 @@ class Jobs:
         elif row.stage == "fetch":
             self._next(key, structs.replace(row, path=event.detail))
         elif row.stage == "unpack":
-            self._next(key, structs.replace(row, target=event.detail))
+            self._unpacked(key, row, event.detail)
         elif row.order.spec.type == CONFIG and not event.detail:
             flow = (Action(CHECK, TRUE), Action(UPDATE, TRUE, "it is so already"))
             self._end(key, row, SUCCESSFUL, "", flow)
         else:
             self._next(key, row)
+
+    def _unpacked(self, key: str, row: JobRow, name: str) -> None:
+        found, wanted = name.rpartition("-")[0], row.order.version
+        if found == wanted:
+            self._next(key, structs.replace(row, target=name))
+        else:
+            self._fail(key, row, CHECK, f"the job is for version {wanted}, and its file holds {found}")
 
     def progress(self, event: JobProgress) -> None:
         if self._running is not None and self._running.op == event.op:
@@ -376,7 +385,7 @@ class Jobs:
             if self._desk.now < self._since_ms + SECRET_MS:
                 self._wake_at(self._since_ms + SECRET_MS)
                 return False
-            self._fail(key, row, PULL, f"Secret {spec.image_secrets} is not here")
+            self._fail(key, row, PULL, UNUSABLE.format(spec.image_secrets))
             return True
         op = self._desk.number()
         newest = normal_reference(image).endswith(":latest")
@@ -388,10 +397,8 @@ class Jobs:
         """None while it is not here yet."""
         if not name:
             return ()
-        secret = self._desk.tables.secret(name)
-        if secret is None:
-            return None
-        return tuple(PullSecret(secret.type, data) for data in secret.data.values())
+        found = specs.pull_secret(self._desk.tables.secret(name))
+        return (found,) if found is not None else None
 
     def _wake_at(self, at_ms: int) -> None:
         if at_ms > self._desk.now:

@@ -24,6 +24,7 @@ from tinyedge.model.pod import (
     PodSecurityContext,
     Probe,
     Profile,
+    Secret,
     SecurityContext,
     Volume,
 )
@@ -391,15 +392,16 @@ def pull_policy(container: Container) -> str:
     return "Always" if tag in ("", "latest") and not image_digest else "IfNotPresent"
 
 
+def pull_secret(secret: Secret | None) -> PullSecret | None:
+    """None for one that holds no credentials of a registry."""
+    key = _PULL_SECRET_KEYS.get(secret.type, "") if secret else ""
+    return PullSecret(secret.type, secret.data[key]) if secret and key in secret.data else None
+
+
 def pull_secrets(pod: Pod, refs: Refs) -> tuple[PullSecret, ...]:
     """Those that are there and hold credentials; `pod_events` names the others."""
-    found = []
-    for ref in pod.spec.image_pull_secrets:
-        secret = refs.secret(f"{pod.metadata.namespace}/{ref.name}")
-        key = _PULL_SECRET_KEYS.get(secret.type, "") if secret else ""
-        if secret and key in secret.data:
-            found.append(PullSecret(secret.type, secret.data[key]))
-    return tuple(found)
+    named = (refs.secret(f"{pod.metadata.namespace}/{ref.name}") for ref in pod.spec.image_pull_secrets)
+    return tuple(found for secret in named if (found := pull_secret(secret)) is not None)
 
 
 # --- what a person should know -------------------------------------------------------------------

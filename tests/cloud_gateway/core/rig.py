@@ -343,10 +343,8 @@ class World:
     def configmap(self, name: str, **data: str) -> Json:
         return self.api.put("configmaps", {"metadata": {"name": name, "namespace": "default"}, "data": data})
 
-    def secret(self, name: str, **data: str) -> Json:
-        return self.api.put(
-            "secrets", {"metadata": {"name": name, "namespace": "default"}, "data": data, "type": "Opaque"}
-        )
+    def secret(self, name: str, kind: str = "Opaque", **data: str) -> Json:
+        return self.api.put("secrets", {"metadata": {"name": name, "namespace": "default"}, "data": data, "type": kind})
 
     def custom(self, resource: str, name: str, spec: Json, **meta: Any) -> Json:
         """An object of a custom resource, in namespace default, made or changed."""

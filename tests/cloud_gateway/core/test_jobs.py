@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from cloud_gateway.core import facts, job_spec
+from cloud_gateway.core.references import PULL_TYPES
 from tests.cloud_gateway.core.rig import Edge, Json, World
 from tinyedge.model import job as words
 from tinyedge.model.job import Action, ImageResult
@@ -496,10 +497,29 @@ def test_a_node_with_older_software_has_failed_with_a_word_on_what_to_do(world: 
     assert "update tinyedge there" in entry(world, "n1")["reason"]
 
 
+def test_a_job_begins_when_the_one_that_its_node_was_at_is_deleted(world: World) -> None:
+    (edge,) = fleet(world, 1)
+    upgrade(world, requireConfirmation=True)
+    world.wait(2)
+    say(world, edge, words.IN_PROGRESS, waiting=True)
+    world.job("ImagePrePullJob", "pre", {"imagePrePullTemplate": PREPULL_BY})
+    world.wait(2)
+    waits = entry(world, "n1", "pre", PREPULLS)
+    assert (waits["phase"], waits["progress"]) == ("Pending", f"is at {KEY}")
+    world.api.remove("nodeupgradejobs", "", "up")
+    world.step()
+    world.wait(2)
+    begun = entry(world, "n1", "pre", PREPULLS)
+    assert (begun["phase"], "progress" in begun) == ("InProgress", False)
+
+
+PREPULL_BY: Json = {"nodeNames": ["n1"], "images": ["a"]}
+
+
 def test_results_of_images_stand_in_the_status(world: World) -> None:
     (edge,) = fleet(world, 1)
     template = {"nodeNames": ["n1"], "images": ["a", "b"], "imageSecrets": "default/registry", "retryTimes": 2}
-    world.secret("registry", key="value")
+    world.secret("registry", PULL_TYPES[0], key="value")
     world.job("ImagePrePullJob", "pre", {"imagePrePullTemplate": template})
     world.wait(2)
     assert edge.holds("secret") == {"default/registry"}
@@ -512,6 +532,25 @@ def test_results_of_images_stand_in_the_status(world: World) -> None:
         {"image": "b", "status": "False", "reason": "no such image"},
     ]
     assert not edge.holds("secret"), "it is the node's only while it is at the job"
+
+
+def test_a_job_brings_no_secret_to_a_node_by_which_no_images_are_pulled(world: World) -> None:
+    (edge,) = fleet(world, 1)
+    world.secret("db", key="value")
+    world.job("ImagePrePullJob", "pre", {"imagePrePullTemplate": PREPULL_BY | {"imageSecrets": "default/db"}})
+    world.wait(2)
+    assert edge.holds("nodejob")
+    assert ("secret", "default/db") not in edge.ever
+    edge.cut()
+    edge.connect()
+    assert ("secret", "default/db") not in edge.ever, "nor when a link comes up"
+    world.pod("p", volumes=[{"name": "v", "secret": {"secretName": "db"}}])
+    world.wait(2)
+    assert edge.holds("secret") == {"default/db"}, "a pod that refers to it has it all the same"
+    world.api.remove("pods", "default", "p")
+    world.step()
+    world.wait(2)
+    assert not edge.holds("secret")
 
 
 def test_a_secret_that_a_pod_needs_too_stays_when_the_job_is_over(world: World) -> None:
