@@ -87,6 +87,13 @@ def test_the_older_version_of_a_job_has_the_same_fields(kind: str) -> None:
     assert older["schema"] == newer["schema"]
 
 
+@pytest.mark.parametrize("kind", ["Device", "DeviceModel"])
+def test_a_version_that_a_cluster_may_have_stored_is_named_and_not_served(kind: str) -> None:
+    newer, older = crds()[kind]["spec"]["versions"]
+    assert (newer["name"], newer["served"], newer["storage"]) == ("v1beta1", True, True)
+    assert (older["name"], older["served"], older["storage"]) == ("v1alpha2", False, False)
+
+
 @pytest.mark.parametrize("obj", manifests(), ids=lambda one: f"{one['kind']} {one['metadata']['name']}")
 def test_what_people_have_is_taken_and_nothing_of_it_is_dropped(obj: Json) -> None:
     assert problems(obj) == []
