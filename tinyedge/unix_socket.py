@@ -57,6 +57,23 @@ class Listener:
                 os.unlink(self._path)
 
 
+def shared_folder(path: str, group: str, key: str) -> None:
+    """A folder in which members of `group` make sockets of their own, each of which only its owner can remove.
+    BadInput: there is no such group; WorldError: it can't be made."""
+    gid = _gid(group, key)
+    try:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchown(folder, -1, gid)
+            os.fchmod(folder, 0o1770)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise WorldError(f"can't make the folder {path}", error.strerror or str(error), f"check {key}") from error
+
+
 def _bound(path: str, gid: int, backlog: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import socket
 import stat
@@ -285,6 +286,22 @@ async def test_the_socket_is_for_its_owner_and_group_and_goes_with_the_server(tm
     async with serving(tmp_path, path):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
     assert not os.path.exists(path)
+
+
+async def test_mappers_of_the_group_have_a_folder_for_their_own_sockets(tmp_path: Path) -> None:
+    mine = grp.getgrgid(os.getgid()).gr_name
+    notes: list[str] = []
+    server = DmiServer(Core().ask, lambda _level, key, _fields: notes.append(key))
+    for folder in ("one", "two"):
+        if folder == "two":
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "mappers").symlink_to(tmp_path)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.serve, str(tmp_path / folder / "dmi.sock"), mine)
+            nursery.cancel_scope.cancel()
+    made = os.stat(tmp_path / "one" / "mappers")
+    assert (stat.S_IMODE(made.st_mode), made.st_gid) == (0o1770, os.getgid())
+    assert notes == ["dmi.no_folder"]  # a link is not followed, and mappers that need none are served
 
 
 async def test_two_sockets_are_served_at_a_time(tmp_path: Path) -> None:
