@@ -114,8 +114,8 @@ class ManifestsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     paths: Annotated[
         tuple[AbsolutePath, ...],
         Meta(
-            description="Folders of YAML or JSON manifests (Pod, ConfigMap, Secret, Device, DeviceModel), watched for "
-            "changes."
+            description="Folders of YAML or JSON manifests (pods, ConfigMaps, Secrets, devices and their models, rules), "
+            "watched for changes."
         ),
     ] = ("/etc/tinyedge/manifests",)
 
