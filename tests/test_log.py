@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
-from tinyedge.log import BURST_LINES, Log
+import pytest
+
+from tinyedge.log import BURST_LINES, Log, LogFile
 
 
 class Written:
@@ -57,3 +61,44 @@ def test_a_fact_that_comes_too_often_is_cut_short_and_counted() -> None:
     written.now = 10.0
     written.log.note("info", "noise")
     assert json.loads(written.lines[-1])["suppressed"] == 50
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tinyedge.log"
+
+
+def test_a_log_that_is_a_file_never_grows_beyond_two_of_its_size(path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    file = LogFile(str(path), 1000, (fd,))
+    for number in range(500):
+        file.write(b"%098d\n" % number)
+        assert sum(one.stat().st_size for one in path.parent.iterdir()) <= 2 * 1100
+    os.close(fd)
+    assert sorted(one.name for one in path.parent.iterdir()) == ["tinyedge.log", "tinyedge.log.1"]
+    kept = (path.with_name("tinyedge.log.1").read_text() + path.read_text()).split()
+    assert [int(one) for one in kept] == list(range(500 - len(kept), 500))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_that_goes_elsewhere_is_left_alone(path: Path, tmp_path: Path) -> None:
+    path.write_text("another's\n")
+    fd = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT, 0o600)
+    for file in (LogFile(str(path), 10, (fd,)), LogFile("", 10, (fd,))):
+        file.write(b"more than ten bytes\n")
+    os.close(fd)
+    assert (path.read_text(), (tmp_path / "other").stat().st_size) == ("another's\n", 40)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_log_that_can_not_be_written_or_put_aside_ends_nothing(path: Path) -> None:
+    read_only = os.open("/dev/null", os.O_RDONLY)
+    LogFile("/nowhere/log", 10, (read_only,)).write(b"x")
+    os.close(read_only)
+    path.with_name("tinyedge.log.1").mkdir()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    file = LogFile(str(path), 10, (fd,))
+    file.write(b"more than ten bytes\n")
+    file.write(b"and more\n")
+    os.close(fd)
+    assert path.read_text() == "more than ten bytes\nand more\n"

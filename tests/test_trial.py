@@ -390,6 +390,7 @@ def test_what_a_frozen_program_has_put_into_its_environment_stays_with_it() -> N
         "_PYI_ARCHIVE_FILE": "/usr/lib/tinyedge/versions/0.1.0-amd64/tinyedge",
         "_MEIPASS2": "x",
         "TINYEDGE_TRIAL_SINCE": "1.0",
+        "TINYEDGE_PACE": "/run/tinyedge/pace",
     }
     assert fresh(given, frozen=True) == {"PATH": "/bin", "LD_LIBRARY_PATH": "/opt/lib"}
     del given["LD_LIBRARY_PATH_ORIG"]

@@ -20,21 +20,20 @@ from tinyedge.config import Config
 from tinyedge.core.pressure import Policy
 from tinyedge.errors import StoreError, StoreLocked
 from tinyedge.limits import MIB
-from tinyedge.log import Log
+from tinyedge.log import Log, LogFile
 from tinyedge.store.store import Loaded, Store, StoreOptions
 from tinyedge.uplink import Known, known
+
+LOG = "TINYEDGE_LOG"  # in the environment, from a script of init that keeps no log: the file that this goes to
 
 
 def open_log(config: Config) -> Log:
     def stamp(wall_s: float) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall_s))
 
-    def write(line: str) -> None:
-        with suppress(OSError):  # a full or closed log must not end the daemon
-            os.write(2, line.encode(errors="replace"))
-
+    file = LogFile(os.environ.get(LOG, ""))
     return Log(
-        write,
+        lambda line: file.write(line.encode(errors="replace")),  # a full or closed log does not end the daemon
         wall_s=time.time,
         mono_s=time.monotonic,
         stamp=stamp,

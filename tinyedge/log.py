@@ -6,7 +6,9 @@ through says how many were left out. Nothing that holds a secret is ever handed 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -15,6 +17,7 @@ BURST_LINES = 100  # of one key at once, then
 LINES_PER_S = 0.5
 KEYS_MAX = 512
 VALUE_CHARS_MAX = 2000
+FILE_BYTES_MAX = 1 << 20  # as the launcher's: the file that is written, and the one before it
 
 Fields = Mapping[str, str | int | float | bool]
 
@@ -78,6 +81,35 @@ class Log:
             return msgspec.json.encode({"time": stamp, "level": level, "key": key, **fields}).decode() + "\n"
         shown = " ".join(f"{name}={_shown(value)}" for name, value in fields.items())
         return f"{stamp} {level:<7} {key:<24} {shown}".rstrip() + "\n"
+
+
+class LogFile:
+    """Standard error where nobody else bounds it: a file that has grown is put aside as PATH.1, in place of the one
+    before. Nothing is copied. Whatever fails, the daemon goes on."""
+
+    def __init__(self, path: str, bytes_max: int = FILE_BYTES_MAX, fds: tuple[int, ...] = (2, 1)) -> None:
+        self._path = path
+        self._bytes_max = bytes_max
+        self._fds = fds
+
+    def write(self, data: bytes) -> None:
+        fd = self._fds[0]
+        with suppress(OSError):
+            os.write(fd, data)
+        with suppress(OSError):  # what others write there counts, too
+            if self._path and (now := os.fstat(fd)).st_size > self._bytes_max:
+                self._put_aside(now)
+
+    def _put_aside(self, now: os.stat_result) -> None:
+        if not os.path.samestat(now, os.stat(self._path)):
+            return  # it goes elsewhere
+        os.rename(self._path, f"{self._path}.1")
+        new = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            for fd in self._fds:
+                os.dup2(new, fd)
+        finally:
+            os.close(new)
 
 
 def _shown(value: object) -> str:

@@ -33,6 +33,7 @@ Json = dict[str, Any]
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 
 LAUNCHER, TRIAL = "TINYEDGE_LAUNCHER", "TINYEDGE_TRIAL"  # in the environment, from the launcher
+PACE = "TINYEDGE_PACE"  # there too: a daemon that becomes another one on purpose does not wait for it
 SINCE = "TINYEDGE_TRIAL_SINCE"  # from a life of this process that has started itself again: when the first one began
 LOOK_S = 5.0
 ANSWER_S = 0.2  # for the answer to whoever asked for another version
@@ -79,7 +80,7 @@ def become_launched(launcher: str, environ: Mapping[str, str]) -> NoReturn:
 
 def fresh(environ: Mapping[str, str], *, frozen: bool | None = None) -> dict[str, str]:
     """What was in the environment before this program, if it is a frozen one, put its own libraries there."""
-    found = {name: value for name, value in environ.items() if not name.startswith(("_PYI_", "_MEI", SINCE))}
+    found = {name: value for name, value in environ.items() if not name.startswith(("_PYI_", "_MEI", SINCE, PACE))}
     original = found.pop("LD_LIBRARY_PATH_ORIG", None)
     if getattr(sys, "frozen", False) if frozen is None else frozen:
         found.pop("LD_LIBRARY_PATH", None)

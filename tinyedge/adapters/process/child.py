@@ -39,6 +39,7 @@ def become(launch: Launch, stdio: tuple[int, int, int], said: int, join: int) ->
     env = dict(value.partition("=")[::2] for key, value in launch if key == "env")
     parent = os.getppid()
     os.setsid()
+    os.umask(0o022)  # before mount points are made, which any user passes through
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)
     if one.get("tty"):
@@ -57,7 +58,6 @@ def become(launch: Launch, stdio: tuple[int, int, int], said: int, join: int) ->
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _change_folder(one.get("cwd") or "/", env["TINYEDGE_MOUNTS"])
     _reset_signals()
-    os.umask(0o022)
     if not join:
         os.write(said, kind.encode())
     _execute([value for key, value in launch if key == "arg"], env)
