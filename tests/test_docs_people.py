@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cloud_gateway.cli import commands as gateway_commands
+from tinyedge import config
+from tinyedge.cli import commands as edge_commands
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")))
 TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -97,3 +101,42 @@ def test_whoever_listens_stands_in_the_security_guide() -> None:
     }
     assert found == set(LISTENERS)
     assert [words for words in LISTENERS.values() if words not in SECURITY] == []
+
+
+def _shown() -> list[str]:
+    """Every piece of code in the pages that begins one of our commands: a line of a block, or a span."""
+    found: set[str] = set()
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"^```(?:sh|)\n(.*?)^```|^((?: {4}\S.*\n)+)", text, re.MULTILINE | re.DOTALL)
+        pieces = [line for pair in blocks for one in pair for line in one.splitlines()]
+        pieces += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+        for piece in pieces:
+            for part in re.split(r"&&|\| |; ", piece):
+                words = re.sub(r"^[\s$]*(?:sudo |[A-Z_]+=\S+ )*(?:\.venv/bin/)?", "", part).strip()
+                if re.match(r"tinyedge(-gateway)? [a-z]", words):
+                    found.add(re.sub(r"\s#.*", "", words))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("line", _shown())
+def test_a_command_that_a_page_shows_is_one_and_has_these_options(line: str) -> None:
+    program, _, rest = line.partition(" ")
+    known = [*edge_commands.COMMANDS] if program == "tinyedge" else [*gateway_commands.COMMANDS]
+    command = max((one for one in known if f"{rest} ".startswith(f"{one.name} ")), key=lambda one: len(one.name))
+    flags = {flag for option in command.options for flag in option.flags} | {"--help"}
+    flags |= {flag for option in edge_commands.GLOBAL for flag in option.flags} if program == "tinyedge" else set()
+    ours = rest.partition(" -- ")[0]
+    assert set(re.findall(r"(?<=\s)--[a-z-]+", ours)) - flags == set()
+
+
+def test_a_key_of_the_configuration_that_a_page_names_is_one() -> None:
+    """Or a word of the log, which stands in the sources as it is; or a file."""
+    keys = {key for key, _, _ in config.described()}
+    sections = {key.partition(".")[0] for key in keys}
+    pattern = re.compile(r"`([a-z]+)\.([a-z_]+)(?: = [^`]*)?`")
+    named = {(page.name, f"{a}.{b}") for page in PAGES for a, b in pattern.findall(page.read_text()) if a in sections}
+    others = {(page, key) for page, key in named if key not in keys and not key.endswith((".py", ".sock"))}
+    logged = {f"api.{verb}" for verb in re.findall(r'_logged\(call, "([a-z.]+)"', sources())}
+    assert {one for one in others if f'"{one[1]}"' not in sources() and one[1] not in logged} == set()
+    assert len(named) > 80
