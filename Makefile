@@ -2,6 +2,8 @@
 # make test   all tests that this machine can run; what it can't is skipped with its reason
 # make e2e    real containerd and kubectl, as root: pods, kills, power cuts, outages; five minutes. The cluster is the
 #             gateway's sandbox, or the one that is named: make e2e KUBECONFIG=…
+# make vm     whole systems, as root: our file installed in a Debian under QEMU, joined, upgraded, its power cut; six
+#             minutes. More: make vm VM=--long. Needs qemu-system-x86 debootstrap dosfstools kmod
 # make mapper-framework MAPPER=…    a mapper made with KubeEdge's mapper-framework on a node of ours; says what it needs
 PYTHON ?= python3
 SEEDS ?= 500
@@ -11,7 +13,7 @@ GIVE_UP_S ?=
 JOBS ?= $(shell n=$$(nproc); echo $$((n > 4 ? 4 : n))) # tests beside each other, file by file
 KUBECONFIG = # only what is given on the command line: no test runs against a cluster by accident
 MAPPER ?=
-VM ?= # of `make vm`: --long, --init openrc, --init sysv
+VM ?= # of `make vm`: --long, --inside, --init openrc, --init sysv, --init all
 BENCH ?= store pods link fleet devices binary
 OUTAGE_S ?= 480
 SOAK ?= # of `make soak`: --hours 72 --per-s 100 --kill-minutes 60

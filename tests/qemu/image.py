@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,13 +131,21 @@ def _anew(what: str) -> Path:
 
 
 def _kernel_package(folder: Path) -> Path:
-    depends = subprocess.run(["apt-cache", "depends", "linux-image-amd64"], capture_output=True, text=True, check=True)
-    name = next(line.split()[1] for line in depends.stdout.splitlines() if "Depends:" in line)
+    name = _newest_kernel()
+    if not name:  # a machine whose lists of packages were removed
+        run("apt-get", "update")
+        name = _newest_kernel()
     run("apt-get", "download", name, cwd=folder)
     package = next(folder.glob("linux-image-*.deb"))
     run("dpkg-deb", "-x", package, folder / "unpacked")
     package.unlink()
     return folder / "unpacked"
+
+
+def _newest_kernel() -> str:
+    """Name of its package; empty when apt knows of none."""
+    said = subprocess.run(["apt-cache", "depends", "linux-image-amd64"], capture_output=True, text=True, check=False)
+    return next((line.split()[1] for line in said.stdout.splitlines() if "Depends:" in line), "")
 
 
 def _modules(unpacked: Path, target: Path) -> None:
@@ -252,12 +260,10 @@ def disk(folder: Path, path: Path, size: int = DISK_BYTES) -> Path:
     return path
 
 
-def boot_partition(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
+def boot_partition(path: Path) -> Path:
     """A FAT file system, as boards boot from."""
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
         file.truncate(32 << 20)
     run("mkfs.vfat", path)
-    for name, data in files:
-        subprocess.run(["mcopy", "-i", str(path), "-", f"::{name}"], input=data, check=True)
     return path

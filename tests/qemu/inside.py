@@ -42,7 +42,7 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot {root} /sbin
 """
 OUTER = """\
 [ -z "$1" ] || echo $$ >"$1/cgroup.procs"
-exec unshare --pid --mount --uts --ipc --cgroup --fork --kill-child sh -c "$2"
+exec setpriv --pdeathsig KILL unshare --pid --mount --uts --ipc --cgroup --fork --kill-child sh -c "$2"
 """
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/systemd"))  # of the second kind, and of the first
 BOOTED = {

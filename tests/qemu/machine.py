@@ -59,7 +59,7 @@ class Machine:
         wire.unlink(missing_ok=True)
         drives = [part for one in self._disks for part in ("-drive", f"file={one},if=virtio,format=raw,cache=unsafe")]
         argv = [
-            *("nice", "-n", "5"),
+            *("setpriv", "--pdeathsig", "KILL", "nice", "-n", "5"),  # however this process ends, it does too
             *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35"),
             *("-accel", self._accel, "-cpu", "Nehalem", "-smp", "1", "-m", str(self._memory_mb)),
             *("-kernel", str(kernel), "-initrd", str(ram)),

@@ -285,7 +285,7 @@ def machine(folder: Path, init: str, files: Path, *, memory_mb: int = 512) -> It
     disks = [
         image.disk(image.debian(init), folder / "root.img"),
         image.disk(files, folder / "files.img", 256 << 20),
-        image.boot_partition(folder / "boot.img", []),
+        image.boot_partition(folder / "boot.img"),
     ]
     made = Machine(folder, disks, memory_mb=memory_mb)
     try:
