@@ -210,7 +210,9 @@ def _status(args: argparse.Namespace) -> int:
         plain = {name.removeprefix("tinyedge_gateway_"): value for name, value in numbers.items() if "{" not in name}
         show(pairs([(name, f"{value:g}") for name, value in plain.items()]))
         if len(plain) < len(numbers):
-            show(f"\nAnd {len(numbers) - len(plain)} by verb, resource and code: -o json, or http://{args.metrics}/metrics")
+            show(
+                f"\nAnd {len(numbers) - len(plain)} by verb, resource and code: -o json, or http://{args.metrics}/metrics"
+            )
     return 0
 
 
