@@ -26,7 +26,7 @@ from cloud_gateway.core import facts
 from cloud_gateway.core.desk import Settings
 from cloud_gateway.core.nodes import Gateway
 from tests.cloud_gateway.core.rig import Api
-from tests.sim.devices import PUMPS, DeviceWorld
+from tests.sim.devices import PUMPS, DeviceWorld, make_device, make_model
 from tests.sim.world import Life, effect_uid
 from tinyedge import events as ev
 from tinyedge import wire
@@ -138,6 +138,17 @@ class CloudWorld(DeviceWorld):
             self.api.put("localrules", {"metadata": meta, **copy.deepcopy(there), "spec": spec})
         self.say(f"cluster: rule {name}")
         self.watch()
+        self.request(ev.Apply((make_model(dice), *(make_device(dice, one) for one in PUMPS))))
+        for delay_ms in (5_000, 60_000, 300_000):
+            self.at(delay_ms, self.append_reading, script=True)
+
+    def may_change(self, name: tuple[str, str], now: bytes | None) -> bool:
+        """What comes from the cluster as it was stays aside."""
+        table, key = name
+        if table != "localrule" or key.partition("/")[2] not in RULES:
+            return super().may_change(name, now)
+        before = wire.decode_aside(table, self.aside[name]).revision
+        return now is None or wire.decode(table, now).revision != before
 
     def end(self, name: str, *, force: bool) -> None:
         if pod := self.current(name):

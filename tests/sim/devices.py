@@ -115,7 +115,7 @@ class DeviceWorld(World):
         """Now and then an object has broken the two lives before this one."""
         there = [(table, key) for table in ASIDE for key in sorted(tables.get(table, {}))]
         fresh = [name for name in there if not wire.is_aside(tables[name[0]][name[1]])]
-        if not fresh or not self.faults or self.aside_rng.random() > 0.15:
+        if not fresh or not self.faults or self.aside_rng.random() > 0.5:
             return True
         return self.set_aside(store, tables, *self.aside_rng.choice(fresh))
 
@@ -153,8 +153,12 @@ class DeviceWorld(World):
         for name, row in list(self.aside.items()):
             kept = self.kept.get(name[0], {}).get(name[1])
             if kept != row:
-                self.must(name in self.touched, "aside", f"{name} is not as it was, and nobody has touched it")
+                self.must(self.may_change(name, kept), "aside", f"{name} is not as it was, and nobody has touched it")
                 del self.aside[name]
+
+    def may_change(self, name: tuple[str, str], now: bytes | None) -> bool:
+        """Whether a row that was set aside may have become another, or gone."""
+        return name in self.touched
 
     # --- people --------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ CLOUD_TROUBLE = (
 
 DEVICE_TROUBLE = (
     ("declare",) * 4
-    + ("rule", "rule", "undeclare", "speed", "speed", "mapper", "mapper")
+    + ("rule", "rule", "undeclare", "speed", "speed", "speed", "speed", "mapper", "mapper")
     + ("reading", "reading", "take")
 )
 

@@ -74,7 +74,7 @@ class Line(Struct):
 
 
 class Call(Struct, frozen=True):
-    """One that is under way. `digest` is of what it tells."""
+    """One that is under way. `digest` is of what it tells; `again`: the mapper may have had the device before it."""
 
     line: Line
     what: str
@@ -82,6 +82,7 @@ class Call(Struct, frozen=True):
     digest: str = ""
     model: str = ""
     desired: dict[str, str] = field(default_factory=dict)
+    again: bool = False
 
 
 class Mappers:
@@ -330,14 +331,31 @@ class Mappers:
             what = "UpdateDeviceModel" if twin.model in line.models else "CreateDeviceModel"
             self._call(line, twin, what, hashed, model)
         else:
-            self._call(line, twin, "UpdateDevice" if twin.registered else "RegisterDevice", twin.want)
+            self._tell_device(line, twin)
         return True
 
-    def _call(self, line: Line, twin: Twin, what: str, told: str = "", model: DeviceModel | None = None) -> None:
+    def _tell_device(self, line: Line, twin: Twin) -> None:
+        """That a mapper may have a device is on disk before it is told of it: what becomes of that may never be known,
+        and a mapper leaves what it has as it is when that is registered again."""
+        again = twin.row.mapper == line.info.name
+        if not again:
+            self._keep(twin, structs.replace(twin.row, mapper=line.info.name, told=""))
+        self._call(line, twin, "UpdateDevice" if twin.registered else "RegisterDevice", twin.want, again=again)
+
+    def _call(
+        self,
+        line: Line,
+        twin: Twin,
+        what: str,
+        told: str = "",
+        model: DeviceModel | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
         with_device = what in ("RegisterDevice", "UpdateDevice")
         twin.op = op = self._desk.number()
         line.calls += 1
-        self._calls[op] = Call(line, what, twin.key, told, twin.model if model else "", twin.desired)
+        self._calls[op] = Call(line, what, twin.key, told, twin.model if model else "", twin.desired, again)
         key = twin.model if model else twin.key
         self._desk.say(CallMapper(op, line.info, what, key, self.complete(twin) if with_device else None, model))
 
@@ -360,6 +378,11 @@ class Mappers:
         if call.what == "RemoveDevice" and self._is_leaving(twin) and (lost or not event.error):
             self._has_left(twin)
         elif event.error:
+            if call.what == "RegisterDevice" and not (call.again or event.late):
+                self._keep(twin, structs.replace(twin.row, mapper="", told=""))  # it does not have it
+                if twin.device is None:
+                    self._has_left(twin)
+                    return True
             self._has_failed(call, twin, event.error, away=away)
         else:
             self._has_worked(call, twin)
@@ -440,7 +463,7 @@ class Mappers:
     def _has_worked(self, call: Call, twin: Twin) -> None:
         if call.model:
             call.line.models[call.model] = call.digest
-        elif call.what == "RegisterDevice" and twin.row.told and twin.row.mapper == call.line.info.name:
+        elif call.what == "RegisterDevice" and call.again:
             twin.registered, twin.problem = True, ""  # it may have had the device as it was told before
             if twin.row.told == twin.want:
                 twin.observed = call.desired
