@@ -21,13 +21,16 @@ import sys
 import tarfile
 from pathlib import Path
 
+import msgspec
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tinyedge import libcrypto  # noqa: E402
 from tinyedge.store.record import FORMAT  # noqa: E402
-from tinyedge.upgrade.bundle import MANIFEST, MARK, SIGNATURE  # noqa: E402
+from tinyedge.upgrade.bundle import MANIFEST, MARK, SIGNATURE, Manifest  # noqa: E402
 
+PRODUCTS = ("tinyedge-gateway", "tinyedge")
 EPOCH = 1704067200  # of every file in the archive: two builds of one commit are the same bytes
 
 
@@ -75,9 +78,11 @@ def manifest(folder: Path, product: str, version: str, architecture: str, store_
 def bundle(folder: Path, key: bytes, out: Path, script: bytes | None = None) -> Path:
     """`folder` is named PRODUCT-VERSION-ARCHITECTURE."""
     rest, _, architecture = folder.name.rpartition("-")
-    product, _, version = rest.rpartition("-")
+    product = next(one for one in PRODUCTS if rest.startswith(f"{one}-"))
+    version = rest.removeprefix(f"{product}-")
     trust(folder, libcrypto.public_key(key))
     described = manifest(folder, product, version, architecture)
+    msgspec.json.decode(described, type=Manifest)  # what no device could read is not handed out
     target = out / f"{folder.name}.run"
     out.mkdir(parents=True, exist_ok=True)
     head = script if script is not None else installer()

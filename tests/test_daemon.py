@@ -327,6 +327,17 @@ def test_it_starts_with_keys_that_only_a_newer_version_knows_and_says_so(node: N
     assert node.log.read_text().count("config.unknown") == 2
 
 
+def test_a_start_that_comes_up_or_says_why_it_can_not_is_none_that_came_to_nothing(node: Node) -> None:
+    starts = node.folder / "starts"
+    starts.write_text("0.1.0-amd64 4\n")
+    node.start("--set", "log.level=loud", TINYEDGE_STARTS=str(starts))
+    assert (node.ended(), starts.exists()) == (1, False)
+    starts.write_text("0.1.0-amd64 4\n")
+    node.start(TINYEDGE_STARTS=str(starts))
+    until(lambda: not starts.exists())
+    assert until(node.status)["node"]["name"] == "gate"
+
+
 def test_a_second_daemon_on_a_store_refuses_with_the_pid_of_the_first(node: Node) -> None:
     node.start()
     until(node.status)

@@ -15,6 +15,7 @@ Part of the wiring, beside uplink.py. A version on trial that crashes or hangs i
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,7 +28,7 @@ from tinyedge.config import Config
 from tinyedge.errors import TinyEdgeError, WorldError
 from tinyedge.events import Answer, Record, Request, UpgradeEnded
 from tinyedge.upgrade.gate import Gate, Seen
-from tinyedge.upgrade.marks import ROLLED_BACK, Marks, Result, Trial, marks_of, parse_trial
+from tinyedge.upgrade.marks import CONFIRMED, ROLLED_BACK, STARTS, Marks, Result, Trial, came_up, marks_of, parse_trial
 
 Json = dict[str, Any]
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
@@ -38,6 +39,8 @@ SINCE = "TINYEDGE_TRIAL_SINCE"  # from a life of this process that has started i
 LOOK_S = 5.0
 ANSWER_S = 0.2  # for the answer to whoever asked for another version
 LAUNCHER_S_MAX = 30
+FILES_S_MAX = 180
+_INSTALLER = "_internal/packaging/install.sh"  # in a version's folder
 
 
 class Restart(Exception):
@@ -46,12 +49,14 @@ class Restart(Exception):
 
 class Launch(Struct, frozen=True):
     """How this daemon was started. `launcher` empty: by somebody else, and then it can't start another version. `trial`
-    None: it is not on trial. `age_s`: how long ago the start was that the launcher has counted."""
+    None: it is not on trial. `age_s`: how long ago the start was that the launcher has counted. `starts`: its count of
+    those that came to nothing, which goes once this one has its store; empty: there is none."""
 
     marks: Marks
     launcher: str = ""
     trial: Trial | None = None
     age_s: float = 0.0
+    starts: str = ""
 
 
 def launched(environ: Mapping[str, str], mono_s: Callable[[], float] = time.monotonic) -> Launch:
@@ -65,7 +70,7 @@ def launched(environ: Mapping[str, str], mono_s: Callable[[], float] = time.mono
             found = trial  # so it was said, and nothing says otherwise
         trial = trial if found is not None and found.name == trial.name else None
     age_s = mono_s() - float(environ.get(SINCE) or mono_s())
-    return Launch(marks, environ.get(LAUNCHER, ""), trial, age_s)
+    return Launch(marks, environ.get(LAUNCHER, ""), trial, age_s, environ.get(STARTS, ""))
 
 
 def next_environ(environ: Mapping[str, str]) -> dict[str, str]:
@@ -123,6 +128,7 @@ class Upgrades:
         self._launcher = launch.launcher
         self._trial = launch.trial
         self._age_s = launch.age_s
+        self._starts = launch.starts
         self._hold_s, self._window_s = config.upgrade.hold_s, config.upgrade.window_s
         self._view = view
         self._link = link
@@ -144,9 +150,11 @@ class Upgrades:
             raise Restart
 
     async def _follow(self, tell: Callable[[int, Request], Awaitable[Answer]]) -> None:
+        came_up(self._starts)
         await self._look_at_disk()
         if self._trial is not None:
             await self._pass_or_give_up(self._trial)
+        await self._renew()
         await self._tell(tell)
 
     # --- on trial ------------------------------------------------------------------------------------
@@ -233,6 +241,35 @@ class Upgrades:
             self._note("error", "upgrade.launcher", {"version": name, "why": str(error) or "it hangs"})
         else:
             self._note("info", "upgrade.launcher", {"version": name, "why": "taken"})
+
+    async def _renew(self) -> None:
+        """What init starts and what a person types follows the version that has proved itself, or that somebody went
+        back to: once for each, and again at the next start where that was cut off or has failed. The version's own
+        installer does it, which knows what somebody has changed on this device."""
+        above = self._marks.above()
+        if self._launcher != os.path.join(self._marks.root, "launcher") or above is None or not self._current:
+            return
+        try:
+            if await trio.to_thread.run_sync(self._marks.settled) == self._current:
+                return
+            if self._last is not None and (self._last.verdict, self._last.name) == (CONFIRMED, self._current):
+                await self._renew_launcher(
+                    self._current
+                )  # before what names it; a cut may have kept it from being taken
+            script = os.path.join(self._marks.folder(self._current), _INSTALLER)
+            with trio.fail_after(FILES_S_MAX):
+                ended = await trio.run_process(
+                    [script, "renew", "--root", above],
+                    capture_stdout=True,
+                    stderr=subprocess.STDOUT,
+                    check=False,
+                    env=fresh(os.environ),
+                )
+            said = "; ".join(ended.stdout.decode("utf-8", "replace").splitlines())
+            level = "error" if ended.returncode else "info"
+        except (TinyEdgeError, OSError, trio.TooSlowError) as error:
+            level, said = "error", str(error) or "it hangs"
+        self._note(level, "upgrade.files", {"version": self._current, "said": said})
 
     # --- telling -------------------------------------------------------------------------------------
 

@@ -117,6 +117,9 @@ class History(Known):
             elif now.attempts >= now.most:
                 self._may(structs.replace(now, verdict="rolled-back", name=now.trial))
             self._may(now.started())
+        elif what == "fall-back":
+            self._may(structs.replace(now, verdict="rolled-back", name=now.current))
+            self._may(structs.replace(self.candidates[-1], current=words[0]))
         elif what == "confirm":
             passed = structs.replace(now, current=now.trial, trial="-", attempts=0, most=0, left=1)
             self._may(passed)
@@ -269,6 +272,7 @@ class Judge:
             program.chmod(0o755)  # no model of modes: it is flushed with the file, before its folder has its name
         versions = Versions(f"{root}/{LIB}", f"{root}/{STATE}")
         around = environ(str(root))
+        Path(around["TINYEDGE_STARTS"]).unlink(missing_ok=True)
         around["PATH"] = f"{self._bin}:{around['PATH']}"
         for _ in range(seen.most + 2 if seen.most else 1):
             argv = [*SHELLS[shell], f"{root}/{LIB}/launcher", "run"]

@@ -41,6 +41,7 @@ NAMES = tuple(f"{version}-{this_architecture()}" for version in VERSIONS)
 OLD, NEW, NEWER, NEWEST, LAST = NAMES
 LIB, STATE = "usr/lib/tinyedge", "var/lib/tinyedge/upgrade"
 PACKAGING = LAUNCHER.parent
+STARTS_MAX = 5  # of the launcher's
 SHELLS = {"sh": ["sh"], "busybox": ["busybox", "sh"]}
 
 
@@ -94,9 +95,13 @@ def opened(files: Path, name: str) -> Bundle:
 
 
 def environ(root: str) -> dict[str, str]:
-    """For the launcher."""
+    """For the launcher. Its count of starts that came to nothing is no part of the disk, and a cut forgets it."""
     paths = {"TINYEDGE_ROOT": f"{root}/{LIB}", "TINYEDGE_UPGRADE_STATE": f"{root}/{STATE}"}
-    return {**os.environ, **paths, "TINYEDGE_TRIAL_S": "0"}
+    return {**os.environ, **paths, "TINYEDGE_TRIAL_S": "0", "TINYEDGE_STARTS": starts(root)}
+
+
+def starts(root: str) -> str:
+    return os.path.join(os.path.dirname(root), f"starts-of-{os.path.basename(root)}")
 
 
 class Life:
@@ -130,9 +135,19 @@ class Life:
     def start(self, times: int = 1) -> None:
         for _ in range(times):
             self.tell("will", "start")
-            argv = [*SHELLS[self.job.shell], f"{self.job.root}/{LIB}/launcher", "run"]
-            subprocess.run(argv, env=environ(self.job.root), check=True, capture_output=True)
+            self.start_once()
             self.tell("did", "start")
+
+    def start_once(self) -> None:
+        argv = [*SHELLS[self.job.shell], f"{self.job.root}/{LIB}/launcher", "run"]
+        subprocess.run(argv, env=environ(self.job.root), check=True, capture_output=True)
+
+    def fall_back(self, before: str) -> None:
+        """What has proved itself comes to nothing, start after start."""
+        self.start(STARTS_MAX)
+        self.tell("will", "fall-back", before)
+        self.start_once()
+        self.tell("did", "fall-back")
 
     def confirm(self) -> None:
         self.tell("will", "confirm")
@@ -217,6 +232,15 @@ def third(life: Life) -> None:
     life.start()
 
 
+def fallen_back(life: Life) -> None:
+    """A version that has passed its trial can't come up later; the one before takes its place, and stays."""
+    life.try_(NEW)
+    life.confirm()
+    life.versions.tell()
+    life.fall_back(OLD)
+    life.start()
+
+
 def installed(life: Life) -> None:
     """The first version comes, and is started."""
     life.install(OLD)
@@ -265,6 +289,7 @@ SCENARIOS = {
     "used_up": Scenario(used_up),
     "rolled_back": Scenario(rolled_back),
     "third": Scenario(third, (OLD, NEW)),
+    "fallen_back": Scenario(fallen_back),
     "other_launcher": Scenario(other_launcher, (OLD, LAST), "other_launcher_again"),
     "installed": Scenario(installed, (), "installed"),
 }
@@ -364,6 +389,19 @@ def _written_over(launcher: str) -> str:
     return _replaced(launcher, 'rm -f "$1.new" && printf', "printf")
 
 
+def _switched_untold(launcher: str) -> str:
+    """A version that can't come up is left before it is written down that it was."""
+    told, switched = (
+        'put "$STATE/result" "rolled-back $current $count',
+        'put "$ROOT/current" "$before" && rm -f "$STARTS"',
+    )
+    line = next(line for line in launcher.splitlines() if told in line)
+    first = switched.partition(" && ")[0]
+    return _replaced(
+        _replaced(launcher, line, f"  {first} &&"), switched, f'{line.strip().removesuffix(" &&")} && rm -f "$STARTS"'
+    )
+
+
 def _unpacked_unflushed(installer: str) -> str:
     """A version gets its name before what was unpacked is durable."""
     return _replaced(installer, '    sync\n    rm -rf "$lib/versions/.old-install"\n', "")
@@ -385,6 +423,7 @@ PLANTED = {
     "count_not_flushed": Planted(scenario="used_up", launcher=_uncounted),
     "count_in_place": Planted(scenario="used_up", launcher=_counted_in_place),
     "written_over": Planted(launcher=_written_over),
+    "switched_untold": Planted(scenario="fallen_back", launcher=_switched_untold),
     "unpacked_unflushed": Planted(scenario="installed", installer=_unpacked_unflushed),
 }
 CONTROLS = [kind for kind in PLANTED if kind != "real"]

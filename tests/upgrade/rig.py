@@ -77,6 +77,7 @@ class Device:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "lib"
         self.state = folder / "state" / "upgrade"
+        self.starts = folder / "state" / "starts"
         (self.root / "versions").mkdir(parents=True)
         (self.root / "trust").mkdir()
         self.state.parent.mkdir(parents=True)
@@ -96,7 +97,7 @@ class Device:
     def environ(self) -> dict[str, str]:
         """For the launcher. It does not wait for a start that hangs, unless a test is about that."""
         paths = {"TINYEDGE_ROOT": str(self.root), "TINYEDGE_UPGRADE_STATE": str(self.state)}
-        return {**paths, "TINYEDGE_TRIAL_S": "0"}
+        return {**paths, "TINYEDGE_TRIAL_S": "0", "TINYEDGE_STARTS": str(self.starts)}
 
     @property
     def keys(self) -> list[bytes]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -253,5 +254,22 @@ def test_keys_are_read_from_a_folder_and_what_is_none_is_named(tmp_path: Path) -
 
 
 def test_versions_are_ordered_as_people_expect() -> None:
-    ordered = ["0.9.9", "0.10.0-rc1", "0.10.0-rc2", "0.10.0", "0.10.1", "1.0.0"]
+    ordered = ["0.9.9", "0.10.0-rc1", "0.10.0-rc9", "0.10.0-rc10", "0.10.0", "0.10.0+4", "0.10.0+5", "0.10.1", "1.0.0"]
     assert sorted(sorted(ordered), key=version_key) == ordered  # as text they come otherwise
+
+
+@pytest.mark.parametrize("version", ["1.0.0-rc1", "1.0.0-rc.10+5", "1.0.0+dirty"])
+@pytest.mark.parametrize("product", ["tinyedge", "tinyedge-gateway"])
+def test_a_version_with_words_behind_its_numbers_is_read_as_it_was_named(
+    tmp_path: Path, version: str, product: str
+) -> None:
+    found = open_bundle(str(bundle(tmp_path, version, product=product)), TRUSTED, product=product)
+    found.close()
+    assert (found.manifest.product, found.manifest.version) == (product, version)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.0.0.5", "1.0.0-rc-1", "one"])
+def test_a_version_that_no_device_could_read_is_not_handed_out(tmp_path: Path, version: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        bundle(tmp_path, version)
+    assert list(tmp_path.rglob("*.run")) == []

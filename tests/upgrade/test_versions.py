@@ -19,7 +19,7 @@ from tests.upgrade.rig import LAUNCHER, Device, bundle
 from tinyedge.errors import BadInput, WorldError
 from tinyedge.store.disk import Disk
 from tinyedge.upgrade.bundle import Refused, open_bundle, this_architecture
-from tinyedge.upgrade.marks import CONFIRMED, ROLLED_BACK, SWITCHED, Asked, Result, Trial
+from tinyedge.upgrade.marks import CONFIRMED, ROLLED_BACK, SWITCHED, Asked, Result, Trial, came_up
 from tinyedge.upgrade.versions import Versions
 
 ARCH = this_architecture()
@@ -214,6 +214,106 @@ def test_without_the_current_version_the_one_before_it_is_started(device: Device
     assert (device.versions.current(), device.versions.before()) == (NEW, OLD)
     shutil.copytree(device.root / "versions" / NEW, device.root / "versions" / "0.0.1-first")
     shutil.rmtree(device.root / "versions" / NEW)
+    assert start()[0] == "0.1.0 run trial="
+
+
+# --- the launcher, once a version has proved itself ---------------------------------------------------------
+
+
+STARTS_MAX = 5
+
+
+@pytest.fixture
+def proved(device: Device) -> Device:
+    """With 0.2.0, and 0.1.0 before it."""
+    device.versions.switch(NEW)
+    device.versions.tell()
+    return device
+
+
+def test_a_version_of_which_start_after_start_comes_to_nothing_gives_way_to_the_one_before(
+    proved: Device, start: Starter
+) -> None:
+    for _ in range(STARTS_MAX):
+        assert start()[0] == "0.2.0 run trial="
+    said = f"{STARTS_MAX} starts did not bring it up"
+    assert start() == ("0.1.0 run trial=", f"tinyedge: {NEW} is given up: {said}")
+    assert (proved.versions.current(), proved.versions.before()) == (OLD, "")
+    assert proved.versions.untold() == Result(ROLLED_BACK, NEW, said)
+    for _ in range(2 * STARTS_MAX):
+        assert start() == ("0.1.0 run trial=", "")  # once and for all
+
+
+@pytest.mark.parametrize("count", ["", "garbage", f"{NEW} many", f"{OLD} 99"])
+def test_a_start_that_came_up_ends_the_count_and_so_does_a_count_that_says_nothing(
+    proved: Device, start: Starter, count: str
+) -> None:
+    for _ in range(STARTS_MAX):
+        start()
+    came_up(str(proved.starts))
+    came_up(str(proved.starts))
+    if count:
+        proved.starts.write_text(count + "\n")
+    for _ in range(STARTS_MAX):
+        assert start() == ("0.2.0 run trial=", "")
+
+
+def test_a_version_with_none_before_it_goes_on_trying(device: Device, start: Starter) -> None:
+    shutil.rmtree(device.root / "versions" / NEW)
+    for _ in range(2 * STARTS_MAX):
+        assert start() == ("0.1.0 run trial=", "")
+
+
+def test_starts_of_a_trial_count_for_the_trial_alone(proved: Device, start: Starter) -> None:
+    proved.versions.begin(OLD, linked=False, pods=0, attempts_max=20)
+    for _ in range(2 * STARTS_MAX):
+        assert start()[0].startswith("0.1.0 run trial=0.1.0")
+    assert (proved.versions.current(), proved.starts.exists()) == (NEW, False)
+
+
+def test_where_nothing_can_be_counted_the_proved_version_is_started(proved: Device, start: Starter) -> None:
+    proved.starts.mkdir()
+    for _ in range(2 * STARTS_MAX):
+        assert start() == ("0.2.0 run trial=", "")
+
+
+def test_where_that_can_not_be_written_down_the_one_before_is_started_all_the_same(
+    proved: Device, start: Starter
+) -> None:
+    for _ in range(STARTS_MAX):
+        start()
+    blocked = proved.root / "current.new"
+    blocked.mkdir()
+    for _ in range(2):
+        assert start()[0] == "0.1.0 run trial="
+    blocked.rmdir()
+    start()
+    assert proved.versions.current() == OLD
+
+
+def test_a_program_of_no_length_is_none(proved: Device, start: Starter) -> None:
+    os.truncate(proved.root / "versions" / NEW / "tinyedge", 0)
+    assert start() == ("0.1.0 run trial=", "")
+
+
+def test_what_was_given_up_is_the_last_that_is_started_where_nothing_says_what_runs(
+    device: Device, start: Starter
+) -> None:
+    device.versions.begin(OLD if device.versions.current() == NEW else NEW, linked=False, pods=0)
+    device.versions.give_up("no luck")
+    device.versions.tell()
+    (device.root / "current").unlink()
+    (device.root / "versions" / OLD).rename(device.root / "versions" / f"0.9.0-{ARCH}")
+    assert start()[0] == "0.1.0 run trial="
+    shutil.rmtree(device.root / "versions" / f"0.9.0-{ARCH}")
+    assert start()[0] == "0.2.0 run trial="
+
+
+def test_a_cut_in_a_reinstall_leaves_what_was_about_to_be_replaced_to_be_started(
+    device: Device, start: Starter
+) -> None:
+    shutil.rmtree(device.root / "versions" / NEW)
+    (device.root / "versions" / OLD).rename(device.root / "versions" / ".old-install")
     assert start()[0] == "0.1.0 run trial="
 
 
@@ -419,6 +519,18 @@ def test_what_runs_or_is_on_trial_is_not_tidied_away(device: Device, tmp_path: P
     device.versions.begin(NEW, linked=False, pods=0)
     device.versions.tidy(keep=())
     assert device.versions.installed() == [OLD, NEW]
+
+
+def test_what_waits_for_somebody_on_site_is_not_tidied_away(device: Device, tmp_path: Path) -> None:
+    device.versions.ask_on_site(Asked(NEW, "jobs/autumn"))
+    device.versions.tidy(keep=())
+    assert device.versions.installed() == [OLD, NEW]
+    device.versions.agree_on_site()
+    device.versions.tidy(keep=())
+    assert device.versions.installed() == [OLD, NEW]
+    device.versions.forget_on_site()
+    device.versions.tidy(keep=())
+    assert device.versions.installed() == [OLD]
 
 
 # --- marks ---------------------------------------------------------------------------------------------

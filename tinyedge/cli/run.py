@@ -44,10 +44,15 @@ def start(config: str | None, overrides: Sequence[str], socket: str | None, *, s
     from tinyedge.config import DEFAULT_PATH, load
     from tinyedge.fleet import ConfigSource
     from tinyedge.upgrade.config_trial import started
+    from tinyedge.upgrade.marks import STARTS, came_up
 
     values = (*overrides, *((f"api.socket={socket}",) if socket else ()))
     found = started(os.environ)  # counted before anything of the configuration is looked at
     unknown: list[str] = []
-    loaded = load(found.path or config, values, unknown)
-    source = ConfigSource(config or DEFAULT_PATH, values, found, tuple(unknown))
-    return daemon.serve(loaded, stop_pods=stop_pods, source=source)
+    try:
+        loaded = load(found.path or config, values, unknown)
+        source = ConfigSource(config or DEFAULT_PATH, values, found, tuple(unknown))
+        return daemon.serve(loaded, stop_pods=stop_pods, source=source)
+    except TinyEdgeError:
+        came_up(os.environ.get(STARTS, ""))  # it says why it can't: the program is not broken
+        raise

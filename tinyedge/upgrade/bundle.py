@@ -54,7 +54,7 @@ __all__ = [
 MARK = b"__TINYEDGE_PAYLOAD__\n"
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "armhf", "armv8l": "armhf"}
-_VERSION = r"^[0-9]+\.[0-9]+\.[0-9]+([-+.][0-9A-Za-z.-]+)?$"
+_VERSION = r"^[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.]+)?(\+[0-9A-Za-z.]+)?$"
 _PATH = re.compile(r"[A-Za-z0-9_.+@-]+(/[A-Za-z0-9_.+@-]+)*")
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all

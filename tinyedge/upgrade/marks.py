@@ -31,6 +31,7 @@ from tinyedge.store.identity import read_file, remove_file
 ROOT = "/usr/lib/tinyedge"
 STATE = "/var/lib/tinyedge/upgrade"
 ROOT_VARIABLE, STATE_VARIABLE = "TINYEDGE_ROOT", "TINYEDGE_UPGRADE_STATE"
+STARTS = "TINYEDGE_STARTS"  # in the environment: where the launcher counts starts that came to nothing
 ATTEMPTS_MAX = 3
 CONFIRMED, ROLLED_BACK, SWITCHED = "confirmed", "rolled-back", "switched"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,100}")
@@ -84,11 +85,22 @@ class Refused(TinyEdgeError):
         self.reason = reason
 
 
-def version_key(version: str) -> tuple[tuple[int, ...], int, str]:
-    """For comparing: 0.10.0 is newer than 0.9.9, and 1.0.0 newer than 1.0.0-rc1."""
-    numbers, dash, rest = version.partition("-")
-    head = tuple(int(part) if part.isdigit() else 0 for part in numbers.split("+")[0].split(".")[:3])
-    return head, 0 if dash else 1, rest
+Words = list[tuple[int, int, str]]
+
+
+def version_key(version: str) -> tuple[tuple[int, ...], int, Words, Words]:
+    """For comparing: 0.10.0 is newer than 0.9.9, 1.0.0 than 1.0.0-rc10, and that than 1.0.0-rc9; of two builds of one
+    version (`+5`, `+4`) the one with the higher number."""
+    whole, _, build = version.partition("+")
+    numbers, dash, rest = whole.partition("-")
+    head = tuple(int(part) if part.isdigit() else 0 for part in numbers.split("."))
+    return head, 0 if dash else 1, _natural(rest), _natural(build)
+
+
+def _natural(text: str) -> Words:
+    """Numbers in it compare as numbers, and come before words."""
+    found = re.findall(r"([0-9]+)|([A-Za-z]+)", text)
+    return [(0, int(digits), "") if digits else (1, 0, word) for digits, word in found]
 
 
 def parse_trial(line: str) -> Trial | None:
@@ -125,7 +137,7 @@ class Marks:
         """Names of the versions that are there, oldest first."""
         folder = os.path.join(self.root, "versions")
         names = self._disk.listdir(folder) if self._disk.is_dir(folder) else []
-        return sorted((one for one in names if _NAME.fullmatch(one)), key=version_key)
+        return sorted(filter(_NAME.fullmatch, names), key=lambda name: version_key(name.rpartition("-")[0]))
 
     def trial(self) -> Trial | None:
         """None once it has been passed, whether or not its mark is gone."""
@@ -223,9 +235,10 @@ class Marks:
     # --- versions that go ----------------------------------------------------------------------------
 
     def tidy(self, keep: tuple[str, ...]) -> None:
-        """Remove versions that nobody comes back to, and what was left half unpacked or half removed."""
-        trial = self.trial()
-        kept = {*keep, self.current(), trial.name if trial else ""}
+        """Remove versions that nobody comes back to, and what was left half unpacked or half removed. One that waits
+        for somebody on site is kept."""
+        named = (self.trial(), self.asked_on_site(), self.agreed_on_site())
+        kept = {*keep, self.current(), *(one.name for one in named if one is not None)}
         folder = os.path.join(self.root, "versions")
         for name in self._disk.listdir(folder):
             if name not in kept:
@@ -275,6 +288,16 @@ class Marks:
             self._disk.fsync_dir(self.root)
         except OSError as error:
             raise failed("can't change the launcher", error) from error
+
+    # --- what is installed beside the versions -----------------------------------------------------------
+
+    def above(self) -> str | None:
+        """The root file system that this is installed in; None where it lies elsewhere, and no init starts it."""
+        return self.root.removesuffix(ROOT) or "/" if self.root.endswith(ROOT) else None
+
+    def settled(self) -> str:
+        """The version whose unit, scripts and tools are in place; the installer writes it."""
+        return self._line(os.path.join(self.root, "installed"))
 
     # --- keys ----------------------------------------------------------------------------------------
 
@@ -379,6 +402,14 @@ class Marks:
             remove_file(self._disk, self._state(name))
         except OSError as error:
             raise failed(f"can't remove {self._state(name)}", error) from error
+
+
+def came_up(starts: str) -> None:
+    """This start is none of those that the launcher counts as come to nothing: the program works. Its file is no
+    promise of ours: it is below /run, and gone at boot."""
+    if starts:
+        with suppress(OSError):
+            os.unlink(starts)
 
 
 def put_file(disk: Disk, path: str, data: bytes, mode: int) -> None:
