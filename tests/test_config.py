@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ def test_the_process_runtime_does_not_take_the_place_of_containerds_socket() -> 
         ("cloud.url=https://gate", "cloud.url", "wss://HOST:PORT"),
         ("cloud.proxy=socks5://me:word@proxy:1", "cloud.proxy", "http://HOST:PORT or"),
         ("cloud.heartbeat_s=1", "cloud.heartbeat_s", ">= 2"),
+        ("upgrade.hold_s=501", "upgrade.window_s", "at most 1100 together with upgrade.hold_s (501)"),
+        ("upgrade.window_s=1041", "upgrade.window_s", "at most 1100 together with upgrade.hold_s (60)"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_what_would_be_right(override: str, field: str, expected: str) -> None:
@@ -89,6 +92,12 @@ def test_a_wrong_value_is_an_error_for_a_daemon_as_well(tmp_path: Path, wrong: s
     path.write_text(wrong)
     with pytest.raises(TinyEdgeError):
         config.load(str(path), [], [])
+
+
+def test_a_trial_is_decided_before_the_launcher_ends_its_start() -> None:
+    launcher = (Path(__file__).resolve().parent.parent / "packaging" / "launcher").read_text()
+    [ends_s] = re.findall(r"^TRIAL_S=\$\{TINYEDGE_TRIAL_S:-([0-9]+)\}$", launcher, re.M)
+    assert int(ends_s) > config.TRIAL_S_MAX + 60  # with the time that a start takes on the slowest board
 
 
 def test_a_file_that_is_named_and_not_there_is_an_error_with_a_remedy(tmp_path: Path) -> None:

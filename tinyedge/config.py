@@ -25,6 +25,7 @@ from tinyedge.outbound import allowed
 
 DEFAULT_PATH = "/etc/tinyedge/tinyedge.toml"
 FILE_BYTES_MAX = 256 * 1024
+TRIAL_S_MAX = 1100  # the launcher ends a start that has decided nothing after 1200 s
 
 # What the patterns below ask for, in words.
 WORDS = {
@@ -305,7 +306,11 @@ class UpgradeConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Seconds, Meta(description="A new version stays once it has been well for so long, without a break.")
     ] = 60
     window_s: Annotated[
-        Seconds, Meta(description="A new version that is not well after so long goes, and the one before runs again.")
+        Seconds,
+        Meta(
+            description="A new version that is not well after so long goes, and the one before runs again. With "
+            "`upgrade.hold_s` at most 1100."
+        ),
     ] = 600
 
 
@@ -374,12 +379,19 @@ def build(raw: Mapping[str, object], overrides: Sequence[str] = (), unknown: lis
         raise _explain(raw, str(error)) from None
     if config.images.gc_low_percent > config.images.gc_high_percent:
         raise BadInput("images.gc_low_percent", config.images.gc_low_percent, "at most images.gc_high_percent")
+    _require_decided_in_time(config.upgrade)
     allowed(config.outbound.allow)
     if config.mqtt.url:
         settings(config.mqtt.url)
     if (config.runtime.kind, config.runtime.endpoint) == ("process", CONTAINERD):
         return replace(config, runtime=replace(config.runtime, endpoint=PROCESSES))
     return config
+
+
+def _require_decided_in_time(upgrade: UpgradeConfig) -> None:
+    if upgrade.hold_s + upgrade.window_s > TRIAL_S_MAX:
+        why = f"at most {TRIAL_S_MAX} together with upgrade.hold_s ({upgrade.hold_s}): then a start on trial is ended"
+        raise BadInput("upgrade.window_s", upgrade.window_s, why)
 
 
 def with_values(raw: Mapping[str, object], overrides: Sequence[str]) -> dict[str, object]:

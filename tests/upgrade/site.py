@@ -104,7 +104,7 @@ window_s = {WINDOW_S}
 
     def hold_trials(self) -> None:
         """From the next start on none passes, however well it is."""
-        self.config.write_text(self.config.read_text().replace("hold_s = 1\n", "hold_s = 3600\n"))
+        self.config.write_text(self.config.read_text().replace("hold_s = 1\n", "hold_s = 700\n"))
 
     def cli(self, *words: str, launched: bool = True) -> subprocess.CompletedProcess[str]:
         """The command line of the version that has proved itself, by the launcher; or that of this checkout."""

@@ -79,12 +79,17 @@ def test_a_version_that_is_fit_stays_and_writes_its_own_store_only_then(site: Si
         ("#!/bin/sh\nexit 1\n", "3 starts did not bring it up"),
         ("\x7fELF of another machine", "3 starts did not bring it up"),
         (f'{DAEMON} tests.fakes.unfit_daemon breaks "$@"\n', "3 starts did not bring it up"),
+        (f'{DAEMON} tests.fakes.unfit_daemon leaks "$@"\n', "3 starts did not bring it up"),
+        (f'{DAEMON} tests.fakes.unfit_daemon stalls "$@"\n', "3 starts did not bring it up"),
         (
             f'{DAEMON} tests.fakes.unfit_daemon no-runtime "$@" --set upgrade.window_s=4\n',
             "the container runtime does not answer",
         ),
     ],
-    ids=["crashes at once", "can't be executed", "breaks an invariant", "is never well"],
+    ids=[
+        *("crashes at once", "can't be executed", "breaks an invariant"),
+        *("leaks until it has no memory", "leaks its way into the watchdog", "is never well"),
+    ],
 )
 def test_a_version_that_is_not_fit_gives_way_to_the_one_before(site: Site, body: str, reason: str) -> None:
     before = until(site.picture)
@@ -123,7 +128,7 @@ def test_a_version_that_hangs_gives_way_to_the_one_before(site: Site) -> None:
 
 def test_a_person_can_end_a_trial(site: Site) -> None:
     before = until(site.picture)
-    slow = f'{DAEMON} tinyedge "$@" --set upgrade.hold_s=3600 --set upgrade.window_s=3600\n'
+    slow = f'{DAEMON} tinyedge "$@" --set upgrade.hold_s=500 --set upgrade.window_s=500\n'
     file = bundle(site.folder / "new", "0.2.0", body=slow)
     assert site.cli("upgrade", str(file), "--config", str(site.config)).returncode == 0
     until(lambda: "trial" in site.client.get("/v1/status")["upgrade"])
