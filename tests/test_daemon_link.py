@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from tests.fakes.link_gateway import Peer
-from tests.test_daemon import SLEEPER, Node, until
+from tests.test_daemon import BREAKS, SLEEPER, Node, until
 from tests.test_uplink import Gateway
 from tinyedge.protocol import link
 
@@ -145,3 +145,46 @@ async def test_a_name_that_is_not_the_identitys_stops_the_start_in_words(tmp_pat
         said = node.log.read_text()
         assert "node.name is 'other'" in said
         assert "gate, as it has joined" in said
+
+
+DEVICE = {
+    "metadata": {"name": "pump-1", "namespace": "default", "uid": "d-1"},
+    "spec": {"deviceModelRef": {"name": "pump"}, "protocol": {"protocolName": "simulated"}, "nodeName": "gate"},
+}
+
+
+async def test_a_device_of_the_cluster_that_is_set_aside_is_refused_as_it_was_and_back_once_it_is_changed(
+    tmp_path: Path,
+) -> None:
+    async with rigged(tmp_path) as rig:
+        node, gateway = rig.node, rig.gateway
+        node.start()
+        await rig.until(node.status)
+        gateway.link.keep("devicemodel", "default/pump", {"metadata": {"name": "pump", "namespace": "default"}})
+        gateway.link.keep("device", "default/pump-1", DEVICE)
+        await rig.join()
+        peer = await gateway.link.peer()
+        await peer.until(lambda: [one for one in peer.of(link.Acked) if one.kind == "device"])
+        await trio.to_thread.run_sync(node.stop)
+
+        what = "Device default/pump-1"
+        for _ in range(2):
+            await trio.to_thread.run_sync(lambda: node.start(module=BREAKS, BREAKS_ON=what))
+            assert await trio.to_thread.run_sync(node.ended) == 1
+        await trio.to_thread.run_sync(lambda: node.start(module=BREAKS, BREAKS_ON=what))
+        again = await gateway.link.peer(1)
+        await again.until(lambda: again.of(link.Refused))
+        [refused] = again.of(link.Refused)
+        assert (refused.kind, refused.key, refused.reason) == ("device", "default/pump-1", "SetAside")
+        assert "it broke the daemon twice in a row" in refused.message
+        await trio.to_thread.run_sync(node.stop)
+
+        await trio.to_thread.run_sync(node.start)
+        third = await gateway.link.peer(2)
+        gateway.link.keep("device", "default/pump-1", DEVICE | {"spec": DEVICE["spec"] | {"methods": []}})
+        revision, body = gateway.link.objects["device"]["default/pump-1"]
+        third.session.put("device", "default/pump-1", revision, body)
+        await third.flush()
+        await third.until(lambda: [one for one in third.of(link.Acked) if one.key == "default/pump-1"])
+        assert third.of(link.Refused) == []
+        await rig.until(lambda: node.status()["store"]["state"] == "ok")

@@ -353,6 +353,7 @@ ROWS: dict[str, type[Struct]] = {
 _DECODERS = {table: msgspec.msgpack.Decoder(row) for table, row in ROWS.items()}
 _ENCODER = msgspec.msgpack.Encoder(order="deterministic")
 _VERSION = b"\x01"  # before each row
+WAS_ASIDE = "it was set aside: "
 _ASIDE = b"\x00"  # in its place: kept, but not to be read
 
 
@@ -379,7 +380,7 @@ def decode(table: str, value: bytes) -> Any:
     """The row of `table` in `value`. Raises msgspec.MsgspecError when it is none, KeyError for an unknown table."""
     decoder = _DECODERS[table]
     if is_aside(value):
-        raise msgspec.ValidationError("it was set aside: it broke the daemon twice in a row when it started")
+        raise msgspec.ValidationError(f"{WAS_ASIDE}it broke the daemon twice in a row when it started")
     if value[:1] != _VERSION:
         raise msgspec.ValidationError(
             f"written as version {value[0] if value else 'none'} of this table's rows; known is 1"

@@ -18,7 +18,8 @@ from tinyedge.core.edge import Edge
 from tinyedge.errors import require
 from tinyedge.model import decode
 
-WHY = "it was set aside: it broke the daemon twice in a row when it started"
+BROKE = "it broke the daemon twice in a row when it started"
+WHY = f"it was set aside: {BROKE}"
 URL = {"resource": "http://example.com"}
 RULES = "rules.kubeedge.io/v1"
 
@@ -45,10 +46,10 @@ def test_a_device_that_is_set_aside_costs_itself_only_and_says_so() -> None:
     assert site.take() == ["CreateDeviceModel default/pump-model", "RegisterDevice default/other"]
     assert site.report("default/other", temperature="30").code == ""
     assert [one["metadata"]["name"] for one in view.device_objects()] == ["other", "pump-1"]
-    assert site.status()["problem"] == f"it is set aside: {WHY}"
+    assert site.status()["problem"] == f"it is set aside: {BROKE}"
     found = view.why_device("default", "pump-1")
     assert found is not None
-    assert (found["state"], found["source"], found["reasons"][0]["why"]) == ("SetAside", "api", WHY)
+    assert (found["state"], found["source"], found["reasons"][0]["why"]) == ("SetAside", "api", BROKE)
     glance = view.status()["devices"]
     assert (glance["total"], glance["problems"][0]["device"]) == (2, "default/pump-1")
     refused = site.report(speed="8")
@@ -106,7 +107,7 @@ def test_a_local_rule_that_is_set_aside_acts_no_more_and_keeps_what_it_was() -> 
     site.report(temperature="95")
     assert (status(site, "second")["active"], status(site, "second")["fired"]) == (True, 1)
     found = status(site)
-    assert (found["active"], found["fired"], found["problem"]) == (True, 1, f"it is set aside: {WHY}")
+    assert (found["active"], found["fired"], found["problem"]) == (True, 1, f"it is set aside: {BROKE}")
     told = site.rig.edge.view.why_rule("default", "overheat")
     assert told is not None
     assert told["state"] == "SetAside"

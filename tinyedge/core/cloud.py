@@ -190,7 +190,7 @@ class Cloud:
             return Refusal("Invalid", f"it came as {event.kind} {event.key[:CLOUD_KEY_CHARS_MAX]}, which it is not")
         aside = self._tables.aside.get((event.kind, obj.key))
         if aside is not None and (aside.source, aside.revision) == (CLOUD, event.revision):
-            why = self._tables.why_unreadable(event.kind, obj.key)
+            why = self._tables.why_aside(event.kind, obj.key)
             return Refusal(ASIDE, f"{identity(obj)} was set aside: {why}; change it, and it is tried again")
         ending = isinstance(obj, Pod) and bool(obj.metadata.deletion_timestamp)
         if desk.full and not ending:

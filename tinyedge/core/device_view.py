@@ -58,7 +58,7 @@ def aside(key: str, desk: Desk) -> Json | None:
         return None
     meta = {"namespace": row.object.metadata.namespace, **msgspec.to_builtins(row.object.metadata)}
     status = {"twins": [], "state": "unknown", "protocol": "", "mapper": ""}
-    status["problem"] = f"it is set aside: {desk.tables.why_unreadable('device', key)}"
+    status["problem"] = f"it is set aside: {desk.tables.why_aside('device', key)}"
     spec = msgspec.to_builtins(row.object.spec)
     return {"apiVersion": API_VERSION, "kind": "Device", "metadata": meta, "spec": spec, "status": status}
 
@@ -178,7 +178,7 @@ def at_a_glance(devices: Devices, desk: Desk) -> Json:
     lost = sorted(all_aside(desk))
     states["unknown"] += len(lost)
     problems: list[Json] = [
-        {"device": key, **_reason("it is set aside", desk.tables.why_unreadable("device", key), REMEDY)}
+        {"device": key, **_reason("it is set aside", desk.tables.why_aside("device", key), REMEDY)}
         for key in lost[:PROBLEMS_SHOWN_MAX]
     ]
     wrong = len(lost)

@@ -377,7 +377,7 @@ class Rules:
         tables = self._desk.tables
         state = tables.rule_states.get(key, RuleStateRow())
         found: Json = {"active": state.active, "fired": state.fired, "result": "unknown", "inputs": {}}
-        return found | {"problem": f"it is set aside: {tables.why_unreadable('localrule', key)}"}
+        return found | {"problem": f"it is set aside: {tables.why_aside('localrule', key)}"}
 
     def _status(self, run: Run) -> Json:
         spec, state = run.rule.spec, run.state

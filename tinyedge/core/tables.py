@@ -173,6 +173,10 @@ class Tables:
         """Why a row is there and can't be used; empty when that is not so."""
         return next((why for of, name, why in self.unreadable if (of, name) == (table, key)), "")
 
+    def why_aside(self, table: str, key: str) -> str:
+        """As `why_unreadable`, for who has said already that it is set aside."""
+        return self.why_unreadable(table, key).removeprefix(wire.WAS_ASIDE)
+
     def append(self, series: str, item: bytes) -> None:
         self.pending_bytes += len(item)
         self._series.append(Append(series, item))

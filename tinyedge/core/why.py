@@ -44,8 +44,9 @@ def explain_aside(kind: str, key: str, desk: Desk) -> Json | None:
     if not why:
         return None
     row = desk.tables.aside.get((table, key))
-    reason = _reason("", "it is set aside" if row else "its row can't be read", why, "", REMEDY)
-    summary = f"{kind} {key} is kept as it is, and not looked after: {why}."
+    what = "it is set aside" if row else "its row can't be read"
+    reason = _reason("", what, desk.tables.why_aside(table, key), "", REMEDY)
+    summary = f"{kind} {key} is kept as it is, and not looked after: {what}."
     return {"state": "SetAside", "summary": summary, "reasons": [reason], "source": row.source if row else ""}
 
 
