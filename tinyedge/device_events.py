@@ -12,12 +12,13 @@ from tinyedge.model.device import Device, DeviceModel
 
 
 class SetDesired(Struct, frozen=True):
-    """On site: `value` is what a property of a device is to have, until the cloud wants another."""
+    """On site: `value` is what a property of a device is to have, until the cloud wants another. None: what was set on
+    the node is taken back, and what the device's manifest wants holds again."""
 
     namespace: str
     name: str
     property: str
-    value: str
+    value: str | None
 
 
 class ReadDevice(Struct, frozen=True):
@@ -93,13 +94,15 @@ class StateReported(Struct, frozen=True):
 
 class MapperCalled(Struct, frozen=True):
     """The outcome of a `CallMapper`. `error` empty: it worked. `away`: the mapper could not be reached at all; `late`:
-    it could, and gave no answer in time. `values` are what a read or a call has brought."""
+    it could, and gave no answer in time. `values` are what a read or a call has brought; `refused`: property → why it
+    never will have the desired value that it was told of."""
 
     op: int
     error: str = ""
     away: bool = False
     values: tuple[Value, ...] = ()
     late: bool = False
+    refused: Mapping[str, str] = {}
 
 
 class Published(Struct, frozen=True):

@@ -213,7 +213,15 @@ async def test_a_refusal_says_why_and_where_to_look(rig: Rig) -> None:
     rig.backend.answer = Answer(0, "speed of default/pump-1 can't be set: '101' is not at most 100")
     status, body, _ = await rig.ask("POST", f"{PUMP}/properties/speed", b'{"value": "101"}')
     assert (status, body["what"]) == (409, "speed of default/pump-1 can't be set: '101' is not at most 100")
-    assert body["remedy"] == "tinyedge why device/pump-1 -n default"
+    assert body["remedy"] == "see what it takes and has: tinyedge describe device -n default pump-1"
+
+
+async def test_what_was_set_on_the_node_is_taken_back_by_a_delete(rig: Rig) -> None:
+    rig.backend.answer = Answer(0, message="speed is 30")
+    status, answer, _ = await rig.ask("DELETE", f"{PUMP}/properties/speed")
+    assert (status, answer) == (200, {"message": "speed is 30"})
+    assert rig.backend.requests == [(os.getuid(), SetDesired("default", "pump-1", "speed", None))]
+    assert (await rig.ask("DELETE", f"{PUMP}/properties/colour"))[0] == 404
 
 
 async def test_a_device_that_hangs_keeps_nobody_and_says_that_it_goes_on(

@@ -162,7 +162,7 @@ class Mapper(Protocol):
         ...
 
     async def tell(self, what: str, key: str, *, device: Device | None = None, model: DeviceModel | None = None) -> str:
-        """Why not; empty when it was done."""
+        """Why not, or why a desired value is refused; empty when it was done."""
         ...
 
     async def read(self, key: str) -> tuple[str, dict[str, str]]: ...
@@ -238,7 +238,8 @@ class Inside:
         return self._done[op]
 
     async def tell(self, what: str, key: str, *, device: Device | None = None, model: DeviceModel | None = None) -> str:
-        return (await self._called(what, key, device=device, model=model)).error
+        done = await self._called(what, key, device=device, model=model)
+        return done.error or "; ".join(done.refused.values())
 
     async def read(self, key: str) -> tuple[str, dict[str, str]]:
         done = await self._called("GetDevice", key)
@@ -311,7 +312,8 @@ class Outside:
         else:
             fields = {"modelName": name, "modelNamespace": namespace}
         request, response = getattr(pb, f"{what}Request"), getattr(pb, f"{what}Response")
-        return (await called(self.socket, f"{dmi.MAPPER}{what}", request(**fields), response))[0]
+        error, answer = await called(self.socket, f"{dmi.MAPPER}{what}", request(**fields), response)
+        return error or "; ".join(getattr(answer, "refused", {}).values())
 
     async def read(self, key: str) -> tuple[str, dict[str, str]]:
         namespace, _, name = key.partition("/")
@@ -427,6 +429,10 @@ async def test_what_can_not_be_had_is_refused_with_its_reason(
     assert await served(mapper, device(desired=desired)) == why
     assert tanks.level == {"tank": 12.5}
     await mapper.until(KEY, "online")
+    for what in ("UpdateDevice", "RegisterDevice"):  # whenever it is told so again
+        assert await mapper.tell(what, KEY, device=device(desired=desired)) == why
+    assert await mapper.tell("UpdateDevice", KEY, device=device(desired={"level": "41.5"})) == ""
+    assert tanks.level == {"tank": 41.5}
 
 
 async def test_what_can_only_be_read_is_not_written(mapper: Mapper) -> None:

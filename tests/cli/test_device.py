@@ -224,8 +224,23 @@ def test_a_refused_write_says_where_to_look(cli: Cli) -> None:
     cli.backend.answer = Answer(0, "speed of default/pump-1 can't be set: '101' is not at most 100")
     assert lines(cli("device", "write", "pump-1", "speed=101").err) == [
         "error: speed of default/pump-1 can't be set: '101' is not at most 100",
-        "  → tinyedge why device/pump-1 -n default",
+        "  → see what it takes and has: tinyedge describe device -n default pump-1",
     ]
+
+
+def test_what_was_set_on_site_is_taken_back(cli: Cli) -> None:
+    cli.backend.answer = Answer(0, message="it is as the manifest wants it")
+    assert cli("device", "write", "pump-1", "speed", "label", "--clear").out == (
+        "it is as the manifest wants it\nit is as the manifest wants it\n"
+    )
+    assert asked(cli) == [
+        SetDesired("default", "pump-1", "speed", None),
+        SetDesired("default", "pump-1", "label", None),
+    ]
+    assert cli("device", "write", "pump-1", "colour", "--clear").code == 1
+    assert cli("device", "write", "pump-1", "speed=1", "--clear").code == 2
+    assert cli("device", "write", "pump-1", "--clear").code == 2
+    assert cli("device", "read", "pump-1", "--clear").code == 2
 
 
 def test_a_method_is_called(cli: Cli) -> None:

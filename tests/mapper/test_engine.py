@@ -12,9 +12,11 @@ from tinyedge.mapper.engine import (
     ASK_MS_MAX,
     PUT_MS_MAX,
     RETRY_MS_MAX,
+    Engine,
+)
+from tinyedge.mapper.jobs import (
     Answered,
     CallNow,
-    Engine,
     Job,
     Out,
     Outcome,
@@ -186,10 +188,34 @@ def test_why_a_device_is_offline_or_unhealthy_is_told_with_its_state() -> None:
     assert whys(rig.run(60_000)) == [("online", "")]
 
 
-def test_of_several_properties_that_fail_the_first_is_named_and_the_others_are_counted() -> None:
-    rig = Rig(device(Property("speed", "INT"), Property("heat", "INT")))
-    rig.values = {"speed": Refused("speed is no register"), "heat": Refused("so is heat")}
-    assert whys(rig.run(0)) == [("unhealthy", "speed is no register, and 1 more")]
+def test_of_several_properties_that_fail_each_has_its_reason() -> None:
+    rig = Rig(device(*(Property(name, "INT") for name in ("speed", "heat", "level", "flow"))))
+    rig.values = {
+        "speed": Refused("speed is no register"),
+        "heat": 1.5,
+        "level": Refused("illegal function"),
+        "flow": Refused("illegal function"),
+    }
+    why = "speed is no register; heat is 1.5: expected a whole number; level, flow: illegal function"
+    assert whys(rig.run(0)) == [("unhealthy", why)]
+
+
+def test_of_more_reasons_than_there_is_room_for_the_rest_is_counted() -> None:
+    rig = Rig(device(*(Property(f"p{number}", "INT") for number in range(30))))
+    rig.values = {f"p{number}": Refused(f"register {number} of p{number} can't be read") for number in range(30)}
+    [(_, why)] = whys(rig.run(0))
+    assert why.startswith("register 0 of p0 can't be read; register 1 of p1 can't be read; ")
+    assert why.endswith(" more")
+    assert why.count("; and ") == 1
+    assert len(why) <= DEVICE_REASON_CHARS_MAX
+
+
+def test_a_property_that_fails_keeps_its_device_unhealthy_until_it_is_read_again() -> None:
+    rig = Rig(device(Property("speed", "INT"), Property("heat", "INT", collect_ms=5000)))
+    rig.values |= {"heat": Refused("heat is no register")}
+    assert whys(rig.run(4000)) == [("unhealthy", "heat is no register")]  # though speed is read each second
+    rig.values["heat"] = 1
+    assert whys(rig.run(5000)) == [("online", "")]
 
 
 def test_a_reason_that_changes_all_the_time_is_told_now_and_then_and_its_last_one_in_the_end() -> None:
@@ -248,11 +274,33 @@ def test_a_desired_value_that_was_refused_is_not_tried_again_before_another_is_w
     rig.write_errors["speed"] = Refused("too fast")
     rig.engine.put(device(Property("speed", "INT", desired="9")), 0, ticket=3)
     out = rig.run(60_000)
-    assert [(one.ticket, one.error) for one in answers(out)] == [(3, "too fast")]
+    assert [(one.ticket, one.error, one.refused) for one in answers(out)] == [(3, "", (("speed", "too fast"),))]
     assert sum(bool(job.write) for job in rig.ran) == 1
     rig.engine.put(device(Property("speed", "INT", desired="8")), 60_000)
     rig.run(60_000)
     assert sum(bool(job.write) for job in rig.ran) == 2
+
+
+def test_what_was_refused_is_told_to_each_who_asks_until_another_value_is_wanted() -> None:
+    rig = Rig()
+    rig.write_errors = {"speed": Refused("too fast"), "valve": Refused("it is locked")}
+    wanted = (Property("speed", "INT", desired="9"), Property("valve", "INT", desired="1"), Property("heat", "INT"))
+    both = (("speed", "too fast"), ("valve", "it is locked"))
+    for at_ms in (0, 5000, 10_000):
+        rig.engine.put(device(*wanted), at_ms, ticket=at_ms + 1)
+        assert [(one.error, one.refused) for one in answers(rig.run(at_ms))] == [("", both)]
+    rig.write_errors.pop("speed")
+    rig.engine.put(device(Property("speed", "INT", desired="8"), wanted[1]), 15_000, ticket=4)
+    assert [one.refused for one in answers(rig.run(15_000))] == [both[1:]]
+
+
+def test_a_device_that_answers_rubbish_is_not_said_to_be_busy_while_it_is_left_alone() -> None:
+    rig = Rig()
+    rig.failed = Offline("the device answers rubbish")
+    wanted = device(Property("speed", "INT", desired="9"))
+    for at_ms in (0, 20_000, 40_000):
+        rig.engine.put(wanted, at_ms, ticket=at_ms + 1)
+        assert [one.error for one in answers(rig.run(at_ms + 10_000))] == ["the device answers rubbish"]
 
 
 def test_a_desired_value_that_could_not_be_written_is_tried_again() -> None:
@@ -260,7 +308,7 @@ def test_a_desired_value_that_could_not_be_written_is_tried_again() -> None:
     rig.write_errors["speed"] = ValueError("busy")
     rig.engine.put(device(Property("speed", "INT", desired="9")), 0, ticket=3)
     out = rig.run(8000)
-    assert [one.error for one in answers(out)] == ["ValueError: busy"]
+    assert [one.error for one in answers(out)] == ["speed: ValueError: busy"]
     assert sum(bool(job.write) for job in rig.ran) == 4  # 0, 1, 3, 7 s
     del rig.write_errors["speed"]
     rig.run(80_000)

@@ -12,8 +12,8 @@ import trio
 from trio.testing import MockClock
 
 from tinyedge.mapper.contract import Device, Offline, Property, Refused
-from tinyedge.mapper.engine import CallNow, ReadNow, State, Values, WriteNow
 from tinyedge.mapper.host import Host
+from tinyedge.mapper.jobs import CallNow, ReadNow, State, Values, WriteNow
 from tinyedge.mapper.turns import CALL_S_MAX
 
 
@@ -99,7 +99,7 @@ class Plain:
 @pytest.mark.parametrize("driver", [Async, Plain])
 async def test_read_and_write_are_all_that_a_driver_needs(driver: Callable[[], Async | Plain]) -> None:
     async with hosted(one := driver()) as (host, told):
-        assert await host.put(device()) == ""
+        assert not (await host.put(device())).error
         await told.value("7")
         answer = await host.ask("default/pump", WriteNow("speed", "9"))
         assert (answer.error, one.speed) == ("", 9)
@@ -131,8 +131,8 @@ async def test_a_device_that_hangs_is_offline_and_others_go_on(autojump_clock: M
     one = Async()
     one.hangs.add("stuck")
     async with hosted(one) as (host, told):
-        assert await host.put(device()) == ""
-        assert await host.put(device("stuck")) == ""
+        assert not (await host.put(device())).error
+        assert not (await host.put(device("stuck"))).error
         await told.state("default/stuck", "offline")
         assert trio.current_time() >= CALL_S_MAX
         assert sum(isinstance(got, Values) and got.key == "default/pump" for got in told.reports) >= 5
@@ -177,7 +177,7 @@ async def test_what_a_driver_raises_is_about_its_device() -> None:
             raise RuntimeError("no such thing")
 
     async with hosted(Raises()) as (host, told):
-        assert await host.put(device("bad", port="x")) == "port is 'x': expected a number"
+        assert (await host.put(device("bad", port="x"))).error == "port is 'x': expected a number"
         for name, state in (("away", "offline"), ("odd", "unhealthy"), ("pump", "online"), ("bad", "unhealthy")):
             await host.put(device(name, port="x" if name == "bad" else 1))
             await told.state(f"default/{name}", state)

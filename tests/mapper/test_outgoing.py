@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyedge.mapper.engine import State
+from tinyedge.mapper.jobs import State
 from tinyedge.mapper.outgoing import Outgoing
 
 

@@ -38,6 +38,7 @@ _CALLS_MAX = 100_000  # more than the core ever has under way
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _Outcome = tuple[Value, ...]
+_Refused = dict[str, str]  # property → why it never will have its desired value
 
 
 class _Peer:
@@ -106,33 +107,36 @@ class Mappers:
     async def _call(self, one: _Peer, call: CallMapper) -> None:
         error, away, late = "", False, False
         values: _Outcome = ()
+        refused: _Refused = {}
         try:
             async with one.slots:
-                values = await self._outcome(one.channel, call)
+                values, refused = await self._outcome(one.channel, call)
         except NoAnswer as nothing:
             error, late = nothing.detail, True
         except GrpcError as failed:
             error, away = failed.detail, failed.status is Status.UNAVAILABLE
         except PeerError as failed:
             error, away = str(failed), failed.reason == _NOBODY
-        except TinyEdgeError as refused:
-            error = str(refused)
+        except TinyEdgeError as failed:
+            error = str(failed)
         finally:
             one.calls -= 1
-        await self._post(MapperCalled(call.op, error, away, values, late))
+        await self._post(MapperCalled(call.op, error, away, values, late, refused))
 
-    async def _outcome(self, channel: Channel, call: CallMapper) -> _Outcome:
+    async def _outcome(self, channel: Channel, call: CallMapper) -> tuple[_Outcome, _Refused]:
         if call.what == "CallMethod" and not call.mapper.own:
-            return await self._call_by_http(call)
+            return await self._call_by_http(call), {}
         if call.what == "GetDevice" and call.http:
-            return await self._read_by_http(call)
+            return await self._read_by_http(call), {}
         path, request, response = _asked(call)
         answer = await channel.unary(path, request, response, timeout_s=CALL_S)
         if isinstance(answer, pb.GetDeviceResponse):
-            return dmi.values(answer.device.status.twins)
+            return dmi.values(answer.device.status.twins), {}
         if isinstance(answer, mapper_pb2.CallMethodResponse):
-            return tuple(Value(name, text) for name, text in answer.values.items())
-        return ()
+            return tuple(Value(name, text) for name, text in answer.values.items()), {}
+        if isinstance(answer, pb.RegisterDeviceResponse) or isinstance(answer, pb.UpdateDeviceResponse):  # noqa: SIM101
+            return (), dict(answer.refused)
+        return (), {}
 
     async def _call_by_http(self, call: CallMapper) -> _Outcome:
         if not call.http:

@@ -240,11 +240,13 @@ COMMANDS: tuple[Command, ...] = (
         (
             NAMESPACE,
             Option(("--tail",), "only this many values from the end of the history (default 20)", "VALUES"),
+            Option(("--clear",), "write: take back what was set on the node; the manifest's values hold again"),
             JSON,
         ),
         examples=(
             "tinyedge device read pump-1 temperature",
             "tinyedge device write pump-1 speed=80",
+            "tinyedge device write pump-1 speed --clear",
             "tinyedge device call pump-1 reset speed=0",
             "tinyedge device history pump-1 temperature --tail 100",
         ),

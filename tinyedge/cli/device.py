@@ -20,6 +20,8 @@ TAIL = 20
 def run(args: argparse.Namespace) -> int:
     if args.tail is not None and args.action != "history":
         raise CliError("--tail belongs to device history", code=EXIT_USAGE)
+    if args.clear and args.action != "write":
+        raise CliError("--clear belongs to device write", code=EXIT_USAGE)
     path = f"/v1/namespaces/{namespace(args)}/devices/{device_name(args.name)}"
     actions = {"read": _read, "write": _write, "call": _call, "history": _history}
     return actions[args.action](args, client(args), path)
@@ -43,14 +45,15 @@ def _print_values(values: dict[str, str]) -> None:
 
 def _write(args: argparse.Namespace, api: Client, path: str) -> int:
     """One after the other; what one is refused keeps none of the others."""
-    pairs = _pairs(args.values)
+    pairs: dict[str, str | None] = _cleared(args.values) if args.clear else dict(_pairs(args.values))
     if not pairs:
         raise CliError("say what to write", "", "tinyedge device write NAME PROPERTY=VALUE", code=EXIT_USAGE)
     written: list[Json] = []
     refused: CliError | None = None
     for name, value in pairs.items():
         try:
-            answer = api.ask("POST", f"{path}/properties/{_segment(name)}", body={"value": value})
+            at = f"{path}/properties/{_segment(name)}"
+            answer = api.ask("DELETE", at) if value is None else api.ask("POST", at, body={"value": value})
         except CliError as error:
             if not error.reason:  # the daemon is away; the others would fail too
                 raise
@@ -92,6 +95,14 @@ def _pairs(words: list[str]) -> dict[str, str]:
             raise CliError(f"{word!r} is not PROPERTY=VALUE", "", "such as speed=80", code=EXIT_USAGE)
         pairs[name] = value
     return pairs
+
+
+def _cleared(names: list[str]) -> dict[str, str | None]:
+    for name in names:
+        if "=" in name:
+            remedy = "tinyedge device write NAME PROPERTY --clear"
+            raise CliError(f"{name!r} is no name of a property", "--clear takes no value", remedy, code=EXIT_USAGE)
+    return dict.fromkeys(names)
 
 
 def _segment(name: str) -> str:

@@ -131,7 +131,7 @@ class DeviceReports:
 
 
 def _urgent_of(twin: Twin, devices: Devices) -> tuple[object, ...]:
-    return (cloud_state_of(twin, devices), twin.observed, twin.refused)
+    return (cloud_state_of(twin, devices), twin.observed, twin.impossible)
 
 
 def status(twin: Twin, devices: Devices) -> Json:
@@ -188,7 +188,7 @@ def twin_of(twin: Twin, name: str, kind: str, row: ReadingRow | None) -> Json:
     """One property: what its mapper has been told to make of it, and what it was last."""
     found: Json = {"propertyName": name}
     desired: Json = {"value": twin.observed.get(name, ""), "metadata": {}}
-    if why := twin.refused.get(name):
+    if why := twin.impossible.get(name):
         desired["metadata"] = {"refused": why}
     found["observedDesired"] = desired
     if row is not None:

@@ -124,14 +124,25 @@ def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
         yield _reason(words, line.away, remedy, line.since_ms)
     elif twin.problem:
         yield _reason("its mapper does not take it", twin.problem, "correct the device's protocol or visitors")
-    for name, reason in twin.refused.items():
-        yield _reason(f"{name} can't be set", reason, "correct the desired value in the device")
+    for name, reason in twin.impossible.items():
+        local = twin.row.desired.get(name)
+        yield _reason(f"{name} can't be set", reason, _set_right(twin, name, local.by if local else ""))
     for name in twin.shape.unknown if twin.shape else ():
         words = f"property {name} is not in its model"
         yield _reason(words, "its values are taken as texts of any kind", "add it to the DeviceModel")
     if devices.state(twin) in ("offline", "unhealthy"):
         words = f"its mapper reports it {twin.row.state}"
         yield _reason(words, twin.row.reason, "look at the device: power, cable, address", twin.row.reason_ms)
+
+
+def _set_right(twin: Twin, name: str, by: str) -> str:
+    """Who sets something on site changes it there."""
+    namespace, _, device = twin.key.partition("/")
+    if not by or twin.row.desired[name].over != twin.wanted.get(name):
+        return "correct the desired value in the device, or what keeps the device from it"
+    if by.startswith("rule "):
+        return f"correct what {by} sets, or what keeps the device from it"
+    return f"write another value, or take this one back: tinyedge device write -n {namespace} {device} {name} --clear"
 
 
 def _silent(twin: Twin, devices: Devices) -> list[str]:

@@ -22,7 +22,7 @@ from msgspec import Struct, structs
 from tinyedge.core import twins
 from tinyedge.core.desk import Desk
 from tinyedge.core.digest import digest
-from tinyedge.core.mappers import Line, Mappers
+from tinyedge.core.mappers import Line, Mappers, tell_refusals
 from tinyedge.core.pushes import Pushes
 from tinyedge.core.run import NEVER
 from tinyedge.core.twins import Property, Shape, Twin
@@ -39,7 +39,7 @@ from tinyedge.events import (
     StateReported,
     Value,
 )
-from tinyedge.limits import DEVICE_REASON_CHARS_MAX, DEVICE_REPORT_BYTES_MAX
+from tinyedge.limits import DEVICE_REPORT_BYTES_MAX
 from tinyedge.model.device import MAPPER_HTTP, Device, DeviceModel, PushMQTT
 from tinyedge.protocol import readings
 from tinyedge.protocol.outgoing import HttpTarget, MqttTarget, Push
@@ -124,7 +124,7 @@ class Devices:
         self._look_at(twin, self._tables.devices[twin.key].object)
         twin.backoff.reset()
         if twin.refused != before:
-            self._tell_refusals(twin)
+            tell_refusals(self._desk, twin, twin.refused)
         self.mappers.serve(twin)
         self._check_pushes(twin)
         self.changed_twins[twin.key] = None
@@ -150,14 +150,9 @@ class Devices:
             return
         all_desired = twins.effective(twin.wanted, twin.row.desired)
         twin.refused = twins.refusals(twin.shape, all_desired)
-        twin.desired = {name: value for name, value in all_desired.items() if name not in twin.refused}
+        twin.wants({name: value for name, value in all_desired.items() if name not in twin.refused})
         model = self._tables.models[twin.model].object
         twin.want = twins.told_digest(twins.complete(twin.device, model, twin.desired), model)
-
-    def _tell_refusals(self, twin: Twin) -> None:
-        for name, why in twin.refused.items():
-            self._desk.note("warning", "device.refused", device=twin.key, property=name, reason=why)
-            self._desk.device_event(twin.about, "Warning", "DesiredRefused", f"{name}: {why}")
 
     def registered(self, event: MapperRegistered) -> None:
         """A mapper introduces itself, for the first time or again."""
@@ -320,7 +315,7 @@ class Devices:
             return refused or ("", "")
         if state is None:
             return "Invalid", f"state is {event.state[:40]!r}, expected one of {', '.join(STATES)}"
-        self._take_state(twin, state, "" if state == "online" else _plain(event.reason))
+        self._take_state(twin, state, "" if state == "online" else twins.plain(event.reason))
         return "", ""
 
     def _take_state(self, twin: Twin, state: str, why: str) -> None:
@@ -359,7 +354,7 @@ class Devices:
         line = self.mappers.lost_line(twin)
         if line is None:
             return twin.row.reason, twin.row.reason_ms
-        return f"mapper {line.info.name} can't be reached: {_plain(line.away)}", line.since_ms
+        return f"mapper {line.info.name} can't be reached: {twins.plain(line.away)}", line.since_ms
 
     def _restated(self, twin: Twin) -> None:
         self.changed_twins[twin.key] = None
@@ -377,27 +372,41 @@ class Devices:
         if why := twins.refusals(twin.shape, {name: value}).get(name):
             return f"{name} of {key} can't be set: {why}"
         row = DesiredRow(value, by, self._desk.wall, twin.wanted.get(name))
+        self._set(twin, name, row, {"value": value[:100], "by": by}, on_site=on_site)
+        return ""
+
+    def _clear_desired(self, key: str, name: str, by: str) -> str:
+        """What was set on the node holds no longer, but what the manifest wants. Why not; empty when it is promised."""
+        twin = self._on(key)
+        if twin is None or twin.shape is None:
+            return self.unknown(key)
+        if self._desk.full:
+            return "the node's store is full: delete objects, or free space on its disk"
+        if name not in twin.shape.properties:
+            return f"Device {key} has no property {name}"
+        self._set(twin, name, None, {"cleared": True, "by": by}, on_site=True)
+        return ""
+
+    def _set(
+        self, twin: Twin, name: str, row: DesiredRow | None, shown: dict[str, str | bool], *, on_site: bool
+    ) -> None:
         local = {one: kept for one, kept in twin.row.desired.items() if twin.wanted.get(one) == kept.over}
-        twin.row = structs.replace(twin.row, desired=local | {name: row})
-        self._tables.put("twin", key, twin.row)
-        self._desk.note("info", "device.desired", device=key, property=name, value=value[:100], by=by)
+        local.pop(name, None)
+        twin.row = structs.replace(twin.row, desired=local | ({name: row} if row else {}))
+        self._tables.put("twin", twin.key, twin.row)
+        self._desk.note("info", "device.desired", device=twin.key, property=name, **shown)
         record = self._desk.audit if on_site else self._desk.record
-        record("device.desired", device=key, property=name, value=value[:100], by=by)
+        record("device.desired", device=twin.key, property=name, **shown)
         self._decide(twin)
         twin.backoff.reset()
-        self.changed_twins[key] = None
+        self.changed_twins[twin.key] = None
         self.mappers.touch(twin)
-        return ""
 
     def requested(self, request: int, uid: int, what: SetDesired | ReadDevice | CallMethod) -> None:
         """Answered now, or when the device's mapper has answered."""
         key = f"{what.namespace}/{what.name}"
         if isinstance(what, SetDesired):
-            self._writes.setdefault(key, []).append(Asked(request, key, what.property, what.value))
-            if why := self.set_desired(key, what.property, what.value, f"uid {uid}", on_site=True):
-                self._not_written(key, request, why)
-            elif (line := self.mappers.line_of(self.twins[key])) is not None and line.away:
-                self._settled(self.twins[key])  # it may take long until the mapper is tried again
+            self._wanted_on_site(request, key, what, f"uid {uid}")
             return
         twin = self._on(key)
         line = self.mappers.line_of(twin) if twin else None
@@ -420,6 +429,19 @@ class Devices:
         self._desk.note("info", "device.call", device=key, method=what.method, by=f"uid {uid}")
         arguments = tuple(what.arguments.items())
         self._desk.say(CallMapper(op, line.info, "CallMethod", key, method=what.method, arguments=arguments, http=http))
+
+    def _wanted_on_site(self, request: int, key: str, what: SetDesired, by: str) -> None:
+        twin = self.twins.get(key)
+        wanted = what.value if what.value is not None else twin.wanted.get(what.property, "") if twin else ""
+        self._writes.setdefault(key, []).append(Asked(request, key, what.property, wanted))
+        if what.value is None:
+            why = self._clear_desired(key, what.property, by)
+        else:
+            why = self.set_desired(key, what.property, what.value, by, on_site=True)
+        if why:
+            self._not_written(key, request, why)
+        elif (line := self.mappers.line_of(self.twins[key])) is not None and line.away:
+            self._settled(self.twins[key])  # it may take long until the mapper is tried again
 
     def _not_written(self, key: str, request: int, why: str) -> None:
         self._writes[key].pop()
@@ -461,7 +483,14 @@ class Devices:
         self.changed_twins[twin.key] = None
         for asked in self._writes.pop(twin.key, ()):
             if twin.registered and twin.row.told == twin.want:
+                value, why = twin.declined.get(asked.property, ("", ""))
+                if why and value == asked.value:
+                    why = f"{asked.property} of {asked.key} can't be {asked.value}: {why}"
+                    self._desk.say(Answer(asked.request, why))
+                    continue
                 words = f"{asked.property} of {asked.key} is set to {asked.value}"
+                if not asked.value:
+                    words = f"nothing is wanted of {asked.property} of {asked.key} any more: it stays as it is"
             else:
                 line = self.mappers.line_of(twin)
                 away = f"mapper {twin.mapper} can't be reached: {line.away}" if line and line.away else ""
@@ -523,12 +552,6 @@ def _sorted_out(shape: Shape, values: Iterable[Value]) -> tuple[list[tuple[Value
         else:
             good.append((value, one))
     return good, bad
-
-
-def _plain(words: str) -> str:
-    """What a peer has said, on one line and cut."""
-    printable = "".join(char if char.isprintable() else " " for char in words)
-    return " ".join(printable.split())[:DEVICE_REASON_CHARS_MAX]
 
 
 def _is_newer(new: ReadingRow, old: ReadingRow | None) -> bool:

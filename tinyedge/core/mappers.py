@@ -16,7 +16,7 @@ for its protocol, or when the device asks for it by name.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 from msgspec import Struct, field, structs
@@ -132,7 +132,9 @@ class Mappers:
             if event.mapper.own:  # KubeEdge's look for a model they were given here under another name than later
                 line.models = {key: _model_digest(model) for key, model in models.items()}
             for twin in mine:
-                self._has_learnt(twin, line, twin.want, twin.desired)
+                self._has_learnt(twin, line, twin.want, twin.desired, {})
+                if event.mapper.own and twin.desired:  # what it refuses of that, it says when it is asked
+                    twin.registered, twin.observed = False, {}
         devices = tuple(self.complete(twin) for twin in mine) if event.with_data else ()
         self._desk.on()
         self._desk.note(
@@ -255,17 +257,24 @@ class Mappers:
             return
         self._keep(twin, structs.replace(twin.row, mapper="", told=""))
         twin.registered = False
-        twin.observed = {}
+        twin.observed, twin.declined = {}, {}
         self.serve(twin)
 
     def _keep(self, twin: Twin, row: TwinRow) -> None:
         twin.row = row
         self._tables.put("twin", twin.key, row)
 
-    def _has_learnt(self, twin: Twin, line: Line, told: str, desired: dict[str, str]) -> None:
-        twin.registered, twin.problem, twin.observed = True, "", desired
+    def _has_learnt(
+        self, twin: Twin, line: Line, told: str, desired: dict[str, str], refused: Mapping[str, str]
+    ) -> None:
+        twin.registered, twin.problem = True, ""
+        self._takes(twin, line, desired, refused)
         twin.backoff.reset()
         self._keep(twin, structs.replace(twin.row, mapper=line.info.name, told=told))
+
+    def _takes(self, twin: Twin, line: Line, desired: dict[str, str], refused: Mapping[str, str]) -> None:
+        words = {name: f"mapper {line.info.name} refuses it: {twins.plain(why)}" for name, why in refused.items()}
+        tell_refusals(self._desk, twin, twin.learnt(desired, words))
 
     # --- telling ---------------------------------------------------------------------------------
 
@@ -385,7 +394,7 @@ class Mappers:
                     return True
             self._has_failed(call, twin, event.error, away=away)
         else:
-            self._has_worked(call, twin)
+            self._has_worked(call, twin, event.refused)
         return True
 
     def asked(self, line: Line, twin: Twin | None, event: MapperCalled, *, by_http: bool) -> None:
@@ -460,16 +469,23 @@ class Mappers:
             self._desk.device_event(twin.about, "Warning", "MapperRefused", message)
         self._settled(twin)
 
-    def _has_worked(self, call: Call, twin: Twin) -> None:
+    def _has_worked(self, call: Call, twin: Twin, refused: Mapping[str, str]) -> None:
         if call.model:
             call.line.models[call.model] = call.digest
         elif call.what == "RegisterDevice" and call.again:
             twin.registered, twin.problem = True, ""  # it may have had the device as it was told before
             if twin.row.told == twin.want:
-                twin.observed = call.desired
+                self._takes(twin, call.line, call.desired, refused)
         else:
-            self._has_learnt(twin, call.line, call.digest, call.desired)
+            self._has_learnt(twin, call.line, call.digest, call.desired, refused)
         self.touch(twin)
+
+
+def tell_refusals(desk: Desk, twin: Twin, found: dict[str, str]) -> None:
+    """Property → why it never will have its desired value."""
+    for name, why in found.items():
+        desk.note("warning", "device.refused", device=twin.key, property=name, reason=why)
+        desk.device_event(twin.about, "Warning", "DesiredRefused", f"{name}: {why}")
 
 
 def _info(row: MapperRow) -> MapperInfo:

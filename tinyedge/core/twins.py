@@ -4,6 +4,7 @@ in this life. All but `Twin` are pure functions over rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from msgspec import Struct, field, structs
 
 from tinyedge.core.digest import digest
 from tinyedge.core.run import Backoff
+from tinyedge.limits import DEVICE_REASON_CHARS_MAX
 from tinyedge.model.device import (
     HISTORY,
     READ_ONLY,
@@ -65,7 +67,8 @@ class Twin(Struct):
     """A device in this life of the daemon. `device` None: it is wanted no more, and its mapper is still to be told.
     `shape` None: its model is not here. `mapper` serves it (empty: nobody does), `registered` that this one has been
     told of it in this life; `want` is the digest of what it is to know. `wanted` are desired values by manifest,
-    `desired` those that hold and can be had, `refused` why others can't, `observed` what the mapper has taken."""
+    `desired` those that hold and can be had, `refused` why others can't, `observed` what the mapper has taken, and
+    `declined` which of them it never will take (the value, and why)."""
 
     key: str
     row: TwinRow
@@ -77,6 +80,7 @@ class Twin(Struct):
     desired: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     observed: dict[str, str] = field(default_factory=dict)
+    declined: dict[str, tuple[str, str]] = field(default_factory=dict)
     mapper: str = ""
     want: str = ""
     registered: bool = False
@@ -96,6 +100,24 @@ class Twin(Struct):
         """Kind, namespace, name and uid, for events."""
         namespace, _, name = self.key.partition("/")
         return ("Device", namespace, name, self.device.metadata.uid if self.device else "")
+
+    @property
+    def impossible(self) -> dict[str, str]:
+        """Property → why it never will have the value that is wanted of it: by its model, or as its mapper says."""
+        return self.refused | {name: why for name, (_, why) in self.declined.items()}
+
+    def wants(self, desired: dict[str, str]) -> None:
+        """What holds from now on: what was declined stays so until another value is wanted."""
+        self.desired = desired
+        self.declined = {name: one for name, one in self.declined.items() if desired.get(name) == one[0]}
+
+    def learnt(self, desired: dict[str, str], refused: Mapping[str, str]) -> dict[str, str]:
+        """The mapper has been told of `desired` and takes all but what is `refused`; returns what of that is new."""
+        before = self.declined
+        self.observed = {name: value for name, value in desired.items() if name not in refused}
+        found = {name: (value, refused[name]) for name, value in desired.items() if name in refused}
+        self.declined = {name: one for name, one in found.items() if self.desired.get(name) == one[0]}
+        return {name: why for name, (value, why) in self.declined.items() if before.get(name, ("",))[0] != value}
 
 
 def model_key(device: Device, spec: DeviceSpec) -> str:
@@ -197,6 +219,12 @@ def _complete(one: DeviceProperty, found: ModelProperty | None, name: str, value
         visitors = CustomizedValue(visitors.protocol_name or found.visitors.protocol_name, merged)
     visitors = structs.replace(visitors, protocol_name=visitors.protocol_name or name)
     return structs.replace(one, desired=TwinProperty(value, kind | metadata), visitors=visitors)
+
+
+def plain(words: str) -> str:
+    """What a peer has said, on one line and cut."""
+    printable = "".join(char if char.isprintable() else " " for char in words)
+    return " ".join(printable.split())[:DEVICE_REASON_CHARS_MAX]
 
 
 def told_digest(device: Device, model: DeviceModel) -> str:

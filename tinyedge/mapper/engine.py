@@ -24,7 +24,24 @@ from msgspec import Struct, field
 
 from tinyedge.errors import BadInput, TinyEdgeError
 from tinyedge.limits import DEVICE_REASON_CHARS_MAX
-from tinyedge.mapper.contract import Device, Offline, Property, Refused, Scalar, text_of, value_of
+from tinyedge.mapper.contract import Device, Property, Refused, Scalar, text_of, value_of
+from tinyedge.mapper.jobs import (
+    Answered,
+    Ask,
+    CallNow,
+    Job,
+    Out,
+    Outcome,
+    ReadNow,
+    Said,
+    State,
+    Taken,
+    Values,
+    WriteNow,
+    is_away,
+    reasons,
+    words,
+)
 
 ONLINE, OFFLINE, UNHEALTHY = "online", "offline", "unhealthy"
 RETRY_MS, RETRY_MS_MAX = 1000, 30_000
@@ -35,99 +52,7 @@ ASK_MS_MAX = 9_000  # the daemon gives a mapper 10 s
 NEVER = 1 << 62
 _BUSY = "device {} is busy with something that does not end"
 
-
-# --- what is asked, what is done ------------------------------------------------------------------
-
-
-class ReadNow(Struct, frozen=True):
-    """Empty: all properties."""
-
-    names: tuple[str, ...] = ()
-
-
-class WriteNow(Struct, frozen=True):
-    name: str
-    text: str
-
-
-class CallNow(Struct, frozen=True):
-    method: str
-    arguments: tuple[tuple[str, str], ...] = ()
-
-
-Ask = ReadNow | WriteNow | CallNow
-
-
-class Job(Struct, frozen=True):
-    """One turn at one device: first `close` as it was, then `open` as it is, `write` each, `call`, `read` each."""
-
-    number: int
-    device: Device
-    close: Device | None = None
-    open: bool = False
-    write: tuple[tuple[Property, str], ...] = ()  # and the text to write
-    call: CallNow | None = None
-    read: tuple[Property, ...] = ()
-
-
 _Work = tuple[tuple[tuple[Property, str], ...], CallNow | None, tuple[Property, ...]]
-
-
-class Outcome(Struct):
-    """What came of it. `failed` ended the turn: the device could not be opened, or does not answer. `written` and
-    `values` name properties, each with what came of it."""
-
-    opened: bool = True
-    failed: Exception | None = None
-    written: dict[str, Exception | None] = field(default_factory=dict)
-    called: dict[str, str] = field(default_factory=dict)
-    call_failed: Exception | None = None
-    values: dict[str, Scalar | Exception | None] = field(default_factory=dict)
-
-
-# --- what is told ---------------------------------------------------------------------------------
-
-
-class Taken(Struct, frozen=True):
-    """A value of a property, `at_ms` (Unix)."""
-
-    property: str
-    value: str
-    at_ms: int
-    type: str
-
-
-class Values(Struct, frozen=True):
-    key: str
-    values: tuple[Taken, ...]
-
-
-class State(Struct, frozen=True):
-    """`why` it is offline or unhealthy, in words; empty where there is nothing to say."""
-
-    key: str
-    state: str
-    why: str = ""
-
-
-class Answered(Struct, frozen=True):
-    """To a ticket. `error` empty: it was done."""
-
-    ticket: int
-    error: str = ""
-    values: tuple[Taken, ...] = ()
-
-
-class Said(Struct, frozen=True):
-    """For the log: `what` happened to a device."""
-
-    level: str
-    what: str
-    key: str
-    why: str = ""
-
-
-Out = Values | State | Answered | Said
 
 
 class _Waiting(Struct):
@@ -138,7 +63,8 @@ class _Waiting(Struct):
 
 class _Served(Struct):
     """One device. `grid_ms` is when its cycles began; `due` and `told_ms` are by property, `held` what was read and is
-    not reported yet."""
+    not reported yet. `refused` is what was wanted of a property in vain, and why; `wrong` why one can't be read;
+    `stays` why what is wanted is not written yet."""
 
     device: Device
     grid_ms: int
@@ -153,7 +79,9 @@ class _Served(Struct):
     told_ms: dict[str, int] = field(default_factory=dict)
     held: dict[str, Taken] = field(default_factory=dict)
     applied: dict[str, str] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, tuple[str, str]] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)
+    stays: str = ""
     asks: deque[_Waiting] = field(default_factory=deque)
     failures: int = 0
     retry_ms: int = 0
@@ -204,7 +132,8 @@ class Engine:
 
     def put(self, device: Device, now_ms: int, ticket: int = 0) -> None:
         """Serve `device`, as it is here. The ticket is answered when it was opened and what it is to have was tried:
-        with an error if its settings can't be used, or if it does not have what it is to have."""
+        with an error if its settings can't be used, or if it does not have yet what it is to have, and with what of
+        that it never will have."""
         one = self._served.get(device.key)
         if one is None or one.gone:
             fresh = _Served(device, now_ms)
@@ -216,9 +145,11 @@ class Engine:
             one.retry_ms = 0
             one.write_ms = 0
         one.due = self._due(one, device, now_ms)
+        same = _same_settings(one.device, device)
+        one.wrong = {name: why for name, why in one.wrong.items() if same and name in device.properties}
         one.device = device
         one.fresh = one.as_opened is None or not _same_settings(one.as_opened, device)
-        one.refused = {name: text for name, text in one.refused.items() if _desired(device, name) == text}
+        one.refused = {name: found for name, found in one.refused.items() if _desired(device, name) == found[0]}
         one.held = {name: held for name, held in one.held.items() if name in device.properties}
         self._answer_put(one)
         one.put_ticket, one.put_until_ms = ticket, now_ms + PUT_MS_MAX
@@ -270,8 +201,8 @@ class Engine:
         if isinstance(values, Exception):
             self._state(one, OFFLINE if is_away(values) else UNHEALTHY, words(values), now_ms)
             return
-        problem = self._taken(one, values, now_ms, wall_ms, eager=False)
-        self._state(one, UNHEALTHY if problem else ONLINE, problem, now_ms)
+        self._taken(one, values, now_ms, wall_ms, eager=False)
+        self._state(one, UNHEALTHY if one.wrong else ONLINE, reasons(one.wrong), now_ms)
         self._wake(one, now_ms)
 
     def resync(self, now_ms: int) -> None:
@@ -345,14 +276,14 @@ class Engine:
         one.fresh = one.as_opened is None or (one.fresh and not (same and job.open and outcome.opened))
         if same and not one.gone:  # else what was read may be something else by now
             self._wrote(one, job, outcome, now_ms)
-            problem = self._taken(one, outcome.values, now_ms, wall_ms, eager=bool(job.write))
+            self._taken(one, outcome.values, now_ms, wall_ms, eager=bool(job.write))
             self._next_readings(one, job, now_ms)
-            self._judge(one, job, outcome, problem, now_ms)
+            self._judge(one, job, outcome, now_ms)
         self._answer(one, job, outcome, wall_ms)
         self._wake(one, now_ms)
 
     def _wrote(self, one: _Served, job: Job, outcome: Outcome, now_ms: int) -> None:
-        failed = False
+        failed = ""
         for prop, text in job.write:
             error = outcome.written.get(prop.name, outcome.failed)
             if error is None:
@@ -361,12 +292,13 @@ class Engine:
                 self._said("info", "written", one, f"{prop.name} = {text[:80]}")
             elif isinstance(error, Refused | BadInput):
                 if _desired(one.device, prop.name) == text:
-                    one.refused[prop.name] = text
+                    one.refused[prop.name] = (text, words(error))
                 self._said("warning", "refused", one, words(error))
             else:
-                failed = True
-                self._said("warning", "not_written", one, f"{prop.name}: {words(error)}")
+                failed = f"{prop.name}: {words(error)}"
+                self._said("warning", "not_written", one, failed)
         if job.write:
+            one.stays = failed
             one.write_failures = one.write_failures + 1 if failed else 0
             one.write_ms = now_ms + _back_off(one.write_failures) if failed else 0
 
@@ -378,20 +310,23 @@ class Engine:
                 cycle = max(one.device.properties[prop.name].collect_ms, CYCLE_MS_MIN)
                 one.due[prop.name] = one.grid_ms + ((now_ms - one.grid_ms) // cycle + 1) * cycle
 
-    def _judge(self, one: _Served, job: Job, outcome: Outcome, problem: str, now_ms: int) -> None:
+    def _judge(self, one: _Served, job: Job, outcome: Outcome, now_ms: int) -> None:
         """What the turn says of the device's state, and when it is tried again."""
-        wrong = {name: value for name, value in outcome.values.items() if isinstance(value, Exception)}
-        errors = [error for error in (outcome.failed, *wrong.values()) if error is not None]
-        away = next((error for error in errors if is_away(error)), None)
+        read = [value for value in outcome.values.values() if isinstance(value, Exception)]
+        away = next((error for error in (outcome.failed, *read) if error is not None and is_away(error)), None)
         if away is not None or not outcome.opened:
             one.failures += 1
             one.retry_ms = now_ms + _back_off(one.failures)
         else:
             one.failures, one.retry_ms = 0, 0
         if away is not None:
-            self._state(one, OFFLINE, words(away), now_ms)
-        elif errors or problem:
-            self._state(one, UNHEALTHY, problem or _first_of(outcome.failed, wrong), now_ms)
+            one.stays = words(away)
+            self._state(one, OFFLINE, one.stays, now_ms)
+        elif outcome.failed is not None:
+            one.stays = words(outcome.failed)
+            self._state(one, UNHEALTHY, one.stays, now_ms)
+        elif one.wrong:
+            self._state(one, UNHEALTHY, reasons(one.wrong), now_ms)
         elif job.read or job.write or job.call or (job.open and self._polls):
             self._state(one, ONLINE, "", now_ms)
 
@@ -405,19 +340,24 @@ class Engine:
             error = next((words(error) for error in told if error is not None), "")
             self._out.append(Answered(waiting.ticket, error, () if error else values))
         elif one.put_ticket:
-            if not isinstance(outcome.failed, Refused | BadInput) and not _wanted(one):
-                told.remove(outcome.failed)
-            self._answer_put(one, next((words(error) for error in told if error is not None), ""))
+            self._answer_put(one, self._why_not_put(one, outcome))
+
+    def _why_not_put(self, one: _Served, outcome: Outcome) -> str:
+        failed = outcome.failed
+        if failed is not None and (isinstance(failed, Refused | BadInput) or _wanted(one)):
+            return words(failed)
+        return one.stays if _wanted(one) else ""
 
     def _answer_put(self, one: _Served, error: str = "") -> None:
         if one.put_ticket:
-            self._out.append(Answered(one.put_ticket, error))
+            refused = tuple((name, why) for name, (_, why) in one.refused.items())
+            self._out.append(Answered(one.put_ticket, error, refused=refused))
             one.put_ticket = 0
 
     def _overdue(self, one: _Served, now_ms: int) -> None:
         """Answer those whose time is up, report what was held back until now, tell the state again."""
         if one.put_ticket and now_ms >= one.put_until_ms:
-            self._answer_put(one, _BUSY.format(one.device.key) if _wanted(one) else "")
+            self._answer_put(one, (one.stays or _BUSY.format(one.device.key)) if _wanted(one) else "")
         if one.waiting is not None and now_ms >= one.waiting.until_ms:
             self._out.append(Answered(one.waiting.ticket, f"device {one.device.key} does not answer in time"))
             one.waiting = None
@@ -439,22 +379,24 @@ class Engine:
         wall_ms: int,
         *,
         eager: bool,
-    ) -> str:
-        """Keep what was read and report what it is time for; returns what is wrong with a value that is none."""
-        problem = ""
+    ) -> None:
+        """Keep what was read and report what it is time for."""
         for name, value in values.items():
             prop = one.device.properties.get(name)
-            if prop is None or value is None or isinstance(value, Exception):
+            if prop is None or (isinstance(value, Exception) and is_away(value)):
                 continue
             try:
-                one.held[name] = Taken(name, text_of(prop, value), wall_ms, prop.type)
-            except TinyEdgeError as error:
-                problem = words(error)
+                if isinstance(value, Exception):
+                    raise value
+                if value is not None:
+                    one.held[name] = Taken(name, text_of(prop, value), wall_ms, prop.type)
+            except Exception as error:  # noqa: BLE001 - whatever a driver has met
+                one.wrong[name] = words(error)
                 continue
+            one.wrong.pop(name, None)
             if eager:
                 one.told_ms.pop(name, None)
         self._flush(one, now_ms, fresh=True)
-        return problem
 
     def _flush(self, one: _Served, now_ms: int, *, fresh: bool = False) -> None:
         ready = [name for name in one.held if self._report_ms(one, name, fresh=fresh) <= now_ms]
@@ -525,7 +467,7 @@ def _wanted(one: _Served) -> list[tuple[str, str]]:
         if prop.writable
         and prop.desired
         and one.applied.get(name) != prop.desired
-        and one.refused.get(name) != prop.desired
+        and one.refused.get(name, ("", ""))[0] != prop.desired
     ]
 
 
@@ -572,28 +514,6 @@ def _read_values(job: Job, outcome: Outcome, wall_ms: int) -> list[Taken]:
             except TinyEdgeError:
                 continue  # the device's state says so
     return found
-
-
-def _first_of(failed: Exception | None, wrong: Mapping[str, Exception]) -> str:
-    """Why a device is unhealthy. Which property it is about stands before what the device itself has said."""
-    if failed is not None or not wrong:
-        return words(failed) if failed is not None else ""
-    name, error = next(iter(wrong.items()))
-    text = words(error)
-    text = text if name in text else f"{name}: {text}"
-    return f"{text}, and {len(wrong) - 1} more" if len(wrong) > 1 else text
-
-
-def is_away(error: Exception) -> bool:
-    """Whether it says that the device does not answer."""
-    return isinstance(error, Offline | OSError)
-
-
-def words(error: Exception) -> str:
-    """An error for people: a driver's own errors say by themselves what they are."""
-    if isinstance(error, TinyEdgeError | OSError) and str(error):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _back_off(failures: int) -> int:

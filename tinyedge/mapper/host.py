@@ -3,7 +3,7 @@
     host = Host(driver, tell=reports.add, note=log)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.run)
-        error = await host.put(device)
+        answer = await host.put(device)
 
 A turn that hangs or raises ends alone. `tell` gets reports, in order for each device; it must not wait.
 """
@@ -20,7 +20,8 @@ import trio
 from msgspec import Struct
 
 from tinyedge.mapper.contract import Device, Driver, Offline, Scalar
-from tinyedge.mapper.engine import NEVER, Answered, Ask, Engine, Job, Said, State, Values, words
+from tinyedge.mapper.engine import NEVER, Engine
+from tinyedge.mapper.jobs import Answered, Ask, Job, Said, State, Values, words
 from tinyedge.mapper.turns import CALL_S_MAX, Turns
 
 THREADS_MAX = 256  # calls of plain functions at a time
@@ -64,9 +65,9 @@ class Host:
 
     # --- devices ---------------------------------------------------------------------------------
 
-    async def put(self, device: Device) -> str:
-        """Serve a device, as it is here; why it can't be, if it can't."""
-        return (await self._answered(lambda ticket: self._engine.put(device, _now_ms(), ticket))).error
+    async def put(self, device: Device) -> Answered:
+        """Serve a device, as it is here; why it can't be, if it can't, and what it refuses to have."""
+        return await self._answered(lambda ticket: self._engine.put(device, _now_ms(), ticket))
 
     def remove(self, key: str) -> None:
         """Serve it no longer."""

@@ -13,8 +13,8 @@ import trio
 
 from tinyedge.events import CallMapper, Event, MapperCalled, ReportAnswer, Reported, StateReported, Value
 from tinyedge.mapper.contract import Driver, device_of
-from tinyedge.mapper.engine import CallNow, ReadNow, State, Taken, WriteNow
 from tinyedge.mapper.host import Host, Note
+from tinyedge.mapper.jobs import Answered, CallNow, ReadNow, State, Taken, WriteNow
 from tinyedge.mapper.outgoing import Outgoing, Report
 from tinyedge.model.device import Device, DeviceModel
 
@@ -74,9 +74,11 @@ class Inside:
     async def _carry_out(self, call: CallMapper) -> None:
         error = ""
         values: tuple[Value, ...] = ()
+        refused: dict[str, str] = {}
         match call.what:
             case "RegisterDevice" | "UpdateDevice":
-                error = await self._put(call.key)
+                answer = await self._put(call.key)
+                error, refused = answer.error, dict(answer.refused)
             case "GetDevice":
                 error, values = await self._asked(call.key, ReadNow())
             case "Write":
@@ -84,15 +86,15 @@ class Inside:
                     error = error or (await self._asked(call.key, WriteNow(name, text)))[0]
             case "CallMethod":
                 error, values = await self._asked(call.key, CallNow(call.method, call.arguments))
-        await self._post(MapperCalled(call.op, error, values=values))
+        await self._post(MapperCalled(call.op, error, values=values, refused=refused))
 
-    async def _put(self, key: str) -> str:
+    async def _put(self, key: str) -> Answered:
         device = self._devices.get(key)
         if device is None:
-            return f"device {key} was removed"
+            return Answered(0, f"device {key} was removed")
         model = self._models.get(_model_key(device))
         if model is None:
-            return f"device {key} is told without its model {_model_key(device)}"
+            return Answered(0, f"device {key} is told without its model {_model_key(device)}")
         return await self._host.put(device_of(device, model))
 
     async def _asked(self, key: str, what: Any) -> tuple[str, tuple[Value, ...]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyedge.errors import BadInput
 from tinyedge.mapper.contract import COLLECT_MS, STRING, Device, Property
-from tinyedge.mapper.engine import State, Taken, Values
+from tinyedge.mapper.jobs import State, Taken, Values
 from tinyedge.model.device import READ_ONLY
 from tinyedge.protocol import dmi_pb2 as pb
 from tinyedge.protocol.dmi import TIMESTAMP, TYPE, device_key
@@ -85,8 +85,13 @@ def report(values: Values, desired: Mapping[str, str]) -> pb.ReportDeviceStatusR
 
 def state(told: State) -> pb.ReportDeviceStatesRequest:
     namespace, _, name = told.key.partition("/")
-    reason = told.why.encode(errors="replace").decode()  # a driver's words need not be a text that protobuf takes
-    return pb.ReportDeviceStatesRequest(deviceName=name, deviceNamespace=namespace, state=told.state, reason=reason)
+    why = text(told.why)
+    return pb.ReportDeviceStatesRequest(deviceName=name, deviceNamespace=namespace, state=told.state, reason=why)
+
+
+def text(words: str) -> str:
+    """A driver's words, which need not be a text that protobuf takes."""
+    return words.encode(errors="replace").decode()
 
 
 def twins(values: Iterable[Taken], desired: Mapping[str, str]) -> list[pb.Twin]:

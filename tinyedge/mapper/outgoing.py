@@ -7,7 +7,7 @@ from collections import deque
 
 from msgspec import Struct
 
-from tinyedge.mapper.engine import State, Values
+from tinyedge.mapper.jobs import State, Values
 
 Report = Values | State
 

@@ -23,12 +23,12 @@ import trio
 from tinyedge import __version__
 from tinyedge.errors import BadInput, TinyEdgeError
 from tinyedge.grpc import Caller, Channel, GrpcError, Handler, Message, Refused, Server, Status
-from tinyedge.limits import MIB
+from tinyedge.limits import DEVICE_REASON_CHARS_MAX, MIB
 from tinyedge.log import Log
 from tinyedge.mapper import messages
 from tinyedge.mapper.contract import Driver, functions
-from tinyedge.mapper.engine import Answered, Ask, CallNow, ReadNow, State
 from tinyedge.mapper.host import Coroutines, Host, Note, on_trio
+from tinyedge.mapper.jobs import Answered, Ask, CallNow, ReadNow, State
 from tinyedge.mapper.outgoing import Outgoing, Report
 from tinyedge.protocol import dmi_pb2 as pb
 from tinyedge.protocol import mapper_pb2
@@ -266,30 +266,33 @@ class Process:
 
     async def _register_device(self, data: bytes, caller: Caller) -> bytes:
         wire = _decoded(pb.RegisterDeviceRequest, data).device
-        await self._take(wire)
-        return pb.RegisterDeviceResponse(deviceName=wire.name, deviceNamespace=wire.namespace).SerializeToString()
+        refused = await self._take(wire)
+        names = {"deviceName": wire.name, "deviceNamespace": wire.namespace}
+        return pb.RegisterDeviceResponse(**names, refused=refused).SerializeToString()
 
     async def _update_device(self, data: bytes, caller: Caller) -> bytes:
-        await self._take(_decoded(pb.UpdateDeviceRequest, data).device)
-        return b""
+        refused = await self._take(_decoded(pb.UpdateDeviceRequest, data).device)
+        return pb.UpdateDeviceResponse(refused=refused).SerializeToString()
 
-    async def _take(self, wire: pb.Device) -> None:
+    async def _take(self, wire: pb.Device) -> dict[str, str]:
         key = device_key(wire.namespace, wire.name)
         self._devices[key] = wire
-        if error := await self._put(key):
-            raise Refused(Status.FAILED_PRECONDITION, error)
+        answer = await self._put(key)
+        if answer.error:
+            raise Refused(Status.FAILED_PRECONDITION, answer.error)
+        return {name: messages.text(why)[:DEVICE_REASON_CHARS_MAX] for name, why in answer.refused}
 
-    async def _put(self, key: str) -> str:
+    async def _put(self, key: str) -> Answered:
         wire = self._devices.get(key)
         if wire is None:
-            return f"device {key} was removed"
+            return Answered(0, f"device {key} was removed")
         model = self._models.get(messages.model_key(wire))
         if model is None:
-            return f"device {key} is told without its model {messages.model_key(wire)}"
+            return Answered(0, f"device {key} is told without its model {messages.model_key(wire)}")
         try:
             return await self._host.put(messages.device(wire, model))
         except BadInput as error:
-            return str(error)
+            return Answered(0, str(error))
 
     async def _remove_device(self, data: bytes, caller: Caller) -> bytes:
         request = _decoded(pb.RemoveDeviceRequest, data)

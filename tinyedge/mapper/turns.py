@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from tinyedge.mapper.contract import Device, Driver, Property, Refused, Scalar, texts_of, value_of
-from tinyedge.mapper.engine import CallNow, Job, Outcome, is_away
+from tinyedge.mapper.jobs import CallNow, Job, Outcome, is_away
 
 CALL_S_MAX = 8  # for one function of a driver; the daemon gives a mapper 10 s for everything
 

@@ -433,12 +433,21 @@ class RegisterDeviceRequest(_message.Message):
     def __init__(self, device: _Optional[_Union[Device, _Mapping]] = ...) -> None: ...
 
 class RegisterDeviceResponse(_message.Message):
-    __slots__ = ("deviceName", "deviceNamespace")
+    __slots__ = ("deviceName", "deviceNamespace", "refused")
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     DEVICENAME_FIELD_NUMBER: _ClassVar[int]
     DEVICENAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     deviceName: str
     deviceNamespace: str
-    def __init__(self, deviceName: _Optional[str] = ..., deviceNamespace: _Optional[str] = ...) -> None: ...
+    refused: _containers.ScalarMap[str, str]
+    def __init__(self, deviceName: _Optional[str] = ..., deviceNamespace: _Optional[str] = ..., refused: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class UpdateDeviceRequest(_message.Message):
     __slots__ = ("device",)
@@ -447,8 +456,17 @@ class UpdateDeviceRequest(_message.Message):
     def __init__(self, device: _Optional[_Union[Device, _Mapping]] = ...) -> None: ...
 
 class UpdateDeviceResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("refused",)
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    refused: _containers.ScalarMap[str, str]
+    def __init__(self, refused: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class RemoveDeviceRequest(_message.Message):
     __slots__ = ("deviceName", "deviceNamespace")

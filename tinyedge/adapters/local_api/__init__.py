@@ -18,6 +18,7 @@
     GET    /v1/namespaces/NS/devices/NAME/history    ?property= limit=     values that wait in the store
     POST   /v1/namespaces/NS/devices/NAME/read       ?property=            asks the device: {"message", "values"}
     POST   /v1/namespaces/NS/devices/NAME/properties/PROPERTY   {"value": …}: what it is to have
+    DELETE /v1/namespaces/NS/devices/NAME/properties/PROPERTY   what was set on the node is taken back
     POST   /v1/namespaces/NS/devices/NAME/methods/METHOD        {"arguments": {property: value}}
     POST   /v1/redact                            {"text": …}: the same without the values of secrets
     POST   /v1/apply                             {"items": [manifest, …]}: all of them or none

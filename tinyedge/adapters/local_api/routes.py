@@ -407,6 +407,11 @@ class Routes:
         shown = {"property": property_name, "value": value[:100]}
         return _json({"message": (await self._ask_device(call, "write", what, shown)).message})
 
+    async def clear_property(self, call: Call, namespace: str, name: str, property_name: str) -> Reply:
+        _has_property(self._device(namespace, name), property_name)
+        what = SetDesired(namespace, name, property_name, None)
+        return _json({"message": (await self._ask_device(call, "clear", what, {"property": property_name})).message})
+
     async def read_device(self, call: Call, namespace: str, name: str) -> Reply:
         device, wanted = self._device(namespace, name), call.text("property")
         if wanted:
@@ -430,7 +435,9 @@ class Routes:
         with self._logged(call, f"device.{verb}", f"devices/{what.namespace}/{what.name}", **shown):
             with trio.move_on_after(limits.API_DEVICE_S):
                 answer = await self.backend.request(call.caller.uid, what)
-                return _checked(answer, f"tinyedge why device/{what.name} -n {what.namespace}")
+                about = "what it takes and has" if isinstance(what, SetDesired) else "its properties and methods"
+                remedy = f"see {about}: tinyedge describe device -n {what.namespace} {what.name}"
+                return _checked(answer, remedy)
             raise ApiError(
                 504,
                 "Timeout",
@@ -566,6 +573,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{DEVICE}/history", Routes.history),
     ("POST", f"{DEVICE}/read", Routes.read_device),
     ("POST", f"{DEVICE}/properties/*", Routes.write_property),
+    ("DELETE", f"{DEVICE}/properties/*", Routes.clear_property),
     ("POST", f"{DEVICE}/methods/*", Routes.call_method),
 )
 
