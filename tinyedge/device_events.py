@@ -4,9 +4,12 @@ Import these from `tinyedge.events`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from tinyedge.model.device import Device, DeviceModel
+from tinyedge.wire import ReadingRow
 
 # --- what the daemon sees -------------------------------------------------------------------------
 
@@ -53,11 +56,13 @@ class MapperInfo(Struct, frozen=True):
 
 
 class MapperRegistered(Struct, frozen=True):
-    """Answered by one `MapperWelcome`. `with_data`: it wants to be told now what it is to serve."""
+    """Answered by one `MapperWelcome`. `with_data`: it wants to be told now what it is to serve. `unreachable`: why its
+    address is none that may be dialled."""
 
     request: int
     mapper: MapperInfo
     with_data: bool = True
+    unreachable: str = ""
 
 
 class Value(Struct, frozen=True):
@@ -93,9 +98,9 @@ class StateReported(Struct, frozen=True):
 
 
 class MapperCalled(Struct, frozen=True):
-    """The outcome of a `CallMapper`. `error` empty: it worked. `away`: the mapper could not be reached at all; `late`:
-    it could, and gave no answer in time. `values` are what a read or a call has brought; `refused`: property → why it
-    never will have the desired value that it was told of."""
+    """The outcome of a `CallMapper` or `DialMapper`. `error` empty: it worked. `away`: the mapper could not be reached
+    at all; `late`: it could, and gave no answer in time. `values` are what a read or a call has brought; `refused`:
+    property → why it never will have the desired value that it was told of."""
 
     op: int
     error: str = ""
@@ -103,6 +108,17 @@ class MapperCalled(Struct, frozen=True):
     values: tuple[Value, ...] = ()
     late: bool = False
     refused: Mapping[str, str] = {}
+
+
+class Remembered(Struct, frozen=True):
+    """Once in each life that did not begin with a clean stop: of each property (namespace/name/property) the newest
+    value that waits in series `readings`."""
+
+    values: Mapping[str, ReadingRow]
+
+
+class Stopping(Struct, frozen=True):
+    """This life is about to end. Answered by `Saved`."""
 
 
 class Published(Struct, frozen=True):
@@ -182,6 +198,17 @@ class CallMapper(Struct, frozen=True):
     method: str = ""
     arguments: tuple[tuple[str, str], ...] = ()  # property, value
     http: str = ""
+
+
+class DialMapper(Struct, frozen=True):
+    """See whether somebody listens on a mapper's socket. Answered by `MapperCalled`, `away` when nobody does."""
+
+    op: int
+    mapper: MapperInfo
+
+
+class Saved(Struct, frozen=True):
+    """To a `Stopping`: what was in memory only is durable, as far as it is worth keeping."""
 
 
 class Subscriptions(Struct, frozen=True):

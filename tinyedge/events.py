@@ -36,6 +36,7 @@ from tinyedge.device_events import (
     Called,
     CallMapper,
     CallMethod,
+    DialMapper,
     MapperCalled,
     MapperInfo,
     MapperRegistered,
@@ -44,10 +45,13 @@ from tinyedge.device_events import (
     Published,
     PushFailed,
     ReadDevice,
+    Remembered,
     ReportAnswer,
     Reported,
+    Saved,
     SetDesired,
     StateReported,
+    Stopping,
     Subscriptions,
     Value,
 )
@@ -343,6 +347,8 @@ Event = (
     | Reported
     | StateReported
     | MapperCalled
+    | Remembered
+    | Stopping
     | Published
     | Called
     | Publish
@@ -544,6 +550,8 @@ Effect = (
     | MapperWelcome
     | ReportAnswer
     | CallMapper
+    | DialMapper
+    | Saved
     | Subscriptions
     | JobEffect
     | Note

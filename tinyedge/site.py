@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 Reply = ev.ReportAnswer | ev.MapperWelcome
 STREAMS = ("publish", "http")  # that this room serves
-Effect = ev.MapperWelcome | ev.ReportAnswer | ev.CallMapper | ev.Subscriptions
+Effect = ev.MapperWelcome | ev.ReportAnswer | ev.CallMapper | ev.DialMapper | ev.Subscriptions
 
 
 class Asking:
@@ -106,12 +106,17 @@ class Site:
             return
         from tinyedge.adapters.dmi import DmiServer  # noqa: PLC0415 - a node without mappers does not pay for it
 
-        server = DmiServer(self._asking.ask, self._note)
+        server = DmiServer(self._asking.ask, self._note, self._why_not_dialled)
         for key, path in wanted:
             try:
                 await self._tasks.start(server.serve, path, dmi.group, key)
             except TinyEdgeError as error:
                 self._note("error", "dmi.not_served", {"path": path, "why": str(error)})
+
+    def _why_not_dialled(self, address: str) -> str:
+        from tinyedge.adapters.mappers import why_not  # noqa: PLC0415 - a node without mappers does not pay for it
+
+        return why_not(address, self._config.dmi.mapper_dirs)
 
     async def _serve_programs(self) -> None:
         """KubeEdge's servicebus, for programs on this node."""
@@ -187,9 +192,9 @@ class Site:
         elif isinstance(effect, ev.ReportAnswer) and effect.request < 0:  # the broker's own numbers
             if self._broker is not None:
                 self._broker.answered(effect)
-        elif not isinstance(effect, ev.CallMapper):
+        elif not isinstance(effect, ev.CallMapper | ev.DialMapper):
             self._asking.answered(effect)
-        elif effect.mapper.address:
+        elif isinstance(effect, ev.DialMapper) or effect.mapper.address:
             self._the_mappers().carry_out(effect)
         else:
             self._the_drivers().carry_out(effect)

@@ -215,11 +215,13 @@ class TwinRow(Struct, frozen=True, omit_defaults=True):
 
 
 class ReadingRow(Struct, frozen=True, array_like=True):
-    """`flags` as in `protocol.readings`."""
+    """`flags` as in `protocol.readings`. `own_ms`: the newest time of its mapper's own that an earlier value had, where
+    this one has none."""
 
     value: str
     at_ms: int
     flags: int = 0
+    own_ms: int = 0
 
 
 class MapperRow(Struct, frozen=True, omit_defaults=True):

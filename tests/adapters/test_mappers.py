@@ -20,9 +20,9 @@ import trio.testing
 from tests.fakes.ports import free_port
 from tinyedge import limits
 from tinyedge.adapters import mappers
-from tinyedge.adapters.mappers import Mappers, dial, get
+from tinyedge.adapters.mappers import Mappers, dial, get, why_not
 from tinyedge.errors import BadInput, PeerError, WorldError
-from tinyedge.events import CallMapper, Event, MapperCalled, MapperInfo, Value
+from tinyedge.events import CallMapper, DialMapper, Event, MapperCalled, MapperInfo, Value
 from tinyedge.grpc import Caller, Refused, Server, Status, dialled
 from tinyedge.model.device import (
     CustomizedValue,
@@ -228,6 +228,29 @@ async def test_a_mapper_that_is_not_there_is_away_and_found_when_it_is_back(tmp_
             assert (await rig.call("RemoveDevice")).away
 
 
+async def test_a_mapper_is_dialled_without_a_call_and_told_to_be_away_when_nobody_listens(tmp_path: Path) -> None:
+    def dialled_again(op: int) -> int:
+        rig.mappers.carry_out(DialMapper(op, rig.info()))
+        return op
+
+    async with calling(tmp_path, serve=False) as rig, trio.open_nursery() as nursery:
+        nobody = await rig.outcome(dialled_again(101))
+        assert (nobody.away, nobody.error) == (True, "No such file or directory")
+        listener = Listener(rig.path, "", "socket", backlog=16)
+        life = trio.CancelScope()
+        nursery.start_soon(rig.live, listener, life)
+        assert await rig.outcome(dialled_again(102)) == MapperCalled(102)
+        await rig.call("RemoveDevice")
+        assert len(rig.asked) == 1
+        life.cancel()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert (await rig.outcome(dialled_again(103))).away
+        os.symlink("/nowhere", rig.path)
+        link = await rig.outcome(dialled_again(104))
+        assert link.away
+        assert "acme.sock is a symbolic link" in link.error
+
+
 async def test_a_mapper_that_hangs_is_given_up_in_time_and_costs_only_itself(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -318,6 +341,18 @@ def test_no_symlink_is_followed(tmp_path: Path, listening: socket.socket) -> Non
     os.symlink(tmp_path, tmp_path / "folder")
     assert "link.sock is a symbolic link" in refused(f"{tmp_path}/link.sock", tmp_path)
     assert "folder is a symbolic link" in refused(f"{tmp_path}/folder/m.sock", tmp_path)
+
+
+def test_why_an_address_will_not_be_dialled_is_known_before_anybody_listens_there(tmp_path: Path) -> None:
+    os.symlink("m.sock", tmp_path / "link.sock")
+    os.symlink(tmp_path, tmp_path / "folder")
+    folders = [str(tmp_path)]
+    assert why_not(f"{tmp_path}/m.sock", folders) == ""
+    assert why_not(f"{tmp_path}/later/m.sock", folders) == ""
+    assert "is not inside" in why_not("/tmp/evil.sock", folders)
+    assert "dmi.mapper_dirs" in why_not("/tmp/evil.sock", folders)
+    assert "link.sock is a symbolic link" in why_not(f"{tmp_path}/link.sock", folders)
+    assert "folder is a symbolic link" in why_not(f"{tmp_path}/folder/m.sock", folders)
 
 
 def test_what_is_no_socket_is_not_dialled(tmp_path: Path) -> None:

@@ -187,8 +187,11 @@ class Rig:
         self.answers: dict[int, ev.Answer] = {}
         self.sent: list[Any] = []  # effects for the link
         self.calls: list[ev.CallMapper] = []  # of mappers, that are not answered
+        self.dials: list[ev.DialMapper] = []  # the same, until time passes
+        self.nobody: Callable[[str], str] = lambda mapper: ""  # why one can't be dialled
         self.job_effects: list[Any] = []  # of jobs of a fleet, in this life
         self.told_mappers: list[ev.MapperWelcome | ev.ReportAnswer] = []
+        self.saved = False  # this life may end
         self.mqtt = False  # a broker is configured
         self.subscriptions: tuple[str, ...] = ()
         self.series: dict[str, list[bytes]] = {}
@@ -235,6 +238,10 @@ class Rig:
             self.job_effects.append(effect)
         elif isinstance(effect, ev.CallMapper):
             self.calls.append(effect)
+        elif isinstance(effect, ev.DialMapper):
+            self.dials.append(effect)
+        elif isinstance(effect, ev.Saved):
+            self.saved = True
         elif isinstance(effect, ev.MapperWelcome | ev.ReportAnswer):
             self.told_mappers.append(effect)
         elif isinstance(effect, ev.Subscriptions):
@@ -264,7 +271,7 @@ class Rig:
         if reason not in ("crash", "clean"):
             self.boots += 1
         self.edge = Edge({table: dict(rows) for table, rows in self.tables.items()}, self.policy, self.about)
-        self.pending, self.calls, self.job_effects = [], [], []
+        self.pending, self.calls, self.dials, self.job_effects, self.saved = [], [], [], [], False
         node = ev.NodeFacts("gate-7", f"boot-{self.boots}", addresses=("192.168.1.7",), memory_bytes=1 << 30)
         if self.mqtt:
             node = structs.replace(node, mqtt=True, mqtt_events=True)
@@ -293,6 +300,11 @@ class Rig:
     def settle(self, rounds: int = 200) -> None:
         """Carry out what is ordered, and what follows from it, until nothing is left to do right now."""
         for _ in range(rounds):
+            if self.dials:
+                dial = self.dials.pop(0)
+                why = self.nobody(dial.mapper.name)
+                self.step(ev.MapperCalled(dial.op, why, away=bool(why)))
+                continue
             if not self.pending:
                 if self.wake and self.wake <= self.now:
                     self.step()

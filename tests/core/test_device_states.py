@@ -8,7 +8,7 @@ import pytest
 from tests.core.device_rig import ACME, OWN, Json, Site, device, model
 from tinyedge import events as ev
 from tinyedge import wire
-from tinyedge.core.mappers import QUIET_MS, YIELD_MS
+from tinyedge.core.mappers import DIAL_MS, QUIET_MS, YIELD_MS
 from tinyedge.core.status import rfc3339
 from tinyedge.limits import DEVICE_REASON_CHARS_MAX
 
@@ -212,8 +212,9 @@ def test_a_read_that_is_refused_or_answered_shows_that_the_mapper_is_there() -> 
 def test_a_device_that_keeps_its_mapper_busy_does_not_make_that_one_away() -> None:
     site = owned()
     site.rig.apply(device(desired={"speed": "7"}))
+    site.rig.advance(DIAL_MS / 1000)
     site.take("no answer within 10 s", late=True)
-    assert mapper(site) == "up"
+    assert mapper(site) == "unknown"
     assert site.why()[0] == "its mapper does not take it"
 
 
@@ -224,7 +225,7 @@ def test_a_web_server_that_is_not_there_is_a_reason_to_ask_the_mapper_and_no_mor
     call = site.rig.calls.pop()
     site.rig.step(ev.MapperCalled(call.op, "can't reach 10.0.0.2:7777", away=True))
     assert error(site, request) == f"Device {KEY}: can't reach 10.0.0.2:7777"
-    assert mapper(site) == "up"
+    assert mapper(site) == "unknown"
     assert [one.what for one in site.rig.calls] in (["RegisterDevice"], ["CreateDeviceModel"])
     site.take("connection refused", away=True)
     assert mapper(site) == "away: connection refused"
@@ -236,7 +237,7 @@ def test_what_a_mapper_was_asked_before_it_registered_anew_tells_nothing_of_it()
     call = site.rig.calls.pop()
     site.register(OWN)
     site.rig.step(ev.MapperCalled(call.op, "connection refused", away=True))
-    assert mapper(site) == "up"
+    assert mapper(site) == "unknown"
 
 
 def test_devices_of_a_mapper_that_stays_away_are_unknown_until_it_is_back() -> None:
@@ -284,11 +285,122 @@ def test_the_cluster_is_told_that_a_state_is_unknown_and_that_it_is_known_again(
 def test_a_mapper_that_was_killed_is_noticed_though_nobody_asks_for_it() -> None:
     site = owned()
     site.say_state("online")
-    site.rig.advance(QUIET_MS / 1000 - 1)
-    assert not site.rig.calls
-    site.rig.advance(1)
-    site.take("connection refused", away=True)
+    site.rig.advance(DIAL_MS / 1000)
+    assert mapper(site) == "up"
+    site.rig.nobody = lambda _: "connection refused"
+    site.rig.advance(DIAL_MS / 1000 - 0.001)
+    assert mapper(site) == "up"
+    site.rig.advance(0.001)
     assert mapper(site) == "away: connection refused"
+    assert site.why()[0] == "mapper sdk-mapper can't be reached"
+    site.rig.advance(YIELD_MS / 1000)
+    assert (site.status()["state"], events(site, "MapperAway")) == (
+        "unknown",
+        ["mapper sdk-mapper can't be reached: connection refused"],
+    )
+    site.rig.nobody = lambda _: ""
+    site.rig.advance(60)
+    assert (mapper(site), site.status()["state"]) == ("up", "online")
+
+
+def test_a_mapper_that_listens_and_answers_nothing_is_away_after_a_minute_of_silence() -> None:
+    site = owned()
+    site.rig.advance((DIAL_MS + QUIET_MS) / 1000)
+    assert mapper(site) == "up"
+    site.take("no answer within 10 s", late=True)
+    assert mapper(site) == "away: no answer within 10 s"
+
+
+def test_another_mapper_of_the_protocol_takes_over_half_a_minute_after_one_was_killed() -> None:
+    site = owned()
+    site.rig.advance(DIAL_MS / 1000)
+    site.register(ACME)
+    site.rig.nobody = lambda name: "connection refused" if name == "sdk-mapper" else ""
+    site.rig.advance(DIAL_MS / 1000)
+    assert site.status()["mapper"] == "sdk-mapper"
+    site.rig.advance(YIELD_MS / 1000)
+    assert site.status()["mapper"] == "acme-mapper"
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"RegisterDevice {KEY}"]
+
+
+def test_a_device_that_is_removed_while_its_mapper_is_away_for_long_is_forgotten() -> None:
+    site = owned()
+    site.rig.nobody = lambda _: "connection refused"
+    site.rig.advance((DIAL_MS + YIELD_MS) / 1000)
+    site.rig.delete("pump-1", "Device")
+    assert not site.rig.tables["twin"]
+
+
+def test_when_a_device_was_last_online_is_kept_once_its_mapper_is_away_for_long() -> None:
+    site = owned()
+    site.say_state("online")
+    site.rig.advance(9)
+    site.report(temperature="20", own=True)
+    heard = site.rig.wall
+    site.rig.nobody = lambda _: "connection refused"
+    site.rig.advance((DIAL_MS + YIELD_MS) / 1000)
+    assert wire.decode("twin", site.rig.tables["twin"][KEY]).online_ms == heard
+
+
+def test_a_mapper_is_up_once_somebody_was_found_at_its_socket_and_not_before() -> None:
+    site = Site()
+    for nobody, state in (("", "up"), ("connection refused", "away: connection refused")):
+        site.rig.nobody = lambda _, why=nobody: why  # type: ignore[misc]
+        site.register(OWN)
+        assert mapper(site) == "unknown"
+        for _ in range(10):  # what it reports says nothing of its socket
+            site.rig.advance(DIAL_MS / 10_000)
+            site.rig.edge._devices.mappers.lines["sdk-mapper"].may_report(site.rig.now)
+        assert mapper(site) == state
+
+
+def test_of_a_mapper_without_devices_no_event_tells_that_it_is_away() -> None:
+    site = Site()
+    site.register(OWN)
+    site.rig.nobody = lambda _: "connection refused"
+    site.rig.advance((DIAL_MS + YIELD_MS) / 1000 + 10)
+    assert mapper(site) == "away: connection refused"
+    assert not events(site, "MapperAway")
+
+
+def test_an_address_that_is_not_dialled_is_refused_to_our_mappers_and_told_of_others() -> None:
+    site = Site(model(), device())
+    why = "the mapper's socket /tmp/x.sock is not dialled: it is not inside /run"
+    site.rig.step(ev.MapperRegistered(1, OWN, unreachable=why))
+    site.rig.step(ev.MapperRegistered(2, ACME, unreachable=why))
+    refused, taken = site.rig.told_mappers[-2:]
+    assert (refused.error, taken.error) == (why, "")
+    assert mapper(site) == f"away: {why}"
+    assert not site.report(temperature="20").code
+    site.rig.nobody = lambda _: why
+    site.rig.advance(YIELD_MS / 1000 + 10)
+    assert mapper(site) == f"away: {why}"
+
+
+# --- whose a name is -----------------------------------------------------------------------------------
+
+
+def of_user(uid: int, info: ev.MapperInfo = OWN) -> ev.MapperInfo:
+    return msgspec.structs.replace(info, uid=uid, address="/run/tinyedge/other.sock")
+
+
+def test_the_name_of_a_mapper_that_is_here_or_has_devices_is_not_another_users() -> None:
+    site = owned()
+    error = site.register(of_user(8)).error
+    assert error.startswith("name 'sdk-mapper' is that of a mapper of user 7")
+    assert not site.report(temperature="20", own=True).code
+    site.rig.nobody = lambda _: "connection refused"
+    site.rig.advance((DIAL_MS + YIELD_MS) / 1000)
+    assert site.register(of_user(8)).error, "it has a device"
+    site.rig.delete("pump-1", "Device")
+    assert not site.register(of_user(8)).error
+
+
+def test_root_and_the_same_user_may_register_a_name_again() -> None:
+    site = owned()
+    assert not site.register(of_user(7)).error
+    assert not site.register(of_user(0)).error
+    assert site.register(of_user(7)).error
 
 
 def test_a_mapper_that_reports_is_not_asked() -> None:
@@ -303,8 +415,11 @@ def test_a_mapper_without_devices_and_a_driver_of_the_daemon_are_not_asked() -> 
     site = Site(model(protocol="modbus"), device(protocol={"protocolName": "modbus"}))
     site.register(OWN)
     site.take()
+    site.rig.advance(DIAL_MS / 1000)  # then it is known that it listens
+    site.rig.nobody = lambda _: "connection refused"
     site.rig.advance(10 * QUIET_MS / 1000)
     assert not site.rig.calls
+    assert {one["state"] for one in site.rig.edge.view.status()["mappers"]} == {"up"}
 
 
 # --- what a call may be given --------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def test_of_many_devices_with_problems_some_are_named_and_all_are_counted() -> N
 
 def test_a_mapper_is_shown_with_its_socket_and_what_it_serves() -> None:
     site = served()
+    assert (mapper(site)["state"], mapper(site)["since"]) == ("unknown", "")
+    site.rig.advance(10)  # then it is dialled
     assert mapper(site) == {
         "name": "acme-mapper",
         "protocol": "acme",

@@ -80,8 +80,71 @@ def test_a_device_that_comes_later_is_told_to_its_mapper_and_one_that_goes_too()
     site.rig.apply(device(desired={"speed": "10"}))
     assert site.take() == [f"UpdateDevice {KEY}"]
     site.rig.delete("pump-1", "Device")
-    assert site.take() == [f"RemoveDevice {KEY}"]
+    assert site.take() == [f"RemoveDevice {KEY}", "RemoveDeviceModel default/pump-model"]
     assert not site.rig.tables["twin"]
+
+
+def test_a_model_goes_with_the_last_device_that_has_it_and_comes_back_with_the_next() -> None:
+    site = Site(model())
+    site.register()
+    site.rig.apply(device(), device("pump-2"))
+    site.take()
+    site.rig.delete("pump-1", "Device")
+    assert site.take() == [f"RemoveDevice {KEY}"]
+    site.rig.delete("pump-2", "Device")
+    assert site.take() == ["RemoveDevice default/pump-2", "RemoveDeviceModel default/pump-model"]
+    site.rig.apply(device())
+    assert site.take() == ["CreateDeviceModel default/pump-model", f"RegisterDevice {KEY}"]
+
+
+def test_a_model_that_is_needed_again_while_it_goes_is_made_anew_after_it() -> None:
+    site = Site(model(), device())
+    site.register(OWN)
+    site.rig.delete("pump-1", "Device")
+    site.rig.step(ev.MapperCalled(site.rig.calls.pop().op))
+    going = site.call()
+    assert going.what == "RemoveDeviceModel"
+    site.rig.apply(device())
+    assert site.rig.calls == [going]
+    assert site.take() == [
+        "RemoveDeviceModel default/pump-model",
+        "CreateDeviceModel default/pump-model",
+        f"RegisterDevice {KEY}",
+    ]
+
+
+def test_a_device_that_gets_another_model_leaves_the_first_unused() -> None:
+    site = Site(model(), model("other"), device())
+    site.register(OWN)
+    site.rig.apply(device(deviceModelRef={"name": "other"}))
+    assert site.take() == [
+        "CreateDeviceModel default/other",
+        f"UpdateDevice {KEY}",
+        "RemoveDeviceModel default/pump-model",
+    ]
+
+
+def test_a_model_whose_mapper_is_away_goes_when_that_is_back() -> None:
+    site = Site(model(), device())
+    site.register(OWN)
+    site.rig.delete("pump-1", "Device")
+    site.rig.step(ev.MapperCalled(site.rig.calls.pop().op))
+    site.rig.step(ev.MapperCalled(site.rig.calls.pop().op, "connection refused", away=True))
+    assert not site.rig.calls
+    site.rig.advance(1)
+    assert site.take() == ["RemoveDeviceModel default/pump-model"]
+    site.rig.advance(600)
+    assert not site.rig.calls
+
+
+def test_a_mapper_that_does_not_let_go_of_a_model_is_not_asked_again() -> None:
+    site = Site(model(), device(), device("other", protocol={"protocolName": "opcua"}))
+    site.register(OWN)
+    site.rig.delete("pump-1", "Device")
+    site.rig.step(ev.MapperCalled(site.rig.calls.pop().op))
+    assert site.take("no such model") == ["RemoveDeviceModel default/pump-model"]
+    site.rig.advance(600)
+    assert not site.rig.calls
 
 
 def test_a_model_that_changes_is_told_before_its_devices() -> None:
@@ -218,7 +281,12 @@ def test_a_driver_of_the_daemon_serves_where_no_mapper_has_registered() -> None:
     assert (first.mapper.name, first.mapper.address, first.mapper.own) == ("driver-modbus", "", True)
     site.take()
     assert site.register(ev.MapperInfo("bought", "modbus", "/run/b.sock")).error == ""
-    assert site.take() == [f"RemoveDevice {KEY}", "CreateDeviceModel default/pump-model", f"RegisterDevice {KEY}"]
+    assert site.take() == [
+        f"RemoveDevice {KEY}",
+        "RemoveDeviceModel default/pump-model",
+        "CreateDeviceModel default/pump-model",
+        f"RegisterDevice {KEY}",
+    ]
     assert site.status()["mapper"] == "bought"
 
 
@@ -230,8 +298,10 @@ def test_a_value_with_history_goes_to_the_series_and_one_without_to_its_row() ->
     assert site.report(temperature="21.5") == ev.ReportAnswer(site._request)
     assert not site.report(speed="30").code
     assert site.readings() == [readings.Report(KEY, site.rig.wall, 0, (("temperature", "21.5"),))]
-    assert site.rig.tables["reading"].keys() == {f"{KEY}/speed"}
-    assert (site.value("temperature"), site.value("speed")) == ("21.5", "30")
+    site.report(temperature="22")
+    rows = {key: wire.decode("reading", row).value for key, row in site.rig.tables["reading"].items()}
+    assert rows == {f"{KEY}/speed": "30", f"{KEY}/temperature": "21.5"}, "of the latter the first alone"
+    assert (site.value("temperature"), site.value("speed")) == ("22", "30")
 
 
 def test_a_step_of_reports_alone_is_patient_and_one_with_more_is_not() -> None:
@@ -258,19 +328,20 @@ def test_what_has_history_is_the_devices_to_say(history: str, kept: list[str]) -
     site.register()
     site.report(temperature="20", speed="3", label="a")
     assert [name for one in site.readings() for name, _ in one.values] == kept
-    assert set(site.rig.tables.get("reading", {})) == {
-        f"{KEY}/{n}" for n in {"temperature", "speed", "label"} - {*kept}
-    }
+    site.report(temperature="21", speed="4", label="b")
+    rows = {key.rpartition("/")[2]: wire.decode("reading", row) for key, row in site.rig.tables["reading"].items()}
+    assert {name for name, row in rows.items() if row.value in ("21", "4", "b")} == set(rows) - {*kept}
 
 
 def test_the_newest_value_with_history_is_in_a_table_after_a_quarter_of_an_hour_at_the_latest() -> None:
     site = served()
     site.report(temperature="20")
-    assert "reading" not in site.rig.tables
-    site.rig.advance(900)
+    site.report(temperature="21")
     assert wire.decode("reading", site.rig.tables["reading"][f"{KEY}/temperature"]).value == "20"
+    site.rig.advance(900)
+    assert wire.decode("reading", site.rig.tables["reading"][f"{KEY}/temperature"]).value == "21"
     site.rig.boot("power")
-    assert site.value("temperature") == "20"
+    assert site.value("temperature") == "21"
 
 
 @pytest.mark.parametrize(

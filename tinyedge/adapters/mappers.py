@@ -1,6 +1,7 @@
 """Calls of mappers that have a socket of their own.
 
     CallMapper ─▶ its mapper's channel, a few calls at a time, in time ─▶ MapperCalled
+    DialMapper ─▶ a connection to its socket, which is closed at once   ─▶ MapperCalled
 
 A mapper says itself where it listens, so nothing of that is believed: the socket must be inside the folders that the
 configuration names, without a symlink on the way, and belong to the user that registered it (or root). What was looked
@@ -24,7 +25,7 @@ from msgspec import Struct, field
 
 from tinyedge.adapters.beneath import LOOK, through
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError, WorldError
-from tinyedge.events import CallMapper, Event, MapperCalled, MapperInfo, Value
+from tinyedge.events import CallMapper, DialMapper, Event, MapperCalled, MapperInfo, Value
 from tinyedge.grpc import Channel, GrpcError, Message, NoAnswer, Status, dialled
 from tinyedge.limits import DEVICE_CALLS_MAX, DMI_ANSWER_BYTES_MAX, MAPPER_HTTP_BYTES_MAX
 from tinyedge.protocol import dmi, mapper_pb2
@@ -62,9 +63,9 @@ class Mappers:
         self._folders = tuple(folders)
         self._refusal = refusal
         self._peers: dict[tuple[str, str, int], _Peer] = {}
-        self._calls_in, self._calls = trio.open_memory_channel[CallMapper](_CALLS_MAX)
+        self._calls_in, self._calls = trio.open_memory_channel[CallMapper | DialMapper](_CALLS_MAX)
 
-    def carry_out(self, call: CallMapper) -> None:
+    def carry_out(self, call: CallMapper | DialMapper) -> None:
         """Begin a call; `MapperCalled` says what came of it."""
         self._calls_in.send_nowait(call)
 
@@ -73,10 +74,24 @@ class Mappers:
         try:
             async with trio.open_nursery() as nursery:
                 async for call in self._calls:
+                    if isinstance(call, DialMapper):
+                        await self._dial(call)
+                        continue
                     nursery.start_soon(self._call, self._peer(call.mapper, nursery), call)
         finally:
             for one in self._peers.values():
                 one.channel.close()
+
+    async def _dial(self, call: DialMapper) -> None:
+        """Also of a mapper that is connected: its process may hang, and its socket be another's by now."""
+        error = ""
+        try:
+            dial(call.mapper.address, call.mapper.uid, self._folders).close()
+        except OSError as nobody:
+            error = nobody.strerror or str(nobody)
+        except WorldError as refused:
+            error = str(refused)
+        await self._post(MapperCalled(call.op, error, away=bool(error)))
 
     def _peer(self, mapper: MapperInfo, nursery: trio.Nursery) -> _Peer:
         key = mapper.name, mapper.address, mapper.uid
@@ -248,6 +263,20 @@ def dial(address: str, uid: int, folders: Sequence[str]) -> socket.socket:
         connected.close()
         raise _not_dialled(address, f"user {listener} listens there", f"user {uid} has registered")
     return connected
+
+
+def why_not(address: str, folders: Sequence[str]) -> str:
+    """Why nothing that listens at `address` would be dialled; empty when something may. It need not listen yet, as
+    KubeEdge's mappers do not when they register."""
+    try:
+        folder, names = _within(address, folders)
+        for name in names:
+            folder = f"{folder.rstrip('/')}/{name}"
+            if os.path.islink(folder):
+                raise _not_dialled(address, f"{name} is a symbolic link", "let the mapper say the path without it")
+    except WorldError as error:
+        return str(error)
+    return ""
 
 
 def _within(address: str, folders: Sequence[str]) -> tuple[str, list[str]]:

@@ -4,8 +4,7 @@
              ─▶ series `readings` for properties with history, table `reading` for the others
              ─▶ ReportAnswer, which leaves once that is durable
 
-The newest value of a property with history need not be durable by itself: its reading is. It goes to table `reading`
-every quarter of an hour, so a power cut may set what is shown back by that, and nothing else.
+What the newest value of a property is, and what of it is durable by itself, is in `newest.py`.
 
 A desired value comes from the device's manifest, or was set on site or by a rule, which holds until the manifest wants
 another. What can't be had is refused with its reason and told; the rest of the device goes on.
@@ -23,8 +22,8 @@ from tinyedge.core import twins
 from tinyedge.core.desk import Desk
 from tinyedge.core.digest import digest
 from tinyedge.core.mappers import Line, Mappers, tell_refusals
+from tinyedge.core.newest import Newest
 from tinyedge.core.pushes import Pushes
-from tinyedge.core.run import NEVER
 from tinyedge.core.twins import Property, Shape, Twin
 from tinyedge.events import (
     Answer,
@@ -33,10 +32,13 @@ from tinyedge.events import (
     MapperCalled,
     MapperRegistered,
     ReadDevice,
+    Remembered,
     ReportAnswer,
     Reported,
+    Saved,
     SetDesired,
     StateReported,
+    Stopping,
     Value,
 )
 from tinyedge.limits import DEVICE_REPORT_BYTES_MAX
@@ -47,7 +49,6 @@ from tinyedge.wire import DesiredRow, DeviceRow, ReadingRow, TwinRow
 
 Json = dict[str, Any]
 SAVE_MS = 60_000
-SAVE_VALUES_MS = 900_000  # ten thousand of them once a minute would be most of what the daemon writes
 STATES = {  # as mappers say it → as it is kept
     "ok": "online",
     "online": "online",
@@ -82,9 +83,8 @@ class Devices:
         self.changed_values: dict[tuple[str, str], ReadingRow | None] = {}
         self.changed_twins: dict[str, None] = {}
         self.pushes = Pushes(desk)
+        self._newest = Newest(desk)
         self._shapes: dict[str, Shape] = {}
-        self._latest: dict[str, ReadingRow] = {}  # newest values that are in no table yet
-        self._save_at = NEVER
         self._writes: dict[str, list[Asked]] = {}
         self._questions: dict[int, Asked] = {}
         for key, row in self._tables.twins.items():
@@ -120,12 +120,22 @@ class Devices:
             self._remove(self._twin(key))
 
     def _change(self, twin: Twin) -> None:
-        before = twin.refused
-        self._look_at(twin, self._tables.devices[twin.key].object)
+        before, refused, model = twin.device, twin.refused, twin.model
+        device = self._tables.devices[twin.key].object
+        if before is not None:
+            known, now = before.metadata.uid, device.metadata.uid
+            if known and now and known != now:
+                self._forget(twin, "was replaced by another of its name")
+            else:
+                left = {one.name for one in before.spec.properties} - {one.name for one in device.spec.properties}
+                self._newest.drop(f"{twin.key}/{name}" for name in left)
+        self._look_at(twin, device)
         twin.backoff.reset()
-        if twin.refused != before:
+        if twin.refused != refused:
             tell_refusals(self._desk, twin, twin.refused)
         self.mappers.serve(twin)
+        if model != twin.model:
+            self.mappers.unused(twin.row.mapper, model)
         self._check_pushes(twin)
         self.changed_twins[twin.key] = None
 
@@ -174,15 +184,20 @@ class Devices:
 
     def _remove(self, twin: Twin) -> None:
         twin.device, twin.shape, twin.mapper = None, None, ""
-        for asked in self._writes.pop(twin.key, ()):
-            self._desk.say(Answer(asked.request, f"Device {twin.key} was removed"))
-        prefix = f"{twin.key}/"
-        for key in [key for key in self._tables.readings if key.startswith(prefix)]:
-            self._tables.delete("reading", key)
-        for key in [key for key in self._latest if key.startswith(prefix)]:
-            del self._latest[key]
+        self._forget(twin, "was removed")
         self.changed_twins[twin.key] = None
         self.mappers.touch(twin)
+
+    def _forget(self, twin: Twin, why: str) -> None:
+        """Nothing of a device that is no more is left to another one of its name, but whom to tell."""
+        for asked in self._writes.pop(twin.key, ()):
+            self._desk.say(Answer(asked.request, f"Device {twin.key} {why}"))
+        self._newest.drop_device(twin.key)
+        twin.seen_ms = twin.heard_ms = 0
+        row = TwinRow(mapper=twin.row.mapper, told=twin.row.told)
+        if row != twin.row:
+            twin.row = row
+            self._tables.put("twin", twin.key, row)
 
     # --- reports ---------------------------------------------------------------------------------
 
@@ -264,24 +279,14 @@ class Devices:
         return ""
 
     def _keep_values(self, twin: Twin, good: list[tuple[Value, Property]]) -> None:
-        desk = self._desk
-        ours = 0 if desk.trusted else readings.UNTRUSTED
         items: dict[tuple[int, int], list[tuple[str, str]]] = {}
         for value, one in good:
-            at, flags = (value.at_ms, readings.BY_MAPPER) if value.at_ms else (desk.wall, ours)
             name = f"{twin.key}/{value.property}"
-            row = ReadingRow(value.value, at, flags)
+            row, before = self._newest.row(value), self.latest(name)
             if one.history:
-                items.setdefault((at, flags), []).append((value.property, value.value))
-            before = self.latest(name)
-            if not _is_newer(row, before):
-                continue
-            self.changed_values.setdefault((twin.key, value.property), before)
-            if not one.history:
-                self._tables.put("reading", name, row)
-                continue
-            self._latest[name] = row
-            self._save_at = min(self._save_at, desk.now + SAVE_VALUES_MS)
+                items.setdefault((row.at_ms, row.flags), []).append((value.property, value.value))
+            if self._newest.keep(name, row, history=one.history):
+                self.changed_values.setdefault((twin.key, value.property), before)
         for (at, flags), values in items.items():
             item = readings.encode(readings.Report(twin.key, at, flags, tuple(values)))
             self._tables.append(readings.SERIES, item)
@@ -290,7 +295,25 @@ class Devices:
 
     def latest(self, name: str) -> ReadingRow | None:
         """The newest value of namespace/name/property."""
-        return self._latest.get(name) or self._tables.readings.get(name)
+        return self._newest.of(name)
+
+    def remembered(self, event: Remembered) -> None:
+        """What waits in the series may be newer than what the last life has saved."""
+        for name, row in event.values.items():
+            key, _, name_of = name.rpartition("/")
+            twin = self.twins.get(key)
+            one = twin.shape.properties.get(name_of) if twin and twin.shape else None
+            if one is None or not one.history:
+                continue
+            before = self.latest(name)
+            if self._newest.restore(name, row):
+                self.changed_values.setdefault((key, name_of), before)
+                self.changed_twins[key] = None
+        self._newest.restored()
+
+    def stopping(self, event: Stopping) -> None:
+        self._newest.save()
+        self._desk.say(Saved())
 
     def _push(self, twin: Twin, good: list[tuple[Value, Property]]) -> None:
         """Who pushes nothing itself has it done here."""
@@ -357,6 +380,9 @@ class Devices:
         return f"mapper {line.info.name} can't be reached: {twins.plain(line.away)}", line.since_ms
 
     def _restated(self, twin: Twin) -> None:
+        if twin.row.state == "online" and twin.seen_ms > twin.row.online_ms and self.mappers.lost_line(twin):
+            twin.row = structs.replace(twin.row, online_ms=twin.seen_ms)
+            self._tables.put("twin", twin.key, twin.row)
         self.changed_twins[twin.key] = None
 
     # --- desired ---------------------------------------------------------------------------------
@@ -522,16 +548,12 @@ class Devices:
 
     def flush(self) -> None:
         """At the end of each step."""
-        if self._save_at <= self._desk.now:
-            self._save_at = NEVER
-            for name, row in self._latest.items():
-                self._tables.put("reading", name, row)
-            self._latest.clear()
+        self._newest.flush()
         self.mappers.flush()
 
     @property
     def wake_ms(self) -> int:
-        return min(self._save_at, self.mappers.wake_ms)
+        return min(self._newest.wake_ms, self.mappers.wake_ms)
 
     def models_of(self, keys: Iterable[str]) -> dict[str, DeviceModel]:
         """The models of some devices, by key."""
@@ -552,12 +574,6 @@ def _sorted_out(shape: Shape, values: Iterable[Value]) -> tuple[list[tuple[Value
         else:
             good.append((value, one))
     return good, bad
-
-
-def _is_newer(new: ReadingRow, old: ReadingRow | None) -> bool:
-    """A mapper's own times tell the order of what it reports; of others the one that came last is the newest."""
-    both = old is not None and new.flags & old.flags & readings.BY_MAPPER
-    return old is None or not both or new.at_ms >= old.at_ms
 
 
 def _push_of(twin: Twin, value: Value, one: Property, at_ms: int) -> Push | None:

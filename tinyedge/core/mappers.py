@@ -8,6 +8,10 @@ digest, over restarts too; what differs is told again, with growing pauses, unti
     life of either side
     a device that has changed     UpdateDevice
     a device that is no more      RemoveDevice
+    a model that none of its      RemoveDeviceModel, once
+    devices has any more
+
+Who has devices and is silent is dialled every few seconds: a program that was killed says nothing of it.
 
 The drivers inside the daemon are mappers like any other, without an address. One serves when no mapper has registered
 for its protocol, or when the device asks for it by name.
@@ -26,7 +30,7 @@ from tinyedge.core.desk import Desk
 from tinyedge.core.digest import digest
 from tinyedge.core.run import NEVER, Backoff
 from tinyedge.core.twins import DRIVERS, Twin
-from tinyedge.events import CallMapper, MapperCalled, MapperInfo, MapperRegistered, MapperWelcome
+from tinyedge.events import CallMapper, DialMapper, MapperCalled, MapperInfo, MapperRegistered, MapperWelcome
 from tinyedge.limits import DEVICE_CALLS_MAX, MAPPERS_MAX
 from tinyedge.model.device import MAPPER, Device, DeviceModel
 from tinyedge.wire import MapperRow, TwinRow
@@ -34,24 +38,29 @@ from tinyedge.wire import MapperRow, TwinRow
 REPORTS_PER_S = 2000  # of one mapper, so that none takes the others' share
 AWAY_FIRST_MS, AWAY_CAP_MS = 1_000, 60_000
 REFUSED_FIRST_MS, REFUSED_CAP_MS = 5_000, 300_000
-QUIET_MS = 60_000  # a mapper that has said nothing for so long is asked whether it is there
-YIELD_MS = 30_000  # a mapper that can't be reached with such pauses leaves its devices to another of its protocol
+DIAL_MS = 10_000  # after so long a silence a mapper is dialled
+QUIET_MS = 60_000  # after so long a one it is to answer too
+YIELD_MS = 30_000  # who has been away for so long leaves its devices to another of its protocol
 _NAME_CHARS_MAX, _WORDS_CHARS_MAX = 128, 1000
 
 
 class Line(Struct):
-    """What is known of a mapper in this life. `models`: key → digest of the one that it has. `queue` are keys of
-    devices of which it may have something to learn; `away` why it can't be reached, and `since_ms` (wall clock) since
-    when it can or can't be, 0 when this life has not tried yet. `away_ms` is since when by the monotonic clock, `lost`
-    that this has lasted; `heard_ms` when it was heard last. `answers` counts its reports by the code that they were
-    answered with, empty for those that were taken."""
+    """What is known of a mapper in this life. `models`: key → digest of the one that it has; `unused` those that it may
+    need no more. `queue` are keys of devices of which it may have something to learn; `away` why it can't be reached,
+    and `since_ms` (wall clock) since when it can or can't be, 0 when this life has not found out. `away_ms` is since
+    when by the monotonic clock, `lost` that this has lasted; `heard_ms` when it was heard last, `dial_ms` when it was
+    dialled, `dialling` that it is being. `answers` counts its reports by the code that they were answered with, empty
+    for those that were taken."""
 
     info: MapperInfo
     number: int
     models: dict[str, str] = field(default_factory=dict)
     telling: set[str] = field(default_factory=set)  # models that are on their way
+    unused: dict[str, None] = field(default_factory=dict)
     queue: dict[str, None] = field(default_factory=dict)
     calls: int = 0
+    dialling: bool = False
+    dial_ms: int = 0
     away: str = ""
     away_ms: int = 0
     lost: bool = False
@@ -102,6 +111,7 @@ class Mappers:
         self._settled = settled
         self._restated = restated
         self._calls: dict[int, Call] = {}
+        self._dials: dict[int, Line] = {}
         self._later: list[tuple[int, str]] = []  # heap: when, key of a device whose mapper has refused it
         self.lines: dict[str, Line] = {row.name: Line(_info(row), row.number) for row in self._tables.mappers.values()}
         self.wake_ms = NEVER
@@ -110,12 +120,14 @@ class Mappers:
 
     def registered(self, event: MapperRegistered) -> None:
         """A mapper introduces itself, for the first time or again."""
-        refusal = self._refusal(event.mapper)
+        refusal = self._refusal(event)
         if refusal:
             self._desk.note("warning", "mapper.refused", name=event.mapper.name[:_NAME_CHARS_MAX], reason=refusal)
             self._desk.say(MapperWelcome(event.request, refusal))
             return
         line = self._line_for(event.mapper)
+        if event.unreachable:  # refusing one of KubeEdge's would end it, and what it reports is as good as any
+            self._is_away(line, event.unreachable)
         for twin in list(self._twins.values()):
             if self._is_leaving(twin) and twin.row.mapper == event.mapper.name:
                 self._has_left(twin)
@@ -142,16 +154,26 @@ class Mappers:
         )
         self._desk.say(MapperWelcome(event.request, "", tuple(models.values()), devices))
 
-    def _refusal(self, mapper: MapperInfo) -> str:
+    def _refusal(self, event: MapperRegistered) -> str:
+        mapper = event.mapper
         if self._desk.read_only:
             return f"the node's store can't be written: {self._desk.read_only}"
         if not 0 < len(mapper.protocol) <= _NAME_CHARS_MAX:
             return "protocol is empty or too long: name the protocol that the mapper's devices have"
         if not 0 < len(mapper.name) <= _NAME_CHARS_MAX or mapper.name in DRIVERS.values():
             return f"name is {mapper.name[:40]!r}: give a name of its own to each mapper, of at most 128 characters"
-        if mapper.name not in self.lines and len(self._tables.mappers) >= MAPPERS_MAX and not self._make_room():
+        before = self.lines.get(mapper.name)
+        if before is None and len(self._tables.mappers) >= MAPPERS_MAX and not self._make_room():
             return f"{MAPPERS_MAX} mappers have registered here, and all of them serve devices"
-        return ""
+        if before is not None and self._is_anothers(before, mapper.uid):
+            return (
+                f"name {mapper.name!r} is that of a mapper of user {before.info.uid}, which is here or has devices: "
+                "register as that user, or under another name"
+            )
+        return event.unreachable if mapper.own else ""
+
+    def _is_anothers(self, line: Line, uid: int) -> bool:
+        return uid not in (0, line.info.uid) and (not line.away or self._serves(line))
 
     def _make_room(self) -> bool:
         serving = {twin.mapper for twin in self._twins.values()}
@@ -169,8 +191,8 @@ class Mappers:
         line = self.lines[mapper.name] = Line(
             mapper,
             number,
-            since_ms=self._desk.wall,
             heard_ms=self._desk.now,
+            dial_ms=self._desk.now,  # KubeEdge's mappers listen a while after they have registered
             tokens_at_ms=self._desk.now,
             answers=before.answers if before else {},
         )
@@ -213,7 +235,7 @@ class Mappers:
         if asked:
             return asked if asked in self.lines or asked == DRIVERS.get(twin.protocol) else ""
         able = [line for line in self.lines.values() if line.info.protocol == twin.protocol and line.info.address]
-        here = [line for line in able if line.backoff.delay_ms < YIELD_MS]
+        here = [line for line in able if not line.lost]
         for line in here:
             if line.info.name == twin.row.mapper:
                 return twin.row.mapper
@@ -237,10 +259,13 @@ class Mappers:
 
     def touch(self, twin: Twin) -> None:
         """There may be something to tell of a device."""
-        line = self.lines.get(twin.row.mapper) if self._is_leaving(twin) else self.line_of(twin)
-        if line is not None:
+        leaving = self._is_leaving(twin)
+        line = self.lines.get(twin.row.mapper) if leaving else self.line_of(twin)
+        if twin.device is None and not leaving:
+            self._has_left(twin)
+        elif line is not None and not (leaving and line.lost):  # who can't be reached does nothing with it either
             line.queue[twin.key] = None
-        elif self._is_leaving(twin):
+        elif leaving:
             self._has_left(twin)
         else:
             self._settled(twin)
@@ -251,14 +276,17 @@ class Mappers:
 
     def _has_left(self, twin: Twin) -> None:
         """No mapper has the device any more."""
+        left = twin.row.mapper
         if twin.device is None:
             del self._twins[twin.key]
             self._tables.delete("twin", twin.key)
+            self.unused(left, twin.model)
             return
         self._keep(twin, structs.replace(twin.row, mapper="", told=""))
         twin.registered = False
         twin.observed, twin.declined = {}, {}
         self.serve(twin)
+        self.unused(left, twin.model)
 
     def _keep(self, twin: Twin, row: TwinRow) -> None:
         twin.row = row
@@ -287,28 +315,67 @@ class Mappers:
                 self.touch(self._twins[key])
         self.wake_ms = self._later[0][0] if self._later else NEVER
         for line in list(self.lines.values()):
-            if not line.queue:
-                self._ask_if_quiet(line)
-            elif line.backoff.until_ms > now:
+            if line.away and not line.lost:
+                self._lose_in_time(line)
+            if line.backoff.until_ms > now:
                 self.wake_ms = min(self.wake_ms, line.backoff.until_ms)
-            else:
-                self._tell(line)
+                continue
+            self._tell(line)
+            if not line.queue and not line.calls:
+                self._drop_models(line)
+                self._watch(line)
 
-    def _ask_if_quiet(self, line: Line) -> None:
-        """A program that was killed says nothing of it."""
-        if not line.info.address or line.calls or line.away:
+    def _watch(self, line: Line) -> None:
+        """See whether a mapper is there that has devices and says nothing, or of which nothing is known yet."""
+        if not line.info.address or line.dialling:
             return
-        quiet_ms = line.heard_ms + QUIET_MS
-        if quiet_ms > self._desk.now:
-            self.wake_ms = min(self.wake_ms, quiet_ms)
-            return
+        last = max(line.heard_ms, line.dial_ms) if line.since_ms else line.dial_ms  # who reports need not listen
+        due = line.backoff.until_ms if line.away else last + DIAL_MS
+        if due > self._desk.now:
+            self.wake_ms = min(self.wake_ms, due)
+        elif line.since_ms and not self._serves(line):
+            line.dial_ms = NEVER  # until it is called
+        elif line.away or line.heard_ms + QUIET_MS > self._desk.now or not self._ask(line):
+            line.dialling, line.dial_ms = True, self._desk.now
+            op = self._desk.number()
+            self._dials[op] = line
+            self._desk.say(DialMapper(op, line.info))
+
+    def _ask(self, line: Line) -> bool:
+        """Register a device once more, which changes nothing, and is answered."""
         for twin in self._twins.values():
             if twin.mapper == line.info.name and twin.registered and not twin.op:
                 twin.registered = False
                 line.queue[twin.key] = None
                 self._tell(line)
-                return
-        line.heard_ms = NEVER  # until it serves a device
+                return True
+        return False
+
+    def _serves(self, line: Line) -> bool:
+        return any(self._has(line, twin) for twin in self._twins.values())
+
+    def _has(self, line: Line, twin: Twin) -> bool:
+        """Whether a device is a mapper's, or is still to be taken from it."""
+        return line.info.name in (twin.mapper, twin.row.mapper)
+
+    def unused(self, name: str, model: str) -> None:
+        """A device with this model has left a mapper, or has another model."""
+        line = self.lines.get(name)
+        if line is not None and model in line.models:
+            line.unused[model] = None
+
+    def _drop_models(self, line: Line) -> None:
+        """Once its devices are all as they should be."""
+        for model in list(line.unused):
+            del line.unused[model]
+            if any(one.model == model and self._has(line, one) for one in self._twins.values()):
+                continue
+            del line.models[model]
+            line.telling.add(model)  # who has it anew waits for this to end
+            line.calls += 1
+            op = self._desk.number()
+            self._calls[op] = Call(line, "RemoveDeviceModel", model, model=model)
+            self._desk.say(CallMapper(op, line.info, "RemoveDeviceModel", model))
 
     def _tell(self, line: Line) -> None:
         most = 1 if line.away else DEVICE_CALLS_MAX
@@ -370,21 +437,30 @@ class Mappers:
 
     def called(self, event: MapperCalled) -> bool:
         """False when it is not one of these calls."""
+        if (line := self._dials.pop(event.op, None)) is not None:
+            self._dialled(line, event)
+            return True
         call = self._calls.pop(event.op, None)
         if call is None:
             return False
         twin = self._release(call, event.op)
         self._desk.on("Device", call.key)
-        # One device that keeps its mapper busy does not make that one away; who was away and says nothing still is.
-        away = bool(event.error) and (event.away or (event.late and bool(call.line.away)))
+        # One device that keeps its mapper busy does not make that one away; who was away and says nothing still is, and
+        # so is who has said nothing else for long.
+        silent = bool(call.line.away) or call.line.heard_ms + QUIET_MS <= self._desk.now
+        away = bool(event.error) and (event.away or (event.late and silent))
         if away:
             self._is_away(call.line, event.error)
         elif not event.late:
             self._is_here(call.line)
+        if call.what == "RemoveDeviceModel":
+            if away:  # who registers anew has none
+                call.line.models[call.key] = ""
+                call.line.unused[call.key] = None
+            return True
         if twin is None:
             return True
-        lost = away and call.line.backoff.delay_ms >= YIELD_MS  # who can't be reached does nothing with it either
-        if call.what == "RemoveDevice" and self._is_leaving(twin) and (lost or not event.error):
+        if call.what == "RemoveDevice" and self._is_leaving(twin) and not event.error:
             self._has_left(twin)
         elif event.error:
             if call.what == "RegisterDevice" and not (call.again or event.late):
@@ -396,6 +472,15 @@ class Mappers:
         else:
             self._has_worked(call, twin, event.refused)
         return True
+
+    def _dialled(self, line: Line, event: MapperCalled) -> None:
+        line.dialling = False
+        if self.lines.get(line.info.name) is not line:
+            return
+        if event.error:
+            self._is_away(line, event.error)
+        elif line.away or not line.since_ms:  # else it says no more than was known
+            self._is_here(line)
 
     def asked(self, line: Line, twin: Twin | None, event: MapperCalled, *, by_http: bool) -> None:
         """A read or a call on site has ended. It tells whether the mapper is there; one that is not is asked for, with
@@ -425,6 +510,7 @@ class Mappers:
             line.since_ms = self._desk.wall
         line.heard_ms = self._desk.now
         was_lost, line.lost, line.away = line.lost, False, ""
+        line.dial_ms = 0
         line.backoff.reset()
         if was_lost:
             self._restate(line)
@@ -436,16 +522,23 @@ class Mappers:
         line.away = why
         line.backoff.grow(AWAY_FIRST_MS, AWAY_CAP_MS)
         line.backoff.hold(self._desk.now)
-        if line.backoff.delay_ms < YIELD_MS:
+
+    def _lose_in_time(self, line: Line) -> None:
+        """Who stays away has its devices no more, as soon as another mapper takes them."""
+        lost_ms = line.away_ms + YIELD_MS
+        if lost_ms > self._desk.now:
+            self.wake_ms = min(self.wake_ms, lost_ms)
             return
+        line.lost = True
+        if self._serves(line):
+            words = f"mapper {line.info.name} can't be reached: {line.away}"[:_WORDS_CHARS_MAX]
+            self._desk.node_event("Warning", "MapperAway", words)
         for twin in list(self._twins.values()):
             if twin.mapper == line.info.name:
                 self.serve(twin)
-        if not line.lost:
-            line.lost = True
-            words = f"mapper {line.info.name} can't be reached: {why}"[:_WORDS_CHARS_MAX]
-            self._desk.node_event("Warning", "MapperAway", words)
-            self._restate(line)
+            elif twin.row.mapper == line.info.name:
+                self._has_left(twin)
+        self._restate(line)
 
     def _restate(self, line: Line) -> None:
         for twin in self._twins.values():
