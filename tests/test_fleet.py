@@ -14,6 +14,7 @@ import trio.testing
 
 from tests.upgrade.rig import Device, bundle
 from tinyedge import events as ev
+from tinyedge import fleet
 from tinyedge.adapters import machine_load
 from tinyedge.config import Config, StoreConfig
 from tinyedge.errors import PeerError, WorldError
@@ -22,7 +23,7 @@ from tinyedge.trial import Launch, Restart
 from tinyedge.upgrade.bundle import open_bundle, this_architecture
 from tinyedge.upgrade.config_trial import CONFIRMED, ROLLED_BACK, ConfigTrials, Ended, Started
 from tinyedge.upgrade.gate import HOLD_S, WINDOW_S
-from tinyedge.upgrade.marks import Asked, Marks
+from tinyedge.upgrade.marks import Asked, Busy, Marks
 
 NEW = f"0.3.0-{this_architecture()}"
 OLD_TEXT = '[log]\nlevel = "info"\n'
@@ -143,9 +144,9 @@ async def running(node: Node, started: Started = Started()) -> AsyncIterator[Cal
 async def carried_out(node: Node, effect: Any, **more: Any) -> ev.JobDone:
     async with trio.open_nursery() as nursery:
         node.fleet(nursery, **more).carry_out(effect)
-        with trio.fail_after(100):
+        with trio.fail_after(10_000):
             while not [one for one in node.posted if isinstance(one, ev.JobDone)]:
-                await trio.sleep(0.01)
+                await trio.sleep(1)
         nursery.cancel_scope.cancel()
     return node.done()
 
@@ -302,28 +303,70 @@ async def test_a_link_to_the_file_stays_one(node: Node, autojump_clock: trio.tes
 # --- upgrades ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_version_is_staged_by_a_child_and_its_file_goes(node: Node) -> None:
-    file = bundle(node.folder / "b", "0.3.0")
+async def staged(node: Node, file: Path) -> ev.JobDone:
+    node.posted.clear()
     async with trio.open_nursery() as nursery:
         node.fleet(nursery).carry_out(ev.StageVersion(7, str(file)))
         with trio.fail_after(60):
             while not [one for one in node.posted if isinstance(one, ev.JobDone)]:
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
-    assert node.done() == ev.JobDone(7, detail=NEW)
-    assert node.marks.installed() == [NEW]
+    return node.done()
+
+
+def downloaded(node: Node) -> Path:
+    made = bundle(node.folder / "b", "0.3.0")
+    (node.device.state / "incoming").mkdir(parents=True)
+    return made.rename(node.device.state / "incoming" / "job")
+
+
+async def test_a_version_is_staged_by_a_child_and_its_file_stays_for_a_life_after_a_cut(node: Node) -> None:
+    file = downloaded(node)
+    for _ in range(2):
+        assert await staged(node, file) == ev.JobDone(7, detail=NEW)
+        assert node.marks.installed() == [NEW]
+
+
+@pytest.mark.parametrize("effect", [ev.BeginTrial(8, NEW), ev.AwaitConfirmation(8, NEW, "job")])
+async def test_its_file_goes_once_the_core_goes_on(
+    node: Node, effect: ev.JobEffect, autojump_clock: trio.testing.MockClock
+) -> None:
+    file = downloaded(node)
+    async with trio.open_nursery() as nursery:
+        node.fleet(nursery).carry_out(effect)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
     assert not file.exists()
 
 
-async def test_what_is_wrong_with_a_version_is_said(node: Node) -> None:
-    (node.folder / "junk").write_bytes(b"junk")
+async def test_a_job_waits_for_who_is_at_an_upgrade_already(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "BUSY_S", 0.01)
+    file = downloaded(node)
     async with trio.open_nursery() as nursery:
-        node.fleet(nursery).carry_out(ev.StageVersion(7, str(node.folder / "junk")))
+        with node.marks.alone():
+            node.fleet(nursery).carry_out(ev.StageVersion(7, str(file)))
+            with trio.fail_after(60):
+                while not [one for one in node.posted if isinstance(one, ev.JobProgress)]:
+                    await trio.sleep(0.05)
         with trio.fail_after(60):
             while not [one for one in node.posted if isinstance(one, ev.JobDone)]:
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
-    assert "is no version of tinyedge" in node.done().error
+    assert node.done() == ev.JobDone(7, detail=NEW)
+
+
+async def test_a_job_does_not_wait_for_ever(node: Node, autojump_clock: trio.testing.MockClock) -> None:
+    node.begin_error = Busy()
+    began = trio.current_time()
+    assert "one upgrade at a time" in (await carried_out(node, ev.BeginTrial(1, NEW))).error
+    assert fleet.BUSY_S_MAX < trio.current_time() - began < fleet.BUSY_S_MAX + 2 * fleet.BUSY_S
+
+
+async def test_what_is_wrong_with_a_version_is_said_and_its_file_goes(node: Node) -> None:
+    junk = node.folder / "junk"
+    junk.write_bytes(b"junk")
+    assert "is no version of tinyedge" in (await staged(node, junk)).error
+    assert not junk.exists()
 
 
 async def test_what_the_gateway_refuses_is_said(node: Node, autojump_clock: trio.testing.MockClock) -> None:

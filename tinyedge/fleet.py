@@ -29,13 +29,14 @@ from tinyedge.trial import ANSWER_S, LOOK_S, Launch, Link, Restart, View
 from tinyedge.upgrade import config_trial
 from tinyedge.upgrade.config_trial import ConfigTrial, ConfigTrials, Started
 from tinyedge.upgrade.gate import Gate, Seen
-from tinyedge.upgrade.marks import Asked
+from tinyedge.upgrade.marks import Asked, Busy
 
 Json = dict[str, Any]
 Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 
 CONFIRM_LOOK_S = 2.0  # how often it is looked whether somebody on site has agreed
 PROGRESS_S = 1.0
+BUSY_S, BUSY_S_MAX = 5.0, 1800.0  # somebody else is at an upgrade: how often it is tried again, and for how long
 _DONE_WORDS_MAX = 900
 
 
@@ -251,16 +252,38 @@ class Fleet:
 
         found = await trio.to_thread.run_sync(written_format, Disk(), self._config.store.path)
         await trio.to_thread.run_sync(self._marks.forget_on_site)  # what was agreed to was another job's
-        try:
-            name = await stage(
+
+        async def once() -> str:
+            return await stage(
                 effect.path,
                 store_format=max(0, found[0]),
                 allow_downgrade=effect.allow_downgrade,
                 progress=self._progress(effect.op, "unpacks it"),
             )
-        finally:
+
+        try:
+            return ev.JobDone(effect.op, detail=await self._alone(effect.op, once))
+        except TinyEdgeError:
             await trio.to_thread.run_sync(_remove, effect.path)
-        return ev.JobDone(effect.op, detail=name)
+            raise
+
+    async def _alone(self, op: int, once: Callable[[], Awaitable[str]]) -> str:
+        """What a person on site or a life before has begun comes to its end first."""
+        ends_s = trio.current_time() + BUSY_S_MAX
+        progress = self._progress(op, "waits for another upgrade on this node")
+        while True:
+            try:
+                return await once()
+            except Busy:
+                if trio.current_time() > ends_s:
+                    raise
+            progress(0, 0)
+            await trio.sleep(BUSY_S)
+
+    async def _let_go_of_download(self) -> None:
+        """The version is there, and the core has it in writing: a life after a cut asks for what follows. Until then
+        the file is needed, for that life would ask for it to be unpacked again."""
+        await trio.to_thread.run_sync(_remove, os.path.join(self._marks.state, "incoming", "job"))
 
     def _progress(self, op: int, what: str) -> Callable[[int, int], None]:
         """Tells of it once a second at the most."""
@@ -275,6 +298,7 @@ class Fleet:
         return note
 
     async def _await_confirmation(self, effect: ev.AwaitConfirmation) -> ev.JobDone:
+        await self._let_go_of_download()
         asked = Asked(effect.version, effect.job)
         if await trio.to_thread.run_sync(self._marks.agreed_on_site) != asked:
             await trio.to_thread.run_sync(self._marks.ask_on_site, asked)
@@ -290,7 +314,8 @@ class Fleet:
         return ev.JobDone(effect.op)
 
     async def _begin_trial(self, effect: ev.BeginTrial) -> ev.JobDone:
-        await self._upgrades.begin(effect.version)
+        await self._let_go_of_download()
+        await self._alone(effect.op, lambda: self._upgrades.begin(effect.version))
         await trio.to_thread.run_sync(self._marks.forget_on_site)
         await trio.sleep_forever()
         raise WorldError("this life goes on", "it should have ended", "")
@@ -325,7 +350,7 @@ class Fleet:
                 hashlib.sha256(new).hexdigest(),
                 hashlib.sha256(old).hexdigest() if old is not None else "",
                 stat.S_IMODE(os.stat(path).st_mode) if old is not None else 0o600,  # it may hold a password
-                link["state"] == "up",
+                link["state"] != "none",  # a job has come by it; whoever asked must be able to ask for something else
                 steady,
                 upgrade.hold_s,
                 upgrade.window_s,

@@ -69,6 +69,13 @@ class Result(Struct, frozen=True):
         return f"{self.name} was given up: {self.reason or 'nobody said why'}"
 
 
+class Busy(WorldError):
+    """Another process stages, begins or switches; the same may work later."""
+
+    def __init__(self) -> None:
+        super().__init__("one upgrade at a time", "another process is at it", "wait for it: tinyedge upgrade status")
+
+
 class Asked(Struct, frozen=True):
     """An upgrade that waits until somebody on site agrees to it. `job` is who asks."""
 
@@ -362,7 +369,7 @@ class Marks:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else stages, begins or switches meanwhile. WorldError when somebody does."""
+        """Nobody else stages, begins or switches meanwhile. Busy when somebody does."""
         self._make_state()
         path = self._state("lock")
         try:
@@ -373,8 +380,7 @@ class Marks:
             self._disk.lock(handle)
             yield
         except BlockingIOError:
-            why = "another process is at it"
-            raise WorldError("one upgrade at a time", why, "wait for it: tinyedge upgrade status") from None
+            raise Busy from None
         finally:
             self._disk.close(handle)
 

@@ -17,7 +17,7 @@ import msgspec
 from tinyedge.errors import TinyEdgeError
 from tinyedge.limits import MIB
 from tinyedge.upgrade.bundle import open_bundle, trusted_keys
-from tinyedge.upgrade.marks import Refused, marks_of
+from tinyedge.upgrade.marks import Busy, Refused, marks_of
 from tinyedge.upgrade.staging import Said
 from tinyedge.upgrade.versions import Versions
 
@@ -29,6 +29,8 @@ def main(words: Sequence[str]) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     try:
         ended = Said(name=_stage(path, int(store_format), allow_downgrade="--allow-downgrade" in flags))
+    except Busy:
+        ended = Said(busy=True)
     except TinyEdgeError as error:
         reason = error.reason if isinstance(error, Refused) else ""
         ended = Said(reason=reason, what=error.what, why=error.why, remedy=error.remedy)

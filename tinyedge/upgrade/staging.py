@@ -12,7 +12,7 @@ import trio
 from msgspec import Struct
 
 from tinyedge.errors import TinyEdgeError, WorldError
-from tinyedge.upgrade.marks import Refused
+from tinyedge.upgrade.marks import Busy, Refused
 
 CHILD_S_MAX = 1800  # on the slowest board and card
 _LINE_BYTES_MAX = 16 * 1024
@@ -20,7 +20,7 @@ _LINE_BYTES_MAX = 16 * 1024
 
 class Said(Struct, frozen=True, omit_defaults=True):
     """A line of the child's: `done` of `total` bytes; or, the last one, the version's name, or why there is none.
-    `reason` is that of a `Refused`, else empty."""
+    `reason` is that of a `Refused`, else empty. `busy`: another process is at it."""
 
     done: int = 0
     total: int = 0
@@ -29,6 +29,7 @@ class Said(Struct, frozen=True, omit_defaults=True):
     what: str = ""
     why: str = ""
     remedy: str = ""
+    busy: bool = False
 
 
 def child_argv() -> tuple[str, ...]:
@@ -47,7 +48,7 @@ async def stage(
     argv: Sequence[str] | None = None,
 ) -> str:
     """The name of the version in the file `path`, which is there from now on, durably. `store_format`: of the node's
-    store (`store.identity.written_format`). Raises Refused, or TinyEdgeError when the disk or the child fails."""
+    store (`store.identity.written_format`). Raises Refused, Busy, or TinyEdgeError when the disk or the child fails."""
     words = [*(argv or child_argv()), path, str(store_format), *(["--allow-downgrade"] if allow_downgrade else [])]
     last = Said()
     try:
@@ -61,6 +62,8 @@ async def stage(
         raise _no_child(f"the child says what it must not: {error}") from None
     if last.name:
         return last.name
+    if last.busy:
+        raise Busy
     if last.reason:
         raise Refused(last.reason, last.what, last.why, last.remedy)
     if last.what:
