@@ -147,7 +147,7 @@ async def test_a_name_that_is_not_the_identitys_stops_the_start_in_words(tmp_pat
         assert "gate, as it has joined" in said
 
 
-DEVICE = {
+DEVICE: dict[str, Any] = {
     "metadata": {"name": "pump-1", "namespace": "default", "uid": "d-1"},
     "spec": {"deviceModelRef": {"name": "pump"}, "protocol": {"protocolName": "simulated"}, "nodeName": "gate"},
 }

@@ -161,7 +161,7 @@ def test_what_the_cloud_sends_again_as_it_was_is_refused_and_what_it_changes_is_
     rig.link()
     assert rig.edge.view.outlines()["device"] == {}  # so that the gateway sends it, and gets to know
     answer = rig.put(device(), revision=b"d1")
-    assert (answer.reason, WHY in answer.message) == ("SetAside", True)
+    assert (answer.reason, BROKE in answer.message) == ("SetAside", True)
     assert rig.edge.view.unreadable()
     rig.boot("crash")
     assert rig.edge.view.outlines()["device"] == {"default/pump-1": b"d1"}  # which it does once
