@@ -20,7 +20,7 @@ SOAK ?= # of `make soak`: --hours 72 --per-s 100 --kill-minutes 60
 export PYTHONUNBUFFERED = 1
 export PYTHONDONTWRITEBYTECODE = # what starts an interpreter a hundred times compiles once
 
-.PHONY: demo test lint fmt bench outage soak sim crash e2e mapper-framework vm proto binary binary-check lock reproducible docs clean
+.PHONY: demo test lint fmt bench outage soak sim crash e2e mapper-framework vm proto binary binary-check release lock reproducible docs clean
 .DELETE_ON_ERROR:
 
 .venv/.run: pyproject.toml
@@ -84,6 +84,9 @@ binary: .venv/.dev
 
 binary-check: .venv/.dev
 	@.venv/bin/python -m tests.build.emulated $(ARCH)
+
+release: .venv/.dev
+	@.venv/bin/python build/release.py $(if $(KEY),--key "$(KEY)")
 
 lock: .venv/.dev
 	@.venv/bin/python build/tools.py --lock

@@ -3,8 +3,10 @@ and an upgrade by apt is a trial as any other. Written here, byte by byte: no dp
 
     python build/deb.py dist/tinyedge-0.1.0-amd64.run [--out dist]
 
-dpkg owns the configuration (a conffile) and the carried file, which goes once it has been installed; versions are the
-installer's. Removing leaves pods and state, purging takes configuration and state.
+dpkg owns the carried file alone, which goes once it has been installed. Versions are the installer's, and so is the
+configuration: as a conffile it would be replaced before the trial, under the version that runs. An upgrade that is
+given up, or refused, leaves the package installed and says what runs: a package that is half configured would hold up
+every other one. Removing leaves pods and state, purging takes configuration and state.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ sys.path.insert(0, str(ROOT / "build"))
 from overlay import EPOCH, archive  # noqa: E402
 
 CARRIED = "var/cache/tinyedge"
-CONFIGURATION = "etc/tinyedge/tinyedge.toml"
 CONTROL = """\
 Package: tinyedge
 Version: {version}
@@ -39,10 +40,21 @@ POSTINST = """\
 #!/bin/sh
 set -e
 [ "$1" = configure ] || exit 0
+down=
+if [ -n "${2:-}" ] && dpkg --compare-versions "$2" gt "VERSION"; then
+  down=--allow-downgrade # which apt has been told as well
+fi
 for file in /var/cache/tinyedge/*.run; do
   [ -f "$file" ] || continue
-  sh "$file" install
-  rm -f "$file"
+  if sh "$file" install --wait $down; then
+    rm -f "$file"
+  elif [ -f /usr/lib/tinyedge/current ]; then
+    read -r current _ </usr/lib/tinyedge/current || :
+    echo "tinyedge: the package is installed, and $current is what runs. Once the reason above is gone:" >&2
+    echo "  sh $file install        or go back in dpkg's books, too: apt install --allow-downgrades tinyedge=OLDER" >&2
+  else
+    exit 1
+  fi
 done
 """
 PRERM = """\
@@ -60,7 +72,8 @@ if grep -q ' /var/lib/tinyedge/' /proc/mounts; then
 else
   rm -rf /var/lib/tinyedge
 fi
-rm -rf /var/cache/tinyedge /var/log/tinyedge.log
+rm -rf /var/cache/tinyedge /var/log/tinyedge.log /var/log/tinyedge.log.1
+rm -f /etc/tinyedge/tinyedge.toml /etc/tinyedge/tinyedge-join.toml
 rmdir /etc/tinyedge/manifests /etc/tinyedge 2>/dev/null || :
 """
 
@@ -76,18 +89,16 @@ def main() -> None:
 def package(run: Path, out: Path) -> Path:
     """The package's path. The file is named PRODUCT-VERSION-ARCHITECTURE.run."""
     rest, _, architecture = run.name.removesuffix(".run").rpartition("-")
-    version = rest.partition("-")[2]
+    version = rest.partition("-")[2].replace("-", "~")  # 1.0.0~rc1 comes before 1.0.0
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"tinyedge_{version}_{architecture}.deb"
     with tempfile.TemporaryDirectory(prefix="tinyedge-deb-") as scratch:
         data, control = Path(scratch, "data"), Path(scratch, "control")
         _put(data / CARRIED / run.name, run.read_bytes(), 0o755)
-        _put(data / CONFIGURATION, (ROOT / "packaging" / "tinyedge.toml").read_bytes(), 0o600)
         kb = sum(path.stat().st_size for path in data.rglob("*") if path.is_file()) // 1024
         words = CONTROL.format(version=version, architecture=architecture, installed_kb=kb)
         _put(control / "control", words.encode(), 0o644)
-        _put(control / "conffiles", f"/{CONFIGURATION}\n".encode(), 0o644)
-        for name, script in (("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)):
+        for name, script in (("postinst", POSTINST.replace("VERSION", version)), ("prerm", PRERM), ("postrm", POSTRM)):
             _put(control / name, script.encode(), 0o755)
         parts = (("debian-binary", b"2.0\n"), ("control.tar.gz", archive(control, "./")))
         target.write_bytes(_ar((*parts, ("data.tar.gz", archive(data, "./")))))

@@ -1,11 +1,14 @@
 #!/bin/sh
 # tinyedge in one file. Needs a POSIX shell (busybox will do), tar with gzip, and root.
 #
-#   sh tinyedge-….run install [--root DIR] [--init NAME] [--no-start]   install, enable and start it
+#   sh tinyedge-….run install [--root DIR] [--init NAME] [--no-start]   install, enable and start it; an upgrade
+#                                              [--wait] [--allow-downgrade]   is a trial, whose end --wait tells
 #   sh tinyedge-….run extract DIR                            only unpack this version to DIR
 #   sh tinyedge-….run info                                   what it is
 #   sh /usr/lib/tinyedge/install.sh uninstall [--purge] [--stop-pods]
 #   sh /usr/lib/tinyedge/install.sh users                    make its groups and its user where they lack
+#   sh …/_internal/packaging/install.sh renew [--root DIR]   of a version that has proved itself: its unit, scripts and
+#                                                            tools in place of those of the version before
 #
 # Before the first install compare the file with the published SHA256SUMS (and that with its signature). From then on
 # the installed version verifies the next one: `tinyedge upgrade FILE`; this script then does just that. An install that
@@ -19,6 +22,9 @@ INIT=
 START=yes
 PURGE=
 STOP_PODS=
+WAIT=
+DOWNGRADE=
+WAIT_S=${TINYEDGE_WAIT_S:-900}
 
 say() { echo "tinyedge: $*"; }
 
@@ -165,22 +171,59 @@ enable_service() {
   files=$1
   case $(init_system) in
   systemd)
-    copy 644 "$files/systemd/tinyedge.service" "$DEST/etc/systemd/system/tinyedge.service"
+    copy_ours 644 systemd/tinyedge.service /etc/systemd/system/tinyedge.service
     mkdir -p "$DEST/etc/systemd/system/multi-user.target.wants"
     ln -sfn ../tinyedge.service "$DEST/etc/systemd/system/multi-user.target.wants/tinyedge.service"
-    [ -n "$DEST" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+    reload_systemd
     ;;
   openrc)
-    copy 755 "$files/openrc/tinyedge" "$DEST/etc/init.d/tinyedge"
+    copy_ours 755 openrc/tinyedge /etc/init.d/tinyedge
     mkdir -p "$DEST/etc/runlevels/default"
     ln -sfn /etc/init.d/tinyedge "$DEST/etc/runlevels/default/tinyedge"
     ;;
   sysv)
-    copy 755 "$files/sysv/tinyedge" "$DEST/etc/init.d/tinyedge"
+    copy_ours 755 sysv/tinyedge /etc/init.d/tinyedge
     enable_sysv
     ;;
   *) say "no init system that is known here was found: start '$LIB/launcher --supervise run' at boot" ;;
   esac
+}
+
+reload_systemd() {
+  [ -n "$DEST" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+}
+
+# copy_ours MODE FROM TO: FROM is a file of $files. One that somebody has changed since it was installed stays; what
+# was installed is what stands in `installed`, or else what any version here brings.
+copy_ours() {
+  if [ -f "$DEST$3" ] && [ -f "$DEST$LIB/installed" ] && ! is_ours "$2" "$3"; then
+    say "$3 was changed here and stays; this version's own is $2 beside its install.sh"
+  else
+    copy "$1" "$files/$2" "$DEST$3"
+  fi
+}
+
+is_ours() {
+  for one in "$files" "$DEST$LIB/versions"/*/_internal/packaging; do
+    cmp -s "$one/$1" "$DEST$2" && return 0
+  done
+  grep -qxF "$(sha256sum <"$DEST$2" | cut -d ' ' -f 1)  $2" "$DEST$LIB/installed"
+}
+
+# The version whose files these are, and each that somebody might change. It is written last.
+note_installed() {
+  rm -f "$DEST$LIB/installed.new"
+  {
+    echo "$name"
+    for one in systemd/tinyedge.service openrc/tinyedge sysv/tinyedge; do
+      to=/etc/init.d/tinyedge
+      [ "$one" != systemd/tinyedge.service ] || to=/etc/systemd/system/tinyedge.service
+      ! cmp -s "$files/$one" "$DEST$to" || echo "$(sha256sum <"$DEST$to" | cut -d ' ' -f 1)  $to"
+    done
+    [ ! -f "$DEST$LIB/installed" ] || grep '^[0-9a-f]*  /' "$DEST$LIB/installed" || :
+  } | awk '!seen[$0]++' | head -n 20 >"$DEST$LIB/installed.new"
+  sync
+  mv -f "$DEST$LIB/installed.new" "$DEST$LIB/installed"
 }
 
 enable_sysv() {
@@ -203,7 +246,7 @@ disable_service() {
   rm -f "$DEST/etc/systemd/system/multi-user.target.wants/tinyedge.service" "$DEST/etc/runlevels/default/tinyedge"
   rm -f "$DEST/etc/rc"[0-6].d/[SK][0-9][0-9]tinyedge
   rm -f "$DEST/etc/systemd/system/tinyedge.service" "$DEST/etc/init.d/tinyedge"
-  [ -n "$DEST" ] || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+  reload_systemd
 }
 
 # An image that is being made has no init that runs.
@@ -248,11 +291,12 @@ install() {
   fi
   if [ -z "$DEST" ] && [ -n "$current" ] && [ "$current" != "$name" ] && [ -x /usr/bin/tinyedge ]; then
     rm -rf "$new"
-    say "$current is installed: it verifies this one and upgrades itself"
-    exec /usr/bin/tinyedge upgrade "$0"
+    upgrade
+    return
   fi
   settle_version
   settle_rest "$lib/versions/$name/_internal/packaging"
+  note_installed
   if [ "$current" != "$name" ]; then
     rm -f "$DEST/var/lib/tinyedge/upgrade/trial" # of an installation that is no more
     rm -f "$lib/current.new"
@@ -287,15 +331,97 @@ settle_rest() {
   mkdir -p "$lib/trust" "$DEST/usr/bin" "$DEST/etc/tinyedge/manifests" "$DEST/var/lib/tinyedge"
   chmod 700 "$DEST/var/lib/tinyedge"
   copy 755 "$files/launcher" "$lib/launcher"
-  copy 755 "$files/install.sh" "$lib/install.sh"
-  copy 755 "$files/container-stack.sh" "$lib/container-stack.sh"
+  settle_tools
   for key in "$files"/trust/*.pub; do
     [ ! -f "$key" ] || copy 644 "$key" "$lib/trust/${key##*/}"
   done
-  copy 755 "$files/tinyedge" "$DEST/usr/bin/tinyedge"
   [ -e "$DEST/etc/tinyedge/tinyedge.toml" ] || copy 600 "$files/tinyedge.toml" "$DEST/etc/tinyedge/tinyedge.toml"
   users
   enable_service "$files"
+}
+
+settle_tools() {
+  copy 755 "$files/install.sh" "$DEST$LIB/install.sh"
+  copy 755 "$files/container-stack.sh" "$DEST$LIB/container-stack.sh"
+  copy 755 "$files/tinyedge" "$DEST/usr/bin/tinyedge"
+}
+
+# --- upgrade -------------------------------------------------------------------------------------
+
+# By the version that runs, which verifies this one and lets it try.
+upgrade() {
+  say "$current is installed: it verifies this one and upgrades itself"
+  runs=
+  ! /usr/bin/tinyedge status >/dev/null 2>&1 || runs=yes
+  /usr/bin/tinyedge upgrade $DOWNGRADE "$0" || exit
+  [ -n "$WAIT" ] || return 0
+  if [ -z "$runs" ]; then
+    say "$current is what is installed until the trial has been passed"
+    return 0
+  fi
+  left=$WAIT_S
+  state=/var/lib/tinyedge/upgrade
+  while [ -f "$state/trial" ] && [ "$left" -gt 0 ]; do
+    sleep 1
+    left=$((left - 1))
+  done
+  if [ -f "$state/trial" ]; then
+    say "$name is still on trial after $WAIT_S s, and $current comes back if it fails: 'tinyedge upgrade status' tells"
+    return 0
+  fi
+  verdict=$(cat "$state/result" "$state/told" 2>/dev/null | grep -m 1 " $name" || :)
+  case $verdict in
+  "confirmed $name"*) say "$name has passed its trial and runs" ;;
+  *) fail "$name was given up, and $current runs: ${verdict#rolled-back "$name" }" "see 'tinyedge upgrade status'" ;;
+  esac
+}
+
+# --- after an upgrade ----------------------------------------------------------------------------
+
+# Asked by the daemon of a version that has proved itself. Only what is there is renewed: nothing is enabled that
+# somebody has disabled. A cut in it is followed by another one, for what it has done is noted last.
+renew() {
+  need_root
+  files=$(cd "${0%/*}" && pwd)
+  name=$(field "$files/../../manifest.json" version)-$(field "$files/../../manifest.json" architecture)
+  settle_tools
+  restart=
+  unit=/etc/systemd/system/tinyedge.service
+  if [ -f "$DEST$unit" ] && ! cmp -s "$files/systemd/tinyedge.service" "$DEST$unit"; then
+    if is_ours systemd/tinyedge.service "$unit" && ! unit_starts; then
+      fail "the unit of $name does not start here: $unit stays" "see systemctl status tinyedge-new, and tell who made it"
+    fi
+    copy_ours 644 systemd/tinyedge.service "$unit"
+    ! cmp -s "$files/systemd/tinyedge.service" "$DEST$unit" || restart=yes
+    reload_systemd
+  fi
+  if [ -f "$DEST/etc/init.d/tinyedge" ]; then
+    kind=sysv
+    ! head -n 1 "$DEST/etc/init.d/tinyedge" | grep -q openrc-run || kind=openrc
+    copy_ours 755 "$kind/tinyedge" /etc/init.d/tinyedge
+  fi
+  note_installed
+  sync
+  say "what belongs to $name is in place"
+  # Only a start by systemd is one under the new unit. Pods go on.
+  [ -z "$restart" ] || [ -n "$DEST" ] || [ ! -d /run/systemd/system ] ||
+    systemctl --no-block try-restart tinyedge.service
+}
+
+# Whether systemd takes the new unit, and a program starts under what it says, before it takes the old one's place.
+unit_starts() {
+  [ -z "$DEST" ] && [ -d /run/systemd/system ] || return 0
+  new=/run/systemd/system/tinyedge-new.service
+  mkdir -p "$new.d"
+  sed '/^ExecStart/d; /^ExecStop/d; /^Type=/d; /^Restart/d; /^WatchdogSec=/d; /^RuntimeDirectory/d' \
+    "$files/systemd/tinyedge.service" >"$new"
+  printf '[Service]\nType=oneshot\nExecStart=%s/launcher --version\nTimeoutStartSec=60\n' "$LIB" >"$new.d/proof.conf"
+  systemctl daemon-reload
+  starts=0
+  systemctl start tinyedge-new.service || starts=1
+  rm -rf "$new" "$new.d"
+  systemctl daemon-reload
+  return "$starts"
 }
 
 # --- uninstall -----------------------------------------------------------------------------------
@@ -307,9 +433,9 @@ uninstall() {
   [ -z "$PURGE" ] || let_go_of_volumes
   disable_service
   rm -rf "$DEST$LIB/versions" # this script goes last, so that what was cut off can be repeated
-  rm -f "$DEST/usr/bin/tinyedge" "$DEST/run/tinyedge.pid"
+  rm -f "$DEST/usr/bin/tinyedge" "$DEST/run/tinyedge.pid" "$DEST/run/tinyedge.daemon.pid"
   if [ -n "$PURGE" ]; then
-    rm -rf "$DEST/etc/tinyedge" "$DEST/var/lib/tinyedge" "$DEST/run/tinyedge" "$DEST/var/log/tinyedge.log"
+    rm -rf "$DEST/etc/tinyedge" "$DEST/var/lib/tinyedge" "$DEST/run/tinyedge" "$DEST/var/log/tinyedge.log"*
     remove_users
   fi
   rm -rf "$DEST$LIB"
@@ -369,7 +495,7 @@ info() {
 }
 
 usage() {
-  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  sed -n '2,12s/^# \{0,1\}//p' "$0"
   exit 2
 }
 
@@ -388,6 +514,8 @@ while [ $# -gt 0 ]; do
     shift
     ;;
   --no-start) START= ;;
+  --wait) WAIT=yes ;;
+  --allow-downgrade) DOWNGRADE=--allow-downgrade ;;
   --purge) PURGE=yes ;;
   --stop-pods) STOP_PODS=yes ;;
   -*) fail "unknown option $1" "$0 without arguments shows what there is" ;;
@@ -397,6 +525,7 @@ while [ $# -gt 0 ]; do
 done
 case $command in
 install) install ;;
+renew) renew ;;
 uninstall) uninstall ;;
 users)
   need_root

@@ -15,10 +15,9 @@ Part of the wiring, beside uplink.py. A version on trial that crashes or hangs i
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, NoReturn, Protocol
 
 import trio
@@ -101,6 +100,10 @@ class View(Protocol):
 
     def pods_up(self) -> tuple[int, int, int]: ...
 
+    def pods_steady(self) -> list[str]: ...
+
+    def pods_missing(self, uids: Collection[str]) -> list[str]: ...
+
 
 class Link(Protocol):
     """`uplink.Uplink`."""
@@ -129,6 +132,7 @@ class Upgrades:
         self._trial = launch.trial
         self._age_s = launch.age_s
         self._starts = launch.starts
+        self._pods: tuple[str, ...] = ()
         self._hold_s, self._window_s = config.upgrade.hold_s, config.upgrade.window_s
         self._view = view
         self._link = link
@@ -161,6 +165,7 @@ class Upgrades:
 
     async def _pass_or_give_up(self, trial: Trial) -> None:
         started_s = trio.current_time() - self._age_s
+        self._pods = await self._pods_before(trial.name)
         gate = Gate(
             started_s,
             linked_before=trial.linked,
@@ -182,6 +187,14 @@ class Upgrades:
                 await self._give_up(trial.name, "; ".join(self._missing))
             await trio.sleep(min(LOOK_S, self._hold_s / 5))
 
+    async def _pods_before(self, name: str) -> tuple[str, ...]:
+        """Those that ran steadily; empty when nobody can say, and then their number counts."""
+        try:
+            return await trio.to_thread.run_sync(self._marks.trial_pods, name)
+        except TinyEdgeError as error:
+            self._note("warning", "upgrade.unreadable", {"why": str(error)})
+            return ()
+
     def _seen(self) -> Seen:
         wanted, running, _ = self._view.pods_up()
         link = self._link.status()
@@ -194,6 +207,7 @@ class Upgrades:
             pods_running=running,
             linked=self._linked,
             gateway_reachable=self._link.reached(),
+            pods_missing=tuple(self._view.pods_missing(self._pods)) if self._pods else None,
         )
 
     async def _confirm(self, name: str) -> bool:
@@ -253,19 +267,17 @@ class Upgrades:
             if await trio.to_thread.run_sync(self._marks.settled) == self._current:
                 return
             if self._last is not None and (self._last.verdict, self._last.name) == (CONFIRMED, self._current):
-                await self._renew_launcher(
-                    self._current
-                )  # before what names it; a cut may have kept it from being taken
+                await self._renew_launcher(self._current)  # a cut may have come before
             script = os.path.join(self._marks.folder(self._current), _INSTALLER)
             with trio.fail_after(FILES_S_MAX):
                 ended = await trio.run_process(
                     [script, "renew", "--root", above],
                     capture_stdout=True,
-                    stderr=subprocess.STDOUT,
+                    capture_stderr=True,
                     check=False,
                     env=fresh(os.environ),
                 )
-            said = "; ".join(ended.stdout.decode("utf-8", "replace").splitlines())
+            said = "; ".join((ended.stdout + ended.stderr).decode("utf-8", "replace").splitlines())
             level = "error" if ended.returncode else "info"
         except (TinyEdgeError, OSError, trio.TooSlowError) as error:
             level, said = "error", str(error) or "it hangs"
@@ -320,13 +332,14 @@ class Upgrades:
             raise WorldError("this daemon can't start another version", "no launcher has started it", remedy)
         if name:
             link = self._link.status()
-            _, _, steady = self._view.pods_up()
+            steady = self._view.pods_steady()
 
             def begin() -> None:
                 with self._marks.alone():
-                    self._marks.begin(name, linked=link["state"] == "up", pods=steady)
+                    self._marks.begin(name, linked=link["state"] == "up", pods=len(steady), uids=steady)
 
             await trio.to_thread.run_sync(begin)
-            self._note("warning", "upgrade.begun", {"version": name, "pods": steady, "linked": link["state"] == "up"})
+            fields = {"version": name, "pods": len(steady), "linked": link["state"] == "up"}
+            self._note("warning", "upgrade.begun", fields)
         self._leave.set()
         return f"{name} is started on trial" if name else "the daemon starts again"
