@@ -271,8 +271,8 @@ class OutboundConfig(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="Where pushes, rules, calls of mappers and our own drivers may go because an object of the "
             "cluster says so: `HOST`, `ADDRESS` or `NETWORK/BITS`, each with or without `:PORT`, or `*` for all. "
-            "Empty: nowhere. Addresses of this machine, link-local ones, metadata services and the API server only by "
-            "an entry that means just them. `mqtt.url` is always reached."
+            "Empty: nowhere. Addresses of this machine, link-local ones and metadata services only by an entry that "
+            "means just them. `mqtt.url` is always reached."
         ),
     ] = ("*",)
 

@@ -143,12 +143,20 @@ class Called(Struct, frozen=True):
 
 class PushFailed(Struct, frozen=True):
     """Something could not be pushed to a place: it is tried again, or was `dropped`. `by` is kind and key of the object
-    that wants it, such as `Device default/pump`."""
+    that wants it, such as `Device default/pump`; `series` is that of the place."""
 
     by: str
     place: str
     why: str
     dropped: bool
+    series: str = ""
+
+
+class PushTaken(Struct, frozen=True):
+    """A place has taken a push of `by` after it was away, or after one of these was dropped."""
+
+    by: str
+    series: str
 
 
 class Publish(Struct, frozen=True):

@@ -44,6 +44,7 @@ from tinyedge.device_events import (
     Publish,
     Published,
     PushFailed,
+    PushTaken,
     ReadDevice,
     Remembered,
     ReportAnswer,
@@ -357,6 +358,7 @@ Event = (
     | JobDone
     | JobProgress
     | PushFailed
+    | PushTaken
     | Recorded
 )
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import trio
-from msgspec import Struct
+from msgspec import Struct, field
 
 from tinyedge import __version__
 from tinyedge.adapters.spool import SeriesStore, Spool
 from tinyedge.errors import BadInput, PeerError, TinyEdgeError
-from tinyedge.events import Event, PushFailed
+from tinyedge.events import Event, PushFailed, PushTaken
 from tinyedge.http_client import HttpClient, path_of
 from tinyedge.limits import PUSH_TARGETS_MAX
 from tinyedge.mqtt_settings import settings
@@ -43,12 +43,14 @@ NEVER = (400, 405, 406, 409, 410, 411, 413, 414, 415, 416, 417, 421, 422, 431, 5
 
 
 class Place(Struct):
-    """How one place does, for people. `why`: what is wrong while it is away."""
+    """How one place does, for people. `why`: what is wrong while it is away; `dropped_of` names objects of which the
+    last push was dropped."""
 
     name: str = ""
     sent: int = 0
     dropped: int = 0
     why: str = ""
+    dropped_of: set[str] = field(default_factory=set)
 
 
 class _Never(Exception):
@@ -124,22 +126,26 @@ class Pushes:
                 push = outgoing.decode_push(item)
                 by, place.name = push.by, _shown(push)
                 await line.send(push, key)
+                if place.why or by in place.dropped_of:
+                    await self._post(PushTaken(by, spool.series))
                 place.sent, place.why = place.sent + 1, ""
+                place.dropped_of.discard(by)
                 break
             except (_Never, NotAllowed, BadInput) as error:
                 place.dropped += 1
-                await self._tell(place, by, str(error), dropped=True)
+                place.dropped_of.add(by)
+                await self._tell(spool, place, by, str(error), dropped=True)
                 break
             except TinyEdgeError as error:
                 if not place.why:
-                    await self._tell(place, by, str(error), dropped=False)
+                    await self._tell(spool, place, by, str(error), dropped=False)
                 place.why = str(error)
                 await trio.sleep(backoff.delay_s(self._chance()))
         spool.taken(number)
 
-    async def _tell(self, place: Place, by: str, why: str, *, dropped: bool) -> None:
+    async def _tell(self, spool: Spool, place: Place, by: str, why: str, *, dropped: bool) -> None:
         self._note("warning", "push.dropped" if dropped else "push.away", {"to": place.name, "by": by, "why": why})
-        await self._post(PushFailed(by, place.name, why, dropped))
+        await self._post(PushFailed(by, place.name, why, dropped, spool.series))
 
 
 async def _next(spool: Spool) -> tuple[int, bytes] | None:
@@ -158,6 +164,7 @@ class _Line:
         self._http: HttpClient | None = None
         self._client: Client | None = None
         self._denied: NotAllowed | None = None
+        self._waiting = trio.CancelScope()
         self._posted: Posted | None = None
 
     async def send(self, push: Push, key: str) -> None:
@@ -189,6 +196,14 @@ class _Line:
 
     async def _publish(self, target: MqttTarget, payload: bytes) -> None:
         client = self._client or await self._connect(target)
+        with trio.CancelScope() as self._waiting:
+            if self._denied is None:
+                await self._hand_over(client, target, payload)
+                return
+        self._posted = None
+        raise self._denied or PeerError("the broker was not dialled", "its address was not allowed", "it is tried again")
+
+    async def _hand_over(self, client: Client, target: MqttTarget, payload: bytes) -> None:
         if self._posted is None:
             with trio.move_on_after(TIMEOUT_S):
                 self._posted = await client.post(target.topic, payload, target.qos, retain=target.retain)
@@ -202,8 +217,6 @@ class _Line:
                     raise _Never(str(error)) from None
                 self._posted = None
                 return
-        if self._denied is not None:
-            raise self._denied
         raise PeerError("the broker does not take it", client.status.why or "no answer", "check the broker")
 
     async def _connect(self, target: MqttTarget) -> Client:
@@ -218,6 +231,7 @@ class _Line:
             stream = await open_tcp(host, port, refusal=self._refusal)
         except NotAllowed as error:
             self._denied = error
+            self._waiting.cancel()  # no message for it will be taken
             raise
         self._denied = None
         return stream

@@ -10,7 +10,7 @@ import msgspec
 
 from tinyedge.core import device_reports
 from tinyedge.core.desk import Desk
-from tinyedge.core.devices import STATES, Devices
+from tinyedge.core.devices import PUSHES_BY, STATES, Devices
 from tinyedge.core.mappers import Line
 from tinyedge.core.status import rfc3339
 from tinyedge.core.twins import Twin
@@ -130,6 +130,7 @@ def _reasons(twin: Twin, devices: Devices) -> Iterator[Json]:
     for name in twin.shape.unknown if twin.shape else ():
         words = f"property {name} is not in its model"
         yield _reason(words, "its values are taken as texts of any kind", "add it to the DeviceModel")
+    yield from _pushes(twin, devices)
     if devices.state(twin) in ("offline", "unhealthy"):
         words = f"its mapper reports it {twin.row.state}"
         yield _reason(words, twin.row.reason, "look at the device: power, cable, address", twin.row.reason_ms)
@@ -143,6 +144,15 @@ def _set_right(twin: Twin, name: str, by: str) -> str:
     if by.startswith("rule "):
         return f"correct what {by} sets, or what keeps the device from it"
     return f"write another value, or take this one back: tinyedge device write -n {namespace} {device} {name} --clear"
+
+
+def _pushes(twin: Twin, devices: Devices) -> Iterator[Json]:
+    """What is wrong with where its values are to go."""
+    for name, method in devices.unsupported_pushes(twin):
+        yield _reason(f"{name} is not pushed by pushMethod.{method}", PUSHES_BY, "take that method out of the device")
+    for one in devices.pushes.troubles(twin):
+        words = f"pushes to {one.place} {'are dropped' if one.dropped else 'wait'}"
+        yield _reason(words, one.why, "see to that place, or correct pushMethod of the device", one.since_ms)
 
 
 def _silent(twin: Twin, devices: Devices) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
-from tinyedge.core import twins
+from tinyedge.core import pushes, twins
 from tinyedge.core.desk import Desk
 from tinyedge.core.digest import digest
 from tinyedge.core.mappers import Line, Mappers, tell_refusals
@@ -42,13 +42,13 @@ from tinyedge.events import (
     Value,
 )
 from tinyedge.limits import DEVICE_REPORT_BYTES_MAX
-from tinyedge.model.device import MAPPER_HTTP, Device, DeviceModel, PushMQTT
+from tinyedge.model.device import MAPPER_HTTP, Device, DeviceModel
 from tinyedge.protocol import readings
-from tinyedge.protocol.outgoing import HttpTarget, MqttTarget, Push
 from tinyedge.wire import DesiredRow, DeviceRow, ReadingRow, TwinRow
 
 Json = dict[str, Any]
 SAVE_MS = 60_000
+PUSHES_BY = "the node pushes by http and mqtt; for others take a mapper that pushes itself"
 STATES = {  # as mappers say it → as it is kept
     "ok": "online",
     "online": "online",
@@ -83,6 +83,7 @@ class Devices:
         self.changed_values: dict[tuple[str, str], ReadingRow | None] = {}
         self.changed_twins: dict[str, None] = {}
         self.pushes = Pushes(desk)
+        self.pushes.users.append(lambda: (target for twin in self.twins.values() for target in pushes.targets(twin)))
         self._newest = Newest(desk)
         self._shapes: dict[str, Shape] = {}
         self._writes: dict[str, list[Asked]] = {}
@@ -176,11 +177,14 @@ class Devices:
         line = self.mappers.line_of(twin)
         if twin.shape is None or line is None or not line.info.own:
             return
-        for name, one in twin.shape.properties.items():
-            push = one.push
-            if push is not None and push.http is None and push.mqtt is None:
-                words = f"{name}: the node pushes by http and mqtt; for others take a mapper that pushes itself"
-                self._desk.device_event(twin.about, "Warning", "PushRefused", words)
+        for name, method in pushes.unsupported(twin):
+            words = f"{name}: pushMethod.{method} is not carried out: {PUSHES_BY}"
+            self._desk.device_event(twin.about, "Warning", "PushRefused", words)
+
+    def unsupported_pushes(self, twin: Twin) -> list[tuple[str, str]]:
+        """(property, method) of each push that nobody carries out."""
+        line = self.mappers.line_of(twin)
+        return pushes.unsupported(twin) if line is not None and line.info.own else []
 
     def _remove(self, twin: Twin) -> None:
         twin.device, twin.shape, twin.mapper = None, None, ""
@@ -317,10 +321,10 @@ class Devices:
 
     def _push(self, twin: Twin, good: list[tuple[Value, Property]]) -> None:
         """Who pushes nothing itself has it done here."""
-        for value, one in good:
-            push = _push_of(twin, value, one, value.at_ms or self._desk.wall)
-            if push is not None and (why := self.pushes.append(push)):
-                self._desk.device_event(twin.about, "Warning", "PushRefused", f"{value.property}: {why}")
+        for value, _ in good:
+            for push in pushes.pushes_of(twin, value, value.at_ms or self._desk.wall):
+                if why := self.pushes.append(push):
+                    self._desk.device_event(twin.about, "Warning", "PushRefused", f"{value.property}: {why}")
 
     def _is_alive(self, twin: Twin) -> None:
         twin.seen_ms = self._desk.wall if self._desk.trusted else 0
@@ -575,27 +579,3 @@ def _sorted_out(shape: Shape, values: Iterable[Value]) -> tuple[list[tuple[Value
             good.append((value, one))
     return good, bad
 
-
-def _push_of(twin: Twin, value: Value, one: Property, at_ms: int) -> Push | None:
-    """A value on its way to where its property is pushed to; None when it is to no place that the node can push to."""
-    push = one.push
-    if push is None or (push.http is None and push.mqtt is None):
-        return None
-    namespace, _, name = twin.key.partition("/")
-    payload = msgspec.json.encode(
-        {
-            "namespace": namespace,
-            "device": name,
-            "property": value.property,
-            "value": value.value,
-            "type": value.type or one.type.lower(),
-            "timestamp": at_ms,
-        }
-    )
-    target: HttpTarget | MqttTarget
-    if push.http is not None:
-        target = HttpTarget(push.http.url, timeout_s=max(push.http.timeout, 0))
-    else:
-        mqtt = push.mqtt or PushMQTT("", "")
-        target = MqttTarget(mqtt.address, mqtt.topic, mqtt.qos, mqtt.retained)
-    return Push(target, payload, "application/json", f"Device {twin.key}")

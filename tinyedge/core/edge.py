@@ -63,6 +63,7 @@ from tinyedge.events import (
     Published,
     PullProgress,
     PushFailed,
+    PushTaken,
     Put,
     Recorded,
     Remembered,
@@ -160,6 +161,7 @@ class Edge:
             Called: self._reactions.routes.called,
             Publish: self._reactions.bus.publish,
             PushFailed: self._reactions.push_failed,
+            PushTaken: self._reactions.push_taken,
             Recorded: self._recorded,
         }
 

@@ -7,7 +7,7 @@ from tinyedge.core.desk import Desk
 from tinyedge.core.devices import Devices
 from tinyedge.core.routes import Routes
 from tinyedge.core.rules import Rules
-from tinyedge.events import PushFailed
+from tinyedge.events import PushFailed, PushTaken
 
 
 class Reactions:
@@ -27,6 +27,7 @@ class Reactions:
 
     def push_failed(self, event: PushFailed) -> None:
         """Told of the object that wants it."""
+        self._devices.pushes.failed(event)
         kind, _, key = event.by.partition(" ")
         namespace, _, name = key.partition("/")
         row = self._desk.tables.rows.get(kind.lower(), {}).get(key)
@@ -37,6 +38,9 @@ class Reactions:
             self._desk.device_event(about, "Warning", "PushFailed", words)
             if kind == "LocalRule":
                 self.rules.push_failed(key, words)
+
+    def push_taken(self, event: PushTaken) -> None:
+        self._devices.pushes.taken(event)
 
     def note_values(self) -> None:
         """After each event: devices may have told new values, and others wait for them."""

@@ -14,7 +14,7 @@ Rules look at the newest values at the end of each step: of several reports that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -83,7 +83,15 @@ class Rules:
         self.wake_ms = NEVER
         for key in desk.tables.local_rules:
             self._load(key)
+        pushes.users.append(self._targets)
         desk.on()
+
+    def _targets(self) -> Iterator[HttpTarget]:
+        """Where rules may push to."""
+        for run in self._runs.values():
+            for action in run.rule.spec.actions:
+                if action.http is not None:
+                    yield HttpTarget(action.http.url)
 
     # --- what the edge tells -----------------------------------------------------------------------
 
