@@ -45,10 +45,18 @@ CRASHES = "#!/bin/sh\necho 'this version crashes at once' >&2\nexit 3\n"
 
 
 def pod(name: str, image_name: str = "host") -> str:
-    """A manifest in JSON of a pod that runs until it is told to stop, and says the number of its process."""
-    command = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"]
-    container = {"name": "main", "image": image_name, "command": command}
-    spec = {"hostNetwork": True, "terminationGracePeriodSeconds": 5, "containers": [container]}
+    """A manifest in JSON of a pod that runs until it is told to stop, as a user whose volume is its group's."""
+    shared = "test -g /scratch && touch /scratch/one || exit 9"
+    command = ["sh", "-c", f"{shared}; trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done"]
+    mounts = [{"name": "scratch", "mountPath": "/scratch"}]
+    container = {"name": "main", "image": image_name, "command": command, "volumeMounts": mounts}
+    spec = {
+        "hostNetwork": True,
+        "terminationGracePeriodSeconds": 5,
+        "securityContext": {"runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 2000},
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
+        "containers": [container],
+    }
     return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
 
 
