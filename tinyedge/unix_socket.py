@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from tinyedge.errors import BadInput, WorldError
 
+MAPPERS = "mappers"  # beside the DMI socket: a folder for those of mappers that are not root
 _CREDENTIALS = struct.Struct("3i")
 
 

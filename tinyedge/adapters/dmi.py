@@ -21,7 +21,7 @@ from tinyedge.grpc import AGENT, Caller, Message, Refused, Server, Status
 from tinyedge.limits import DEVICE_REASON_CHARS_MAX, DMI_NAME_CHARS_MAX
 from tinyedge.protocol import dmi
 from tinyedge.protocol import dmi_pb2 as pb
-from tinyedge.unix_socket import Listener, shared_folder
+from tinyedge.unix_socket import MAPPERS, Listener, shared_folder
 
 Reply = MapperWelcome | ReportAnswer
 Ask = Callable[[Callable[[int], Event]], Awaitable[Reply]]
@@ -35,7 +35,6 @@ STATUSES = {
     "Full": Status.RESOURCE_EXHAUSTED,
     "ReadOnly": Status.UNAVAILABLE,
 }
-MAPPERS = "mappers"  # beside the socket: a folder for those of mappers that are not root
 _BACKLOG = 1024  # KubeEdge's mappers connect once for each report
 _DEVICES_AT_ONCE = 8  # converted before others get their turn
 

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
@@ -33,7 +33,7 @@ from tinyedge.mapper.outgoing import Outgoing, Report
 from tinyedge.protocol import dmi_pb2 as pb
 from tinyedge.protocol import mapper_pb2
 from tinyedge.protocol.dmi import CALL_METHOD, MANAGER, MAPPER, OWN_API, device_key
-from tinyedge.unix_socket import Listener
+from tinyedge.unix_socket import MAPPERS, Listener
 
 DAEMON = "/run/tinyedge/dmi.sock"
 REPORTS_MAX = 4096  # that wait while the daemon is away
@@ -62,12 +62,13 @@ def run(
     each has a `name` of its own.
 
     `daemon` is the node's DMI socket (environment TINYEDGE_DMI, else /run/tinyedge/dmi.sock); `socket` the mapper's
-    own, in a folder that the node's dmi.mapper_dirs names (environment TINYEDGE_MAPPER, else beside the daemon's).
+    own, in a folder that the node's dmi.mapper_dirs names (environment TINYEDGE_MAPPER, else beside the daemon's,
+    or in the folder there that is its group's).
     Async functions of the driver are asyncio's, or Trio's with `trio_functions`. Ends the program with the reason when
     it can't start.
     """
     daemon = daemon or os.environ.get("TINYEDGE_DMI", DAEMON)
-    socket = socket or os.environ.get("TINYEDGE_MAPPER", os.path.join(os.path.dirname(daemon), f"{name}.sock"))
+    socket = socket or os.environ.get("TINYEDGE_MAPPER") or own_socket(daemon, name)
     process = Process(driver, protocol=protocol, name=name, daemon=daemon, socket=socket, version=version)
     try:
         trio.run(_until_told, process, trio_functions)
@@ -76,6 +77,17 @@ def run(
         while isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]
         sys.exit(f"{name}: {found}")
+
+
+def _may_write(folder: str) -> bool:
+    return os.access(folder, os.W_OK)
+
+
+def own_socket(daemon: str, name: str, may_write: Callable[[str], bool] = _may_write) -> str:
+    """Where a mapper listens if nobody says it: beside the daemon, or where those do that may not write there."""
+    beside = os.path.dirname(daemon)
+    group = os.path.join(beside, MAPPERS)
+    return os.path.join(group if may_write(group) and not may_write(beside) else beside, f"{name}.sock")
 
 
 async def _until_told(process: Process, trio_functions: bool) -> None:
