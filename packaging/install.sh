@@ -321,7 +321,8 @@ settle_version() {
     sync
     rm -rf "$lib/versions/.old-install"
     [ ! -e "$lib/versions/$name" ] || mv "$lib/versions/$name" "$lib/versions/.old-install"
-    mv "$new" "$lib/versions/$name"
+    mv "$new" "$lib/versions/$name" # a cut between the two: the launcher starts what is aside
+    sync
     rm -rf "$lib/versions/.old-install"
   fi
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Node:
         self.marks = Marks(str(self.device.root), str(self.device.state))
         self.trials = ConfigTrials(str(self.device.state))
         self.up = (3, 3, 3)
+        self.down: set[str] = set()
         self.answers = True
         self.writable = True
         self.link: dict[str, Any] = {"state": "up", "synced": True}
@@ -92,6 +93,12 @@ class Node:
 
     def pods_up(self) -> tuple[int, int, int]:
         return self.up
+
+    def pods_steady(self) -> list[str]:
+        return [f"uid-{number}" for number in range(self.up[2])]
+
+    def pods_missing(self, uids: Collection[str]) -> list[str]:
+        return [f"default/{uid}" for uid in uids if uid in self.down]
 
     def status(self) -> dict[str, Any]:
         return self.link
@@ -207,7 +214,7 @@ async def test_a_configuration_that_is_well_for_a_minute_stays(
         ("link", {"state": "down"}, "there is no link"),
         ("link", {"state": "none"}, "there is no link"),
         ("answers", False, "the container runtime does not answer"),
-        ("up", (3, 2, 2), "2 pods run, and 3 did before"),
+        ("down", {"uid-2", "uid-0"}, "default/uid-0 and 1 more ran before, and not now"),
         ("writable", False, "the store can't be written"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Node:
         self.device = device
         self.marks = Marks(str(device.root), str(device.state))
         self.up = (3, 3, 3)
+        self.down: set[str] = set()
         self.answers = True
         self.writable = True
         self.link: dict[str, Any] = {"state": "up", "synced": True}
@@ -68,6 +69,12 @@ class Node:
 
     def pods_up(self) -> tuple[int, int, int]:
         return self.up
+
+    def pods_steady(self) -> list[str]:
+        return [f"uid-{number}" for number in range(self.up[2])]
+
+    def pods_missing(self, uids: Collection[str]) -> list[str]:
+        return [f"default/{uid}" for uid in uids if uid in self.down]
 
     def status(self) -> dict[str, Any]:
         return self.link
@@ -333,6 +340,19 @@ async def test_another_version_is_tried_with_what_is_up_now_as_its_measure(
         assert await upgrades.begin(NEW) == f"{NEW} is started on trial"
         assert node.marks.trial() == Trial(NEW, 0, 3, linked=True, pods=3)
         await until(ended, 5)
+
+
+async def test_the_very_pods_that_ran_before_must_run_again(node: Node, autojump_clock: trio.testing.MockClock) -> None:
+    async with running(node, node.start(on_trial=False)):
+        await node.start(on_trial=False).begin(NEW)
+    node.up = (4, 3, 3)  # another one runs in place of the one that does not
+    node.down = {"uid-1", "uid-9"}
+    upgrades = node.start()
+    async with running(node, upgrades) as ended:
+        await trio.sleep(10)
+        assert upgrades.status()["trial"]["missing"] == ["default/uid-1 ran before, and not now"]
+        await until(ended, WINDOW_S + 2 * LOOK_S)
+    assert node.marks.result() == Result(ROLLED_BACK, NEW, "default/uid-1 ran before, and not now")
 
 
 async def test_what_can_not_be_tried_ends_nothing(node: Node, autojump_clock: trio.testing.MockClock) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import trio
@@ -37,6 +37,7 @@ Note = Callable[[str, str, Mapping[str, str | int | bool]], None]
 CONFIRM_LOOK_S = 2.0  # how often it is looked whether somebody on site has agreed
 PROGRESS_S = 1.0
 BUSY_S, BUSY_S_MAX = 5.0, 1800.0  # somebody else is at an upgrade: how often it is tried again, and for how long
+UIDS_MAX = 200  # of pods that a configuration's trial remembers; of more only the number
 _DONE_WORDS_MAX = 900
 
 
@@ -148,7 +149,7 @@ class Fleet:
         self._note("warning", "config.trial", {"job": trial.job, "start": trial.starts})
         missing: tuple[str, ...] = ()
         while True:
-            verdict = gate.look(self._seen())
+            verdict = gate.look(self._seen(trial.uids))
             if verdict.missing and verdict.missing != missing:
                 self._note("info", "config.not_yet", {"job": trial.job, "missing": "; ".join(verdict.missing)})
             missing = verdict.missing or missing
@@ -158,7 +159,7 @@ class Fleet:
                 await self._give_up(trial, "; ".join(missing) or "it was not well for long enough")
             await trio.sleep(min(LOOK_S, trial.hold_s / 5))
 
-    def _seen(self) -> Seen:
+    def _seen(self, uids: Sequence[str]) -> Seen:
         wanted, running, _ = self._view.pods_up()
         link = self._link.status()
         self._linked = self._linked or (link["state"] == "up" and bool(link.get("synced")))
@@ -170,6 +171,7 @@ class Fleet:
             pods_running=running,
             linked=self._linked,
             gateway_reachable=True,
+            pods_missing=tuple(self._view.pods_missing(uids)) if uids else None,
         )
 
     async def _confirm(self, trial: ConfigTrial) -> bool:
@@ -338,7 +340,7 @@ class Fleet:
 
     async def _change_config(self, effect: ev.ChangeConfig) -> ev.JobDone:
         link = self._link.status()
-        _, _, steady = self._view.pods_up()
+        steady = self._view.pods_steady()
 
         def change() -> None:
             old, new = self._changed(effect.fields)
@@ -351,9 +353,10 @@ class Fleet:
                 hashlib.sha256(old).hexdigest() if old is not None else "",
                 stat.S_IMODE(os.stat(path).st_mode) if old is not None else 0o600,  # it may hold a password
                 link["state"] != "none",  # a job has come by it; whoever asked must be able to ask for something else
-                steady,
+                len(steady),
                 upgrade.hold_s,
                 upgrade.window_s,
+                uids=tuple(steady) if len(steady) <= UIDS_MAX else (),
             )
             self._trials.begin(trial, old, new)
 

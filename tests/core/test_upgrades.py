@@ -49,6 +49,20 @@ def test_a_pod_that_has_ended_well_or_is_being_deleted_need_not_run() -> None:
     assert up(rig) == (1, 0, 0)
 
 
+def test_pods_that_ran_before_are_missed_by_name_and_no_others() -> None:
+    rig = Rig()
+    rig.boot()
+    rig.start(pod("web"), pod("other"), pod("job", restartPolicy="Never"))
+    before = rig.edge.view.pods_steady()
+    assert (len(before), rig.edge.view.pods_missing(before)) == (3, [])
+    rig.apply(pod("new"))
+    rig.exit("main", code=0, pod="job")
+    rig.exit("main", pod="web")
+    assert rig.edge.view.pods_missing(before) == ["default/web"]
+    rig.delete("web")
+    assert rig.edge.view.pods_missing(before) == []
+
+
 @pytest.mark.parametrize(
     ("verdict", "level", "kind", "reason"),
     [

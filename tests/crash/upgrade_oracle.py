@@ -110,7 +110,9 @@ class History(Known):
         if what == "begin":
             self._may(structs.replace(now, trial=words[0], attempts=0, most=int(words[1])))
         elif what == "install":
-            self._may(structs.replace(now, current=words[0]))
+            self.there = tuple(one for one in self.there if one != words[0])  # another build of it takes its place
+            if now.current != words[0]:
+                self._may(structs.replace(now, current=words[0]))
         elif what == "start" and now != now.started():
             if now.left:
                 self._may(structs.replace(now, verdict="confirmed", name=now.current))

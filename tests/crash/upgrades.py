@@ -39,6 +39,7 @@ echo "{name} ${{TINYEDGE_TRIAL:-}}"
 VERSIONS = tuple(f"0.{minor}.0" for minor in range(1, 6))
 NAMES = tuple(f"{version}-{this_architecture()}" for version in VERSIONS)
 OLD, NEW, NEWER, NEWEST, LAST = NAMES
+AGAIN = f"{OLD}-again"  # the file of another build of it
 LIB, STATE = "usr/lib/tinyedge", "var/lib/tinyedge/upgrade"
 PACKAGING = LAUNCHER.parent
 STARTS_MAX = 5  # of the launcher's
@@ -59,12 +60,14 @@ class Job(Struct, frozen=True):
 def bundles(folder: Path, kind: str = "real") -> Path:
     """The versions as files, which install themselves. The last one brings another launcher."""
     script = PLANTED[kind].installer((PACKAGING / "install.sh").read_text()).encode()
-    for version, name in zip(VERSIONS, NAMES, strict=True):
+    for version, name in (*zip(VERSIONS, NAMES, strict=True), (VERSIONS[0], AGAIN)):
         parts = {path: (PACKAGING / path).read_bytes() for path in INSTALLED}
         parts["launcher"] += b"# another one\n" if name == LAST else b""
         more = {f"_internal/packaging/{path}": content for path, content in parts.items()}
-        body = PROGRAM.format(name=name)
-        made = bundle(folder / version, version, body=body, data_bytes=1400, script=script, more=more)
+        again = name == AGAIN
+        body = PROGRAM.format(name=OLD if again else name)
+        size = 1405 if again else 1400
+        made = bundle(folder / name, version, body=body, data_bytes=size, script=script, more=more)
         made.rename(folder / f"{name}.run")
     return folder
 
@@ -129,7 +132,7 @@ class Life:
 
     def begin(self, name: str, most: int = 3) -> None:
         self.tell("will", "begin", name, most)
-        self.versions.begin(name, linked=True, pods=2, attempts_max=most)
+        self.versions.begin(name, linked=True, pods=2, attempts_max=most, uids=("one", "two"))
         self.tell("did", "begin")
 
     def start(self, times: int = 1) -> None:
@@ -164,10 +167,10 @@ class Life:
         self.versions.switch(name)
         self.tell("did", "switch")
 
-    def install(self, name: str) -> None:
-        """By the file itself, as on a device that has no tinyedge yet, or only a part of one."""
+    def install(self, name: str, file: str = "") -> None:
+        """By the file itself, as on a device that has no tinyedge yet, or only a part of one, or another build."""
         self.tell("will", "install", name)
-        argv = ["sh", str(self.files / f"{name}.run"), "install", "--root", self.job.root, "--no-start"]
+        argv = ["sh", str(self.files / f"{file or name}.run"), "install", "--root", self.job.root, "--no-start"]
         subprocess.run(argv, check=True, capture_output=True)
         self.tell("did", "install", name)
 
@@ -247,6 +250,12 @@ def installed(life: Life) -> None:
     life.start()
 
 
+def reinstalled(life: Life) -> None:
+    """Another build of the version that is installed takes its place."""
+    life.install(OLD, AGAIN)
+    life.start()
+
+
 def other_launcher(life: Life) -> None:
     """A version that has proved itself brings another launcher."""
     life.versions.take_launcher(life.versions.other_launcher())
@@ -292,11 +301,13 @@ SCENARIOS = {
     "fallen_back": Scenario(fallen_back),
     "other_launcher": Scenario(other_launcher, (OLD, LAST), "other_launcher_again"),
     "installed": Scenario(installed, (), "installed"),
+    "reinstalled": Scenario(reinstalled, (OLD,), "reinstalled"),
 }
 FOLLOWING = {
     "go_on": Scenario(go_on),
     "other_launcher_again": Scenario(other_launcher_again),
     "installed": Scenario(installed),
+    "reinstalled": Scenario(reinstalled),
 }
 
 
@@ -325,7 +336,7 @@ class BegunBeforeItIsThere(Versions):
 class CurrentBeforeItIsThere(BegunBeforeItIsThere):
     """`current` is switched without a trial, before what was unpacked is durable."""
 
-    def begin(self, name: str, *, linked: bool, pods: int, attempts_max: int = 3) -> None:
+    def begin(self, name: str, *, linked: bool, pods: int, attempts_max: int = 3, uids: Sequence[str] = ()) -> None:
         self._write_current(name, self.current())
 
 
@@ -404,7 +415,18 @@ def _switched_untold(launcher: str) -> str:
 
 def _unpacked_unflushed(installer: str) -> str:
     """A version gets its name before what was unpacked is durable."""
-    return _replaced(installer, '    sync\n    rm -rf "$lib/versions/.old-install"\n', "")
+    before = '    rm -rf "$lib/versions/.old-install"\n    [ ! -e'
+    return _replaced(installer, f"    sync\n{before}", before)
+
+
+def _replaced_unflushed(installer: str) -> str:
+    """What a reinstall has replaced goes before what replaces it has its name for good."""
+    return _replaced(installer, "starts what is aside\n    sync\n", "starts what is aside\n")
+
+
+def _not_looked_aside(launcher: str) -> str:
+    """What a reinstall was about to replace is not started, and there is nothing else."""
+    return _replaced(launcher, '"$bad" .old-install; do', '"$bad"; do')
 
 
 def _replaced(text: str, old: str, new: str) -> str:
@@ -425,6 +447,8 @@ PLANTED = {
     "written_over": Planted(launcher=_written_over),
     "switched_untold": Planted(scenario="fallen_back", launcher=_switched_untold),
     "unpacked_unflushed": Planted(scenario="installed", installer=_unpacked_unflushed),
+    "replaced_unflushed": Planted(scenario="reinstalled", installer=_replaced_unflushed),
+    "not_looked_aside": Planted(scenario="reinstalled", launcher=_not_looked_aside),
 }
 CONTROLS = [kind for kind in PLANTED if kind != "real"]
 

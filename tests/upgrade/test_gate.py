@@ -48,6 +48,8 @@ def test_health_begins_anew_after_each_lapse() -> None:
         ({"store_writable": False}, "the store can't be written"),
         ({"runtime_up": False}, "the container runtime does not answer"),
         ({"pods_running": 2}, "2 pods run, and 3 did before"),
+        ({"pods_missing": ("default/web",)}, "default/web ran before, and not now"),
+        ({"pods_missing": ("default/a", "default/b", "c/d")}, "default/a and 2 more ran before, and not now"),
         ({"linked": False}, "there is no link, though the gateway answers"),
     ],
 )
@@ -74,6 +76,12 @@ def test_a_pod_that_did_not_run_before_need_not_run_now() -> None:
     trial = gate(pods_before=1)
     trial.look(seen(5, pods_wanted=3, pods_running=1))
     assert trial.look(seen(5 + HOLD_S, pods_wanted=3, pods_running=1)).passed is True
+
+
+def test_where_it_is_known_which_pods_ran_a_new_one_need_not() -> None:
+    trial = gate()
+    trial.look(seen(5, pods_wanted=4, pods_running=2, pods_missing=()))
+    assert trial.look(seen(5 + HOLD_S, pods_wanted=4, pods_running=2, pods_missing=())).passed is True
 
 
 def test_pods_that_were_deleted_since_are_not_missed() -> None:

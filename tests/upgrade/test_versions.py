@@ -546,6 +546,19 @@ def test_one_trial_at_a_time_and_none_of_what_runs(device: Device, tmp_path: Pat
         device.versions.begin(third, linked=False, pods=0)
 
 
+def test_which_pods_ran_is_known_for_the_trial_that_began_then(device: Device) -> None:
+    versions = device.versions
+    assert versions.trial_pods(NEW) == ()
+    versions.begin(NEW, linked=False, pods=2, uids=["a", "b"])
+    assert (versions.trial_pods(NEW), versions.trial_pods(OLD)) == (("a", "b"), ())
+    versions.give_up("no luck")
+    versions.begin(NEW, linked=False, pods=0)
+    assert versions.trial_pods(NEW) == ()
+    versions.give_up("no luck")
+    versions.begin(NEW, linked=False, pods=501, uids=[str(number) for number in range(501)])
+    assert versions.trial_pods(NEW) == ()
+
+
 def test_one_upgrade_at_a_time(device: Device) -> None:
     other = Versions(str(device.root), str(device.state))
     with device.versions.alone(), pytest.raises(WorldError, match="one upgrade at a time"), other.alone():

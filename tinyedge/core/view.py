@@ -6,7 +6,7 @@ is there so that others can take them out of what they show.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -107,11 +107,25 @@ class View:
 
     def pods_up(self) -> tuple[int, int, int]:
         """How many pods should run; how many of these do, with all their containers; and how many of those have not
-        fallen over lately. One that has ended well need not run, nor one that is being deleted or is not let in."""
-        wanted = [run for run in self._runs.values() if run.row and not run.row.deletion and not run.row.waiting]
-        wanted = [run for run in wanted if status.phase(run) != "Succeeded"]
+        fallen over lately."""
+        wanted = self._wanted()
         up = [run for run in wanted if status.is_up(run)]
         return len(wanted), len(up), sum(status.is_steady(run, self._desk.now) for run in up)
+
+    def pods_steady(self) -> list[str]:
+        """UIDs of those that run with all their containers and have not fallen over lately."""
+        up = [run for run in self._wanted() if status.is_up(run)]
+        return [run.uid for run in up if status.is_steady(run, self._desk.now)]
+
+    def pods_missing(self, uids: Collection[str]) -> list[str]:
+        """namespace/name of those of these pods that should run, and do not."""
+        down = [run for run in self._wanted() if run.uid in uids and not status.is_up(run)]
+        return [f"{run.namespace}/{run.name}" for run in down]
+
+    def _wanted(self) -> list[PodRun]:
+        """One that has ended well need not run, nor one that is being deleted or is not let in."""
+        wanted = [run for run in self._runs.values() if run.row and not run.row.deletion and not run.row.waiting]
+        return [run for run in wanted if status.phase(run) != "Succeeded"]
 
     def why(self, namespace: str, name: str) -> Json | None:
         """In plain words: `{"state", "summary", "reasons": [{"container", "what", "why", "since", "remedy"}]}`.

@@ -40,7 +40,8 @@ _MARK_BYTES_MAX = 16 * 1024
 
 class ConfigTrial(Struct, frozen=True):
     """`path` is the configuration's file, `sha256` what it is on trial with, `before` what it was (empty: there was
-    none). `linked` and `pods` as of the daemon that began it, `hold_s` and `window_s` of its own configuration."""
+    none). `linked`, `pods` and their `uids` (none of more than 200) as of the daemon that began it, `hold_s` and
+    `window_s` of its own configuration."""
 
     path: str
     job: str
@@ -52,6 +53,7 @@ class ConfigTrial(Struct, frozen=True):
     hold_s: int
     window_s: int
     starts: int = 0
+    uids: tuple[str, ...] = ()
 
 
 class Ended(Struct, frozen=True):

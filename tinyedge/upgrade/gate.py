@@ -15,7 +15,8 @@ WINDOW_S = 600
 
 class Seen(Struct, frozen=True):
     """`pods_wanted` are those that should run, `pods_running` how many of them do; `linked` that there has been a link
-    since the start, and `gateway_reachable` that somebody spoke TLS at its address when that was last tried."""
+    since the start, and `gateway_reachable` that somebody spoke TLS at its address when that was last tried.
+    `pods_missing` names those that ran before and should, and do not; None where only their number is known."""
 
     at_s: float
     store_writable: bool
@@ -24,6 +25,7 @@ class Seen(Struct, frozen=True):
     pods_running: int
     linked: bool
     gateway_reachable: bool
+    pods_missing: tuple[str, ...] | None = None
 
 
 class Verdict(Struct, frozen=True):
@@ -69,7 +71,10 @@ class Gate:
         if not seen.runtime_up:
             found.append("the container runtime does not answer")
         needed = min(seen.pods_wanted, self._pods_before)  # one that did not run before need not run now
-        if seen.pods_running < needed:
+        if seen.pods_missing:
+            more = f" and {len(seen.pods_missing) - 1} more" if seen.pods_missing[1:] else ""
+            found.append(f"{seen.pods_missing[0]}{more} ran before, and not now")
+        elif seen.pods_missing is None and seen.pods_running < needed:
             found.append(f"{seen.pods_running} pods run, and {needed} did before")
         if self._linked_before and not seen.linked and seen.gateway_reachable:
             found.append("there is no link, though the gateway answers")

@@ -2,6 +2,7 @@
 
     ROOT/current     NAME [BEFORE]: the version that has proved itself, and the one that ran before it
     STATE/trial      NAME ATTEMPTS ATTEMPTS_MAX LINKED PODS: started instead, so many times at most
+    STATE/trial-pods NAME UID…: those of the PODS, written before the trial is
     STATE/result     `confirmed NAME`, `rolled-back NAME REASON…` or `switched NAME`: what has become of it;
     STATE/told       the same once it was told
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from msgspec import Struct
@@ -36,6 +37,7 @@ ATTEMPTS_MAX = 3
 CONFIRMED, ROLLED_BACK, SWITCHED = "confirmed", "rolled-back", "switched"
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,100}")
 _LINE_BYTES_MAX = 4096
+_PODS_MAX, _PODS_BYTES_MAX = 500, 64 * 1024  # with more only their number counts
 _REASON_CHARS_MAX = 500
 _LAUNCHER = "_internal/packaging/launcher"  # in a version's folder
 _KEYS = "_internal/packaging/trust"  # there too
@@ -170,9 +172,9 @@ class Marks:
         if not self._disk.is_dir(self.folder(name)):
             raise BadInput("version", name, f"an installed one: {', '.join(self.installed()) or 'none is'}")
 
-    def _line(self, path: str) -> str:
+    def _line(self, path: str, bytes_max: int = _LINE_BYTES_MAX) -> str:
         try:
-            data = read_file(self._disk, path, _LINE_BYTES_MAX) or b""
+            data = read_file(self._disk, path, bytes_max) or b""
         except OSError as error:
             raise failed(f"can't read {path}", error) from error
         return data.decode("utf-8", "replace").partition("\n")[0].strip()
@@ -182,8 +184,10 @@ class Marks:
 
     # --- a trial -------------------------------------------------------------------------------------
 
-    def begin(self, name: str, *, linked: bool, pods: int, attempts_max: int = ATTEMPTS_MAX) -> None:
-        """From its next start on, the launcher starts this version on trial."""
+    def begin(
+        self, name: str, *, linked: bool, pods: int, attempts_max: int = ATTEMPTS_MAX, uids: Sequence[str] = ()
+    ) -> None:
+        """From its next start on, the launcher starts this version on trial. `uids` are those of the pods."""
         self.require(name)
         if name == self.current():
             raise BadInput("version", name, "another one than the one that runs already")
@@ -191,7 +195,17 @@ class Marks:
         if other is not None:
             remedy = "wait for its end (tinyedge upgrade status), or end it: tinyedge upgrade rollback"
             raise WorldError(f"can't try {name}", f"{other.name} is on trial", remedy)
+        if uids:
+            kept = uids if len(uids) <= _PODS_MAX else ()
+            self._write(self._state("trial-pods"), " ".join((name, *kept))[:_PODS_BYTES_MAX])
+        else:
+            self._forget("trial-pods")
         self._write(self._state("trial"), f"{name} 0 {attempts_max} {int(linked)} {pods}")
+
+    def trial_pods(self, name: str) -> tuple[str, ...]:
+        """UIDs of the pods that ran when the trial of this version began; empty when it is not known."""
+        whose, *uids = self._line(self._state("trial-pods"), _PODS_BYTES_MAX).split() or [""]
+        return tuple(uids) if whose == name else ()
 
     def confirm(self) -> str:
         """The trial is passed: what runs stays. Returns its name, empty when none was on trial."""
