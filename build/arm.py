@@ -5,7 +5,7 @@ qemu-user runs. `make binary ARCH=arm64|armhf`, as root; or
 
 Needs debootstrap and qemu-user-static. The kernel is told once which interpreter those programs have (binfmt_misc, flag
 F: the interpreter is opened then, and need not be in the root). Wheels come from the registry where there are any; for
-armhf lmdb, msgspec, PyYAML and PyInstaller's start program are compiled there, and protobuf is its pure Python.
+armhf lmdb and msgspec are compiled there, and protobuf and PyYAML are their pure Python.
 What was made must start; `make binary-check ARCH=…` shows that it works (tests/build/emulated.py).
 """
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "build"))
 import floor  # noqa: E402
 
 SUITE = "bookworm"  # its C library is the oldest that the binaries run on
-PACKAGES = "ca-certificates,python3,python3-venv,python3-dev,binutils,gcc,libc6-dev,libffi-dev"
+PACKAGES = "ca-certificates,python3,python3-venv,python3-dev,binutils,gcc,libc6-dev,libffi-dev,patch"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 QEMU = {"arm64": ("qemu-aarch64-static", 2, 0xB7), "armhf": ("qemu-arm-static", 1, 0x28)}  # program, ELF class, machine
 PASSED = ("PATH", "PIP_CERT", "PIP_INDEX_URL", "http_proxy", "https_proxy", "no_proxy", "SOURCE_DATE_EPOCH")
