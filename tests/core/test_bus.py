@@ -202,6 +202,16 @@ def test_whoever_reports_documents_tell_of_what_differs_and_deltas_of_what_is_no
     assert document["twin"]["speed"]["current"]["actual"]["value"] == "10"
 
 
+@pytest.mark.parametrize(("kind", "wanted", "value"), [("BOOLEAN", "1", "true"), ("DOUBLE", "0.50", "0.5")])
+def test_a_value_that_is_written_otherwise_is_as_desired(kind: str, wanted: str, value: str) -> None:
+    known = model(properties=[{"name": "valve", "type": kind, "accessMode": "ReadWrite"}])
+    pump = device(properties=[{"name": "valve", "desired": {"value": wanted}}], methods=[])
+    found = Site(known, pump, mqtt=True)
+    found.rig.series.pop("mqtt", None)
+    send(found, f"{TOPIC}/twin/update", {"twin": {"valve": {"actual": {"value": value}}}})
+    assert [topic.rpartition("/")[2] for topic, _ in told(found)] == ["result", "document"]
+
+
 def test_a_mapper_that_listens_learns_of_desired_values_by_deltas() -> None:
     found = site()
     found.register()

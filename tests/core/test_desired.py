@@ -98,6 +98,21 @@ def test_the_cluster_is_told_what_a_mapper_refuses() -> None:
     assert len(twin["observedDesired"]["metadata"]["refused"]) < 400
 
 
+@pytest.mark.parametrize(
+    ("mapper", "words"), [(OWN, f"raw of {KEY} can't be set: '%%%' is not bytes in base64"), (ACME, "")]
+)
+def test_bytes_for_mappers_of_ours_are_base64_and_others_have_their_own_ways(mapper: ev.MapperInfo, words: str) -> None:
+    known = model(properties=[{"name": "raw", "type": "BYTES", "accessMode": "ReadWrite"}])
+    site = Site(known, device(properties=[{"name": "raw"}], methods=[]))
+    site.register(mapper)
+    site.take()
+    request = site.ask(ev.SetDesired("default", "pump-1", "raw", "%%%"))
+    site.take()
+    found = site.answer(request)
+    assert found is not None
+    assert found.error == words
+
+
 # --- taken back -------------------------------------------------------------------------------------
 
 

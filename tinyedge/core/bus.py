@@ -34,6 +34,7 @@ from tinyedge.core.twins import Twin
 from tinyedge.errors import BadInput
 from tinyedge.events import Publish, Published, ReportAnswer, Reported, StateReported, Subscriptions, Value
 from tinyedge.limits import BUS_PAYLOAD_BYTES_MAX, BUS_TWINS_MAX, SERIES_ITEM_BYTES_MAX
+from tinyedge.model.device_checks import is_same
 from tinyedge.protocol import outgoing
 from tinyedge.protocol.mqtt_topics import check_topic
 from tinyedge.protocol.outgoing import Outgoing
@@ -345,7 +346,9 @@ class Bus:
 def _unlike(twin: Json) -> str | None:
     """What is desired instead of what is."""
     wanted: str | None = twin["expected"]["value"] if "expected" in twin else None
-    return None if "actual" in twin and wanted == twin["actual"]["value"] else wanted
+    if wanted is None or "actual" not in twin:
+        return wanted
+    return None if is_same(twin["metadata"]["type"].upper(), wanted, twin["actual"]["value"]) else wanted
 
 
 def _text(value: str | float | bool) -> str:

@@ -399,7 +399,9 @@ class Devices:
             return self.unknown(key)
         if self._desk.full:
             return "the node's store is full: delete objects, or free space on its disk"
-        if why := twins.refusals(twin.shape, {name: value}).get(name):
+        line = self.mappers.line_of(twin)
+        own = line is not None and line.info.own
+        if why := twins.refusals(twin.shape, {name: value}, base64=own).get(name):
             return f"{name} of {key} can't be set: {why}"
         row = DesiredRow(value, by, self._desk.wall, twin.wanted.get(name))
         self._set(twin, name, row, {"value": value[:100], "by": by}, on_site=on_site)

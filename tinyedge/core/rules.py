@@ -27,7 +27,7 @@ from tinyedge.core.run import NEVER
 from tinyedge.core.sources import BUDGET_BYTES
 from tinyedge.core.status import rfc3339
 from tinyedge.limits import RULE_ERROR_CHARS_MAX, SERIES_ITEM_BYTES_MAX
-from tinyedge.model.device_checks import NUMBERS
+from tinyedge.model.device_checks import NUMBERS, TRUTHS
 from tinyedge.model.expression import Expression, ExpressionError, Input, Value, parse
 from tinyedge.model.rule import LOCAL_API_VERSION, HTTPAction, LocalRule, RuleAction, RuleInput
 from tinyedge.protocol import outgoing, readings
@@ -224,7 +224,7 @@ class Rules:
             except ValueError:
                 return None
         if kind == "BOOLEAN":
-            return {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+            return TRUTHS.get(text)
         return text if kind is not None else None
 
     def _type(self, name: str) -> str | None:

@@ -25,7 +25,7 @@ from tinyedge.model.device import (
     PushMethod,
     TwinProperty,
 )
-from tinyedge.model.device_checks import value_problem
+from tinyedge.model.device_checks import base64_problem, value_problem
 from tinyedge.wire import DesiredRow, TwinRow
 
 DRIVERS = {  # protocol → the driver inside the daemon that speaks it
@@ -173,8 +173,9 @@ def effective(wanted: dict[str, str], local: dict[str, DesiredRow]) -> dict[str,
     return found
 
 
-def refusals(shape: Shape, desired: dict[str, str]) -> dict[str, str]:
-    """Property → why its desired value can't be had."""
+def refusals(shape: Shape, desired: dict[str, str], *, base64: bool = False) -> dict[str, str]:
+    """Property → why its desired value can't be had. `base64`: bytes are to be, as for our drivers; what other mappers
+    make of theirs is not known."""
     found = {}
     for name, value in desired.items():
         one = shape.properties.get(name)
@@ -182,7 +183,7 @@ def refusals(shape: Shape, desired: dict[str, str]) -> dict[str, str]:
             found[name] = "the device has no such property"
         elif not one.writable:
             found[name] = "the property is ReadOnly"
-        elif problem := one.problem(value):
+        elif (problem := one.problem(value)) or (base64 and one.type == "BYTES" and (problem := base64_problem(value))):
             found[name] = f"{value[:40]!r} is not {problem}"
     return found
 

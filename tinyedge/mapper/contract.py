@@ -23,7 +23,6 @@ unhealthy. Nothing that a driver does for one device harms another.
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -32,7 +31,7 @@ from msgspec import Struct, field
 
 from tinyedge.errors import BadInput, PeerError
 from tinyedge.model import device as model
-from tinyedge.model.device_checks import value_problem
+from tinyedge.model.device_checks import TRUTHS, base64_problem, value_problem
 
 Scalar = int | float | str | bool | bytes
 COLLECT_MS = 1000  # where neither the device nor its model says how often, as KubeEdge's mappers
@@ -136,7 +135,8 @@ def _property(one: model.DeviceProperty, of: model.ModelProperty | None) -> Prop
 def text_of(prop: Property, value: Scalar) -> str:
     """A value as it is reported. Bytes in base64. Raises BadInput when the property can't have it."""
     text = _text(prop, value)
-    if problem := value_problem(prop.type, text, prop.minimum, prop.maximum):
+    problem = value_problem(prop.type, text, prop.minimum, prop.maximum)
+    if problem := problem or (base64_problem(text) if prop.type == BYTES else ""):
         raise BadInput(prop.name, value, problem)
     return text
 
@@ -162,20 +162,16 @@ def value_of(prop: Property, text: str) -> Scalar:
     """What is to be written, from its text. Raises Refused when the property can't have it."""
     if not prop.writable:
         raise Refused(f"{prop.name} can't be written", "it is ReadOnly in the device's model")
-    if problem := value_problem(prop.type, text, prop.minimum, prop.maximum):
+    problem = value_problem(prop.type, text, prop.minimum, prop.maximum)
+    if problem := problem or (base64_problem(text) if prop.type == BYTES else ""):
         raise Refused(f"{prop.name} can't be {text[:80]!r}", f"expected {problem}")
     if prop.type == INT:
         return int(text)
     if prop.type in NUMBERS:
         return float(text)
     if prop.type == BOOLEAN:
-        return text.lower() in ("true", "1")
-    if prop.type == BYTES:
-        try:
-            return base64.b64decode(text, validate=True)
-        except binascii.Error:
-            raise Refused(f"{prop.name} can't be {text[:80]!r}", "expected bytes in base64") from None
-    return text
+        return TRUTHS[text]
+    return base64.b64decode(text) if prop.type == BYTES else text
 
 
 def texts_of(device: Device, values: Mapping[str, Scalar | None]) -> dict[str, str]:

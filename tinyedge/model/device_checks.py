@@ -3,7 +3,10 @@ property can have."""
 
 from __future__ import annotations
 
+import base64
 import math
+import re
+import struct
 from urllib.parse import urlsplit
 
 from tinyedge.errors import BadInput
@@ -23,6 +26,10 @@ from tinyedge.model.findings import Bad, Shown, each_once, must, one_of, within
 
 NUMBERS = ("INT", "FLOAT", "DOUBLE")
 _NAME = "a name without '/', at most 128 characters"
+TRUTHS = dict.fromkeys(("true", "True", "TRUE", "1"), True) | dict.fromkeys(("false", "False", "FALSE", "0"), False)
+_WHOLE = re.compile("[+-]?[0-9]+")
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DIGITS_MAX = 100  # of a whole number: leading noughts are none of its value, but are read
 _INT64_MAX = 2**63 - 1
 _FLOAT_MAX = 3.4028234663852886e38  # of 32 bits
 
@@ -113,32 +120,52 @@ def _is_http(text: str) -> bool:
 
 def bound(text: str) -> float | None:
     """None for no bound, and for what is no number."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
+    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     return value if math.isfinite(value) else None
 
 
 def value_problem(type_name: str, value: str, minimum: str = "", maximum: str = "") -> str:
     """What would be right instead of `value`; empty when it is right. Types as in the model; an unknown one takes any
-    text."""
+    text. Numbers and truths are what every peer can parse: Go's strconv takes no blanks, no `_`, no other digits."""
     if len(value) > DEVICE_VALUE_BYTES_MAX or len(value.encode(errors="replace")) > DEVICE_VALUE_BYTES_MAX:
         return f"at most {DEVICE_VALUE_BYTES_MAX} bytes"
     if type_name in NUMBERS:
         return _number_problem(type_name, value, minimum, maximum)
-    if type_name == "BOOLEAN" and value.lower() not in ("true", "false", "0", "1"):
-        return "true or false"
+    return "true or false" if type_name == "BOOLEAN" and value not in TRUTHS else ""
+
+
+def base64_problem(value: str) -> str:
+    """What would be right instead of bytes; empty when it is."""
+    try:
+        base64.b64decode(value, validate=True)
+    except ValueError:
+        return "bytes in base64"
     return ""
 
 
+def is_same(type_name: str, one: str, other: str) -> bool:
+    """Whether two texts are the same value of a type: `0.50` and `0.5`, `1` and `true`."""
+    if one == other or type_name not in (*NUMBERS, "BOOLEAN"):
+        return one == other
+    if value_problem(type_name, one) or value_problem(type_name, other):
+        return False
+    return _typed(type_name, one) == _typed(type_name, other)
+
+
+def _typed(type_name: str, value: str) -> float | bytes:
+    if type_name == "BOOLEAN":
+        return TRUTHS[value]
+    if type_name == "FLOAT":  # of 32 bits: some tell the nearest one with all its digits
+        return struct.pack("f", float(value) or 0.0)
+    return int(value) if type_name == "INT" else float(value)
+
+
 def _number_problem(type_name: str, value: str, minimum: str, maximum: str) -> str:
-    try:
-        number: float = int(value) if type_name == "INT" else float(value)
-    except ValueError:
+    if not (_WHOLE if type_name == "INT" else _DECIMAL).fullmatch(value):
         return "a whole number" if type_name == "INT" else "a number"
-    if type_name == "INT" and not -_INT64_MAX - 1 <= number <= _INT64_MAX:
+    if type_name == "INT" and (len(value) > _DIGITS_MAX or not -_INT64_MAX - 1 <= int(value) <= _INT64_MAX):
         return "a whole number of 64 bits"
+    number: float = int(value) if type_name == "INT" else float(value)
     if not math.isfinite(number) or (type_name == "FLOAT" and abs(number) > _FLOAT_MAX):
         return "a number of 32 bits" if type_name == "FLOAT" else "a finite number"
     low, high = bound(minimum), bound(maximum)
