@@ -145,3 +145,44 @@ def test_a_mapper_that_is_killed_shows_with_the_next_read_and_is_back_by_itself(
             assert node.client.ask("POST", f"{PATH}/read")["values"] == {"level": "7"}
         finally:
             process.send_signal(signal.SIGKILL)
+
+
+def test_a_mapper_that_is_killed_is_noticed_though_nobody_asks_and_the_newest_values_outlive_every_end(
+    node: Node,
+) -> None:
+    (node.manifests / "tank.yaml").write_text(TANK.replace("600000", "600000, reportToCloud: true"))
+    dirs = f"dmi.mapper_dirs={node.folder}"
+    node.start("--set", dirs)
+    until(node.status)
+    environ = {**os.environ, "TINYEDGE_DMI": f"{node.folder}/dmi.sock"}
+    command = [sys.executable, str(ROOT / "docs" / "mapper-template" / "mapper.py")]
+    with subprocess.Popen(command, env=environ, cwd=ROOT) as process:
+        try:
+            until(lambda: reported(node, "level") == "7")
+            node.client.ask("POST", f"{PATH}/properties/level", body={"value": "50"})
+            until(lambda: reported(node, "level") == "50")
+        finally:
+            process.send_signal(signal.SIGKILL)
+    until(lambda: node.status()["mappers"][0]["state"] == "away")
+    node.stop(signal.SIGKILL)
+    node.start("--set", dirs)
+    until(lambda: reported(node, "level") == "50")
+    assert node.stop() == 0
+    node.start("--set", dirs)
+    until(lambda: reported(node, "level") == "50")
+
+
+def test_a_mapper_of_ours_with_a_socket_that_is_not_dialled_is_told_so_when_it_registers(node: Node) -> None:
+    (node.manifests / "tank.yaml").write_text(TANK)
+    node.start("--set", f"dmi.mapper_dirs={node.folder}/mappers")
+    until(node.status)
+    environ = {**os.environ, "TINYEDGE_DMI": f"{node.folder}/dmi.sock"}
+    command = [sys.executable, str(ROOT / "docs" / "mapper-template" / "mapper.py")]
+    log = node.folder / "mapper.log"
+    with log.open("wb") as told, subprocess.Popen(command, env=environ, cwd=ROOT, stderr=told) as process:
+        try:
+            until(lambda: f"is not inside {node.folder}/mappers" in log.read_text())
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert "dmi.mapper_dirs" in log.read_text()
+    assert node.status()["mappers"] == []

@@ -150,6 +150,15 @@ def test_what_waits_of_strangers_and_of_properties_without_history_is_left_alone
     assert (site.value("speed"), site.value("temperature")) == ("1", "1")
 
 
+def test_what_waits_of_a_device_without_its_model_is_restored_for_when_that_is_back() -> None:
+    site = served()
+    site.report(temperature="2")
+    site.rig.delete("pump-model", "DeviceModel")
+    reborn(site)
+    site.rig.apply(model())
+    assert site.value("temperature") == "2"
+
+
 def test_a_property_that_has_no_history_any_more_shows_what_comes_then() -> None:
     site = served()
     site.report(temperature="2")

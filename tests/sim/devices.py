@@ -6,7 +6,8 @@ in time; it leaves a device that it has already as it is when that is registered
 nothing, refuses calls, does what it is told without anybody hearing of it, and reports values that count up. What must
 hold beside the node's own rules:
 
-- `reported`: an answered report is on disk; no older value of a property stands where a newer one was answered.
+- `reported`: an answered report is on disk; no older value of a property stands where a newer one was answered. Of
+  `level`, which has history, that holds for what waits for its reader, once a new life has looked at that.
 - `readings`: each answered reading reaches its reader, in the order of its property; what is trimmed never comes back.
 - `desired`: at the end the mapper has the devices that are wanted, as they are wanted, and no others.
 - `aside`: a device, model or rule that was set aside costs itself only: its row stays as it is until somebody declares
@@ -28,6 +29,7 @@ from tinyedge.model.device import Device
 from tinyedge.model.rule import LOCAL_API_VERSION
 from tinyedge.protocol import readings
 from tinyedge.store.store import Store
+from tinyedge.waiting import remembered
 
 PROTOCOL = "sim"
 PUMPS = ("pump-a", "pump-b", "pump-c")
@@ -232,6 +234,9 @@ class DeviceWorld(World):
             error = "no answer within 10 s" if dice < 0.2 else ""  # it was done, and nobody heard of it
             self.post(life, ev.MapperCalled(call.op, error, late=bool(error)))
 
+    def dialled(self, op: int) -> ev.MapperCalled:
+        return ev.MapperCalled(op, "" if self.mapper else "connection refused", away=self.mapper is None)
+
     def tell_mapper(self, mapper: Mapper, call: ev.CallMapper) -> None:
         mapper.take(call)
 
@@ -261,6 +266,23 @@ class DeviceWorld(World):
             found = int(wire.decode("reading", kept).value) if kept else 0
             self.must(found >= value, "reported", f"{where} was answered at {value}, and {found} is on disk")
 
+    def boot(self, *, power: bool) -> None:
+        super().boot(power=power)
+        life = self.life
+        if life is not None and not life.read_only:
+            self.of_life(self.rng.choice((1, 50, 3_000)), life, lambda: self.look_back(life))
+
+    def look_back(self, life: Life) -> None:
+        self.post(life, remembered(life.store))
+        self.of_life(10, life, lambda: self.check_levels(life))
+
+    def check_levels(self, life: Life) -> None:
+        for key in (f"default/{name}" for name in PUMPS):
+            row = life.edge._devices.latest(f"{key}/level")
+            answered = self.answered_values.get(f"{key}/level", 0)
+            if row is not None and answered > self.trimmed:
+                self.must(int(row.value) >= answered, "reported", f"level of {key} is {row.value}, not {answered}")
+
     # --- the reader --------------------------------------------------------------------------------------
 
     def numbers_of(self, items: list[bytes]) -> list[int]:
@@ -279,6 +301,8 @@ class DeviceWorld(World):
                 self.welcomed(effect)
             case ev.CallMapper():
                 self.call_mapper(life, effect)
+            case ev.DialMapper(op=op):
+                self.of_life(1, life, lambda: self.post(life, self.dialled(op)))
             case ev.ReportAnswer():
                 self.report_answered(effect)
             case _:

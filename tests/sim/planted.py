@@ -31,6 +31,14 @@ class LostReading(DeviceWorld):
         super().submit(life, kept, effects)
 
 
+class ForgottenValue(DeviceWorld):
+    """What waits in the series is not looked at when a life begins."""
+
+    def look_back(self, life: Life) -> None:
+        self.post(life, ev.Remembered({}))
+        self.of_life(10, life, lambda: self.check_levels(life))
+
+
 class DeafMapper(DeviceWorld):
     """A mapper that takes every update, and does nothing with one in four."""
 
@@ -142,6 +150,7 @@ PLANTED = {
     "lying box": LyingBox,
     "thrown away": ThrownAway,
     "lost reading": LostReading,
+    "forgotten value": ForgottenValue,
     "deaf mapper": DeafMapper,
     "act before commit": ActBeforeCommit,
     "forgotten cursor": ForgottenCursor,

@@ -305,12 +305,13 @@ class Devices:
         """What waits in the series may be newer than what the last life has saved."""
         for name, row in event.values.items():
             key, _, name_of = name.rpartition("/")
-            twin = self.twins.get(key)
-            one = twin.shape.properties.get(name_of) if twin and twin.shape else None
-            if one is None or not one.history:
-                continue
-            before = self.latest(name)
-            if self._newest.restore(name, row):
+            twin, before = self.twins.get(key), self.latest(name)
+            if twin is not None and twin.shape is not None:
+                one = twin.shape.properties.get(name_of)
+                wanted = one is not None and one.history
+            else:  # its device or model is set aside, or still to come
+                wanted = before is not None and row.at_ms >= before.at_ms
+            if wanted and self._newest.restore(name, row):
                 self.changed_values.setdefault((key, name_of), before)
                 self.changed_twins[key] = None
         self._newest.restored()
