@@ -44,6 +44,12 @@ def site(*rules: LocalRule) -> Site:
     return found
 
 
+def why(found: Site, name: str = "overheat") -> list[tuple[str, str, str]]:
+    explained = found.rig.edge.view.why_rule("default", name)
+    assert explained is not None
+    return [(one["what"], one["why"], one["remedy"]) for one in explained["reasons"]]
+
+
 def fired(found: Site, reason: str = "Overheated") -> int:
     return sum(one["count"] for one in found.rig.edge.view.events() if one["reason"] == reason)
 
@@ -472,3 +478,49 @@ def test_whatever_happens_a_rule_acts_as_often_as_it_should(history: list[tuple[
         state = status(found)
         assert (state["active"], state["fired"]) == (oracle.active, oracle.fired), (what, amount)
         assert len(queued(found)) == oracle.fired
+
+
+# --- types ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("when", "clear", "words"),
+    [
+        ("label > 100", "", "this compares a text with a number"),
+        ("temperature > 80", "label < 5", "this compares a text with a number"),
+        ("temperature > 80 or label", "", "or joins conditions, and this is a text"),
+        ("label", "", "it is a text"),
+        ("abs(label) > 1", "", "abs reckons with numbers, and this is a text"),
+    ],
+)
+def test_what_can_never_be_told_by_the_types_of_its_inputs_is_said(when: str, clear: str, words: str) -> None:
+    found = site(rule(when=when, clear=clear))
+    [(what, reason, remedy)] = [one for one in why(found) if one[0] == "something in it can never be told"]
+    assert words in reason
+    assert "by their models" in reason
+    assert remedy == "correct the rule, or the type in the DeviceModel"
+    assert words in status(found)["problem"]
+    assert words in found.rig.edge.view.local_rules()[0]["status"]["problem"]
+
+
+def test_a_part_that_can_never_be_told_keeps_the_rest_of_a_rule_from_nothing() -> None:
+    found = site(rule(when="label > 100 or temperature > 80"))
+    found.report(temperature="90", label="x")
+    assert fired(found) == 1
+
+
+def test_the_types_are_looked_at_again_when_the_model_changes() -> None:
+    found = site(rule(when="label > 100"))
+    assert "problem" in status(found)
+    found.rig.apply(model(properties=[{"name": name, "type": "DOUBLE"} for name in ("temperature", "speed", "label")]))
+    assert "problem" not in status(found)
+    found.rig.apply(model())
+    assert "problem" in status(found)
+
+
+def test_who_asks_why_an_input_is_not_known_is_told_which_device_to_look_at() -> None:
+    found = site(rule())
+    for what, reason, remedy in why(found):
+        assert what.endswith(" is not known")
+        assert reason == "it has not reported yet"
+        assert remedy.endswith("tinyedge why device/pump-1 -n default")

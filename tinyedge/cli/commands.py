@@ -143,7 +143,7 @@ COMMANDS: tuple[Command, ...] = (
         "why",
         "why",
         LOOK,
-        "explain in plain words why a pod, a device or a rule is not as it should be, and what would help",
+        "explain in plain words why a pod, a device or a local rule is not as it should be, and what would help",
         (Argument("name", "a pod, device or rule: NAME, or KIND/NAME such as device/pump-1", complete="pods,devices"),),
         (NAMESPACE, JSON),
         examples=("tinyedge why web", "tinyedge why device/pump-1", "tinyedge why localrule/too-hot"),

@@ -1,4 +1,4 @@
-"""`tinyedge why`: why a pod, a device or a rule is not as it should be, in plain words, and what would help."""
+"""`tinyedge why`: why a pod, a device or a local rule is not as it should be, in plain words, and what would help."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def run(args: argparse.Namespace) -> int:
     kind, _, name = args.name.rpartition("/")
     plural = kind_named(kind).plural if kind else ""
     if plural not in ("", *EXPLAINED):
-        known = ", ".join(EXPLAINED)
-        raise CliError(f"{plural} are not explained", "", f"such as device/pump-1; known are {known}", code=EXIT_USAGE)
+        known = f"such as device/pump-1; known are {', '.join(EXPLAINED)}"
+        of_rules = "what one is at stands in its status in the cluster: kubectl describe rule NAME"
+        raise CliError(f"{plural} are not explained", "", of_rules if plural == "rules" else known, code=EXIT_USAGE)
     told = _told(client(args), namespace(args), plural, name)
     show(structured(told, args.output) if args.output else explanation(told))
     return 0

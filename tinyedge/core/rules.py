@@ -28,7 +28,7 @@ from tinyedge.core.sources import BUDGET_BYTES
 from tinyedge.core.status import rfc3339
 from tinyedge.limits import RULE_ERROR_CHARS_MAX, SERIES_ITEM_BYTES_MAX
 from tinyedge.model.device_checks import NUMBERS, TRUTHS
-from tinyedge.model.expression import Expression, ExpressionError, Input, Value, parse
+from tinyedge.model.expression import BOOLEAN, NUMBER, TEXT, Expression, ExpressionError, Input, Value, parse
 from tinyedge.model.rule import LOCAL_API_VERSION, HTTPAction, LocalRule, RuleAction, RuleInput
 from tinyedge.protocol import outgoing, readings
 from tinyedge.protocol.outgoing import HttpTarget, Outgoing, Push
@@ -39,13 +39,14 @@ Json = dict[str, Any]
 _RESULTS = {True: "true", False: "false", None: "unknown"}
 ERROR_MS = 60_000
 AGE_MS = 1_000  # between two looks at a rule that asks how old a value is
-_REMEDY = "see to the device and its mapper: tinyedge why device"
+_KINDS = dict.fromkeys(NUMBERS, NUMBER) | {"BOOLEAN": BOOLEAN}
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]{0,62})\}")
 
 
 class Run(Struct):
-    """One rule in this life. `problem`: it can't be evaluated at all. `held_ms` is since when its condition has been
-    true while it waits (-1: it is not), `result` what the condition was last."""
+    """One rule in this life. `problem`: it can't be evaluated at all; `mistyped`: of a part of it nothing can ever be
+    told, inputs being of the `kinds` that their models say. `held_ms` is since when its condition has been true while it
+    waits (-1: it is not), `result` what the condition was last."""
 
     key: str
     rule: LocalRule
@@ -53,6 +54,8 @@ class Run(Struct):
     when: Expression | None = None
     clear: Expression | None = None
     problem: str = ""
+    kinds: dict[str, str] | None = None
+    mistyped: str = ""
     held_ms: int = -1
     result: bool | None = None
 
@@ -188,6 +191,7 @@ class Rules:
         now = self._desk.now
         self._desk.on("LocalRule", run.key)
         inputs = {name: self._input(run.name_of(one)) for name, one in run.rule.spec.inputs.items()}
+        self._hold_against_models(run)
         self._timers.pop(run.key, None)
         self._changed[run.key] = None
         run.result = when.evaluate(inputs)
@@ -207,6 +211,21 @@ class Rules:
                 self._timers[run.key] = until
         if when.uses_age or (run.clear is not None and run.clear.uses_age):
             self._timers[run.key] = min(self._timers.get(run.key, NEVER), now + AGE_MS)
+
+    def _hold_against_models(self, run: Run) -> None:
+        """What compares a text with a number is never told, which nobody sees by waiting."""
+        spec = run.rule.spec
+        types = {name: self._type(run.name_of(one)) for name, one in spec.inputs.items()}
+        kinds = {name: _KINDS.get(type_name, TEXT) for name, type_name in types.items() if type_name}
+        if kinds == run.kinds:
+            return
+        run.kinds, run.mistyped = kinds, ""
+        try:
+            for text in (spec.when, spec.clear):
+                if text:
+                    parse(text, spec.inputs, kinds)
+        except ExpressionError as error:
+            run.mistyped = f"{error} (as its inputs are by their models)"
 
     def _input(self, name: str) -> Input:
         row = self._devices.latest(name)
@@ -363,11 +382,14 @@ class Rules:
             return None
         status = self._status(run)
         reasons = [
-            {"container": "", "what": f"{name} is not known", "why": one["problem"], "since": "", "remedy": _REMEDY}
+            _unknown(name, one["problem"], run.rule.spec.inputs[name].device, run.rule.metadata.namespace)
             for name, one in status["inputs"].items()
             if "problem" in one
         ]
-        if problem := status.get("problem"):
+        if run.mistyped:
+            what, remedy = "something in it can never be told", "correct the rule, or the type in the DeviceModel"
+            reasons.insert(0, {"container": "", "what": what, "why": run.mistyped, "since": "", "remedy": remedy})
+        if problem := _failure(run):
             remedy = "correct the rule, or what it acts upon"
             reasons.insert(0, {"container": "", "what": "it fails", "why": problem, "since": "", "remedy": remedy})
         state = "Active" if run.state.active else "Holding" if "holdingSeconds" in status else "Inactive"
@@ -434,8 +456,17 @@ class Rules:
         return f"{text[:40]!r} is no value of its type" if self._typed(name, text) is None else ""
 
 
-def _problem(run: Run) -> str:
+def _unknown(name: str, why: str, device: str, namespace: str) -> Json:
+    remedy = f"see to the device and its mapper: tinyedge why device/{device} -n {namespace}"
+    return {"container": "", "what": f"{name} is not known", "why": why, "since": "", "remedy": remedy}
+
+
+def _failure(run: Run) -> str:
     return run.problem or (run.state.error if run.state.failing else "")
+
+
+def _problem(run: Run) -> str:
+    return _failure(run) or run.mistyped
 
 
 def _filled(text: str, texts: dict[str, str]) -> str:

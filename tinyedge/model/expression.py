@@ -63,9 +63,9 @@ class Expression(Struct, frozen=True):
         return found if isinstance(found, bool) else None
 
 
-def parse(text: str, inputs: Collection[str]) -> Expression:
-    """A condition over `inputs`, by name. Raises ExpressionError."""
-    parser = _Parser(text, inputs)
+def parse(text: str, inputs: Collection[str], kinds: Mapping[str, str] | None = None) -> Expression:
+    """A condition over `inputs`, by name, of which some are known to be of a kind. Raises ExpressionError."""
+    parser = _Parser(text, inputs, kinds or {})
     root = parser.whole()
     if root.kind not in (BOOLEAN, ANY):
         parser.fail(1, f"it is {root.kind}", "make it a condition, such as temperature > 80")
@@ -255,9 +255,10 @@ _FUNCTIONS: dict[str, tuple[Callable[..., float] | None, int, int]] = {  # least
 
 
 class _Parser:
-    def __init__(self, text: str, inputs: Collection[str]) -> None:
+    def __init__(self, text: str, inputs: Collection[str], kinds: Mapping[str, str]) -> None:
         self._text = text
         self._inputs = inputs
+        self._kinds = kinds
         self._tokens = _tokens(text)
         self._place = 0
         self._depth = 0
@@ -360,7 +361,7 @@ class _Parser:
             return self._call(token)
         if word in self._inputs:
             self.used.add(word)
-            return _Read(ANY, word)
+            return _Read(self._kinds.get(word, ANY), word)
         known = ", ".join(sorted(self._inputs)) or "none"
         if word in ("and", "or"):
             self.fail(token.position, f"{word} stands where a value should", "put a condition on each side of it")
