@@ -307,17 +307,26 @@ install() {
   sync
   say "version $version ($arch) is installed"
   [ -n "$START" ] && is_booted || return 0
-  service start
+  service "${replaced:+re}start" # a daemon whose files have changed below it goes on with the new ones
   say "it runs. Next: 'tinyedge check', 'tinyedge status', and 'tinyedge join' to belong to a cluster"
   [ -S /run/containerd/containerd.sock ] ||
     say "there is no containerd here yet: 'sh $LIB/container-stack.sh install' brings it (or set runtime.kind = \"process\")"
 }
 
-# The version's folder, whole: one that is there and is the same stays, for it may run.
+# The version's folder, whole: one that is there and is the same stays, for it may run. Another build of its number is
+# verified by the one that is installed, as any other file, if that one is whole.
 settle_version() {
+  replaced=
   if cmp -s "$new/manifest.json" "$lib/versions/$name/manifest.json" && is_whole "$lib/versions/$name"; then
     rm -rf "$new"
   else
+    if [ -z "$DEST" ] && [ "$current" = "$name" ] && is_whole "$lib/versions/$name" && [ -x /usr/bin/tinyedge ]; then
+      replaced=yes
+      /usr/bin/tinyedge upgrade verify "$0" >/dev/null || {
+        rm -rf "$new"
+        fail "$name is installed, and does not take this other build of it" "see above; nothing was changed"
+      }
+    fi
     sync
     rm -rf "$lib/versions/.old-install"
     [ ! -e "$lib/versions/$name" ] || mv "$lib/versions/$name" "$lib/versions/.old-install"
