@@ -112,7 +112,7 @@ def test_what_can_not_be_asked_of_a_device_is_refused_by_name(node: Node) -> Non
     until(lambda: speed(node))
     high = refusal(node, "POST", f"{PATH}/properties/speed", {"value": "101"})
     assert high.what == "speed of default/pump-1 can't be set: '101' is not at most 100"
-    assert high.remedy == "tinyedge why device/pump-1 -n default"
+    assert high.remedy == "see what it takes and has: tinyedge describe device -n default pump-1"
     read = refusal(node, "POST", f"{PATH}/read")
     assert read.what == "Device default/pump-1: no mapper of protocol 'acme' has registered"
     call = refusal(node, "POST", f"{PATH}/methods/reset", {"arguments": {"speed": 0}})

@@ -23,6 +23,7 @@ from cloud_gateway.adapters.kube import MERGE_PATCH
 from cloud_gateway.adapters.kube_types import Resource
 from cloud_gateway.adapters.rest_relay import Relay
 from cloud_gateway.adapters.serving import Serving
+from cloud_gateway.core import rule_status
 from cloud_gateway.sandbox import packaged
 from tests.cloud_gateway.test_daemon import Gateway, Rig, condition, running
 from tests.fakes.http_peer import HttpPeer, http_peer
@@ -167,6 +168,8 @@ def _or_nothing(what: Callable[[], Any]) -> Any:
 async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setattr(rest_access, "LOOK_S", 0.05)
     monkeypatch.setattr(rules, "SETTLE_S", 0.2)
+    monkeypatch.setattr(rule_status, "FIRST_MS", 200)
+    monkeypatch.setattr(rule_status, "SAME_MS", 500)
     for name in ("broker", "node"):
         (tmp_path / name).mkdir()
     async with (
