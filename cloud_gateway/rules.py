@@ -3,6 +3,7 @@ the port of those who call rules over REST."""
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,7 @@ EVENT_WAIT_S = 5.0
 TOLD_MAX = 1000
 LOOK_UP_S, LOOK_UP_AGAIN_S = 300.0, 10.0  # where the API server is: what names say may change
 USAGE_S = 0.5  # for which messages of rules are counted together
+NODES_S = 30.0  # between two looks for nodes that rules name and that there are not
 SETTLE_S = 2.0  # a Rule and its RuleEndpoints are made one after the other
 
 Post = Callable[[facts.Event], Awaitable[None]]
@@ -46,7 +48,8 @@ class Rules:
         self._config = config
         self._kube = kube
         self._note = note
-        self._routes = RuleRoutes()
+        self._routes = RuleRoutes(has_port=config.rest is not None)
+        self._nodes: set[str] = set()  # that there are, or were
         self._allowed = allowed(config.outbound_allow, "--outbound-allow")
         self._api_servers: frozenset[tuple[str, int]] = frozenset()
         self._told: dict[tuple[str, str], float] = {}
@@ -159,11 +162,13 @@ class Rules:
         """A rule that does nothing has an Event that says why: the same one of all replicas."""
         told: dict[str, str] = {}
         while True:
-            await self._changed.wait()
+            with trio.move_on_after(NODES_S if self._routes.missing else math.inf):
+                await self._changed.wait()
             await trio.sleep(SETTLE_S * (1 + random.random()))  # noqa: S311 - spreads replicas
             self._changed = trio.Event()
             if not self._routes.known:
                 continue
+            self._routes.missing = await self._missing()
             problems = self._routes.useless()
             await self._post(facts.RulesUseless({rule: why for rule, (_, why) in problems.items()}))
             for rule, (uid, why) in problems.items():
@@ -171,6 +176,19 @@ class Rules:
                     self._note("warning", "rule.useless", {"rule": rule, "why": why[:300]})
                     await self._event(rule, uid, ("RuleNotServed", why), identity=f"{uid} {why}")
             told = {rule: why for rule, (_, why) in problems.items()}
+
+    async def _missing(self) -> frozenset[str]:
+        """Nodes that rules name and that there never were. One that could not be asked for may well be there."""
+        missing = set()
+        for node in self._routes.nodes() - self._nodes:
+            try:
+                with trio.move_on_after(EVENT_WAIT_S):
+                    await self._kube.get(types.NODES, node, metadata_only=True)
+                    self._nodes.add(node)
+            except KubeError as error:
+                if error.not_found:
+                    missing.add(node)
+        return frozenset(missing)
 
     async def _tell(self, to: Upward, reason: str, message: str) -> None:
         now = trio.current_time()

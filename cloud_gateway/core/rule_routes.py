@@ -45,9 +45,12 @@ class Upward(Struct, frozen=True):
 
 
 class RuleRoutes:
-    """`problems`: rule → why it does nothing. `known`: whether both kinds have been listed, or are not served."""
+    """`problems`: rule → why it does nothing. `known`: whether both kinds have been listed, or are not served.
+    `missing` are nodes that rules name and that there are not; `has_port`: this gateway takes requests of REST."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_port: bool = True) -> None:
+        self._has_port = has_port
+        self.missing: frozenset[str] = frozenset()
         self._objects: dict[str, dict[str, Json]] = {RULES: {}, ENDPOINTS: {}}
         self._listing: dict[str, set[str]] = {}
         self._seen: set[str] = set()
@@ -111,9 +114,18 @@ class RuleRoutes:
     def useless(self) -> dict[str, tuple[str, str]]:
         """Rules that do nothing: the uid of each, and why."""
         self._compile()
-        return {
-            key: (str(self._objects[RULES][key]["metadata"].get("uid", "")), why) for key, why in self.problems.items()
-        }
+        found = dict(self.problems)
+        for one in () if self._has_port else (one for routes in self._rest.values() for one in routes):
+            found[one.rule] = "this gateway takes no requests: it runs without --rest"
+        for key, up in self._up.items():
+            if up.node in self.missing:
+                found[key] = f"there is no node {up.node[:100]}, which sourceResource names as node_name"
+        return {key: (str(self._objects[RULES][key]["metadata"].get("uid", "")), why) for key, why in found.items()}
+
+    def nodes(self) -> frozenset[str]:
+        """Those that rules name."""
+        self._compile()
+        return frozenset(one.node for one in self._up.values())
 
     # --- the rules ------------------------------------------------------------------------------------
 

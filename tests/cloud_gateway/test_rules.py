@@ -255,19 +255,25 @@ async def test_who_makes_a_rule_that_leads_nowhere_is_told(site: Site) -> None:
     await site.patch("notes", {"target": "none"})
     await site.patch("alarms", {"targetResource": {"resource": "http://169.254.169.254/secrets"}})
 
-    async def told(reason: str) -> str:
+    async def told(reason: str, rule: str) -> str:
         with trio.fail_after(WAIT_S):
             while True:
                 status, body = await site.rig.cluster.kube.raw("GET", "/api/v1/namespaces/default/events")
                 assert status == 200
                 for one in json.loads(body)["items"]:
-                    if one["reason"] == reason and one["involvedObject"]["kind"] == "Rule":
+                    about = one["involvedObject"]
+                    if (one["reason"], about["kind"], about["name"]) == (reason, "Rule", rule):
                         return str(one["message"])
                 await site.publish("plant/alarms", "hot")
                 await trio.sleep(0.2)
 
-    assert "there is no RuleEndpoint none in its namespace" in await told("RuleNotServed")
-    assert "cloud" in await told("MessageDropped")
+    assert "there is no RuleEndpoint none in its namespace" in await told("RuleNotServed", "notes")
+    assert "cloud" in await told("MessageDropped", "alarms")
+    await site.patch("notes", {"target": "web", "sourceResource": {"target_url": "/notes", "node_name": "gaet"}})
+    said = "there is no node gaet"
+    await site.rig.cluster.until(
+        types.RULES, "notes", lambda one: said in one.get("status", {}).get("message", ""), "default"
+    )
 
 
 WARM: Json = {

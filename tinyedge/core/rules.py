@@ -45,8 +45,8 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]{0,62})\}")
 
 class Run(Struct):
     """One rule in this life. `problem`: it can't be evaluated at all; `mistyped`: of a part of it nothing can ever be
-    told, inputs being of the `kinds` that their models say. `held_ms` is since when its condition has been true while it
-    waits (-1: it is not), `result` what the condition was last."""
+    told, inputs being of the `kinds` that their models say. `held_ms` is since when its condition has been true while
+    it waits (-1: it is not), `result` what the condition was last."""
 
     key: str
     rule: LocalRule

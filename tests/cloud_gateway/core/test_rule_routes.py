@@ -106,6 +106,25 @@ def test_what_a_new_list_does_not_name_is_no_more() -> None:
     assert isinstance(made.upward("plant/up", "gate-7"), Upward)
 
 
+def test_rules_that_nobody_can_call_or_of_a_node_that_is_not_there_do_nothing() -> None:
+    made = RuleRoutes(has_port=False)
+    for resource, objects in ((RULES, [DOWN, UP, PROGRAM]), (ENDPOINTS, ENDS)):
+        made.listing(resource)
+        made.page(resource, objects)
+        made.listed(resource)
+    no_port = "this gateway takes no requests: it runs without --rest"
+    assert made.useless() == {"plant/down": ("uid-down", no_port)}
+    assert made.nodes() == {"gate-7"}
+    made.missing = frozenset(["gate-7"])
+    no_node = "there is no node gate-7, which sourceResource names as node_name"
+    assert {rule: why for rule, (_, why) in made.useless().items()} == {
+        "plant/down": no_port,
+        "plant/up": no_node,
+        "plant/program": no_node,
+    }
+    assert isinstance(made.upward("plant/up", "gate-7"), Upward)  # whoever is that node after all
+
+
 def test_nothing_is_said_to_be_gone_before_all_is_known() -> None:
     made = RuleRoutes()
     assert not made.known
