@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,6 +238,48 @@ def test_the_socket_needs_a_folder_a_group_and_a_short_path(machine: Made) -> No
     assert "it is no socket" in one(check.api_socket, machine).what
     os.chmod(machine.at("/run"), 0o777)  # noqa: S103
     assert "may be written by everyone" in one(check.api_socket, machine, config(api={"socket": "/run/a.sock"})).what
+
+
+def test_the_sockets_of_mappers_are_looked_at(machine: Made) -> None:
+    assert one(check.mapper_sockets, machine).what == "/run/tinyedge/dmi.sock, for root alone"
+    machine.write("/etc/kubeedge/dmi.sock")
+    found = one(check.mapper_sockets, machine, config(dmi={"kubeedge_socket": "/etc/kubeedge/dmi.sock"}))
+    assert (found.level, found.remedy) == (ERROR, "remove it, or set dmi.kubeedge_socket")
+    found = one(check.mapper_sockets, machine, config(dmi={"socket": "/run/" + "x" * 120}))
+    assert found.remedy == "set a shorter dmi.socket"
+    unknown = config(dmi={"group": "nobody-here"})
+    assert one(check.mapper_sockets, machine, unknown).remedy == "groupadd --system nobody-here"
+    assert list(check.mapper_sockets(machine, config(dmi={"socket": "", "mapper_dirs": ["/srv"]}))) == []
+
+
+def test_folders_in_which_mappers_may_listen_are_looked_at(machine: Made) -> None:
+    named = config(dmi={"mapper_dirs": ["/run/tinyedge", "/srv/mappers"]})
+    assert one(check.mapper_sockets, machine, named).remedy == "mkdir -m 755 -p /srv/mappers"
+    os.makedirs(machine.at("/srv/mappers"))
+    os.chmod(machine.at("/srv/mappers"), stat.S_IRWXU | stat.S_IWOTH)
+    assert one(check.mapper_sockets, machine, named).remedy == "chmod o-w /srv/mappers"
+    os.chmod(machine.at("/srv/mappers"), stat.S_IRWXU | stat.S_IWOTH | stat.S_ISVTX)
+    assert one(check.mapper_sockets, machine, named).level == OK
+    os.rmdir(machine.at("/srv/mappers"))
+    machine.write("/srv/mappers")
+    assert "is no folder" in one(check.mapper_sockets, machine, named).what
+
+
+def test_files_for_the_broker_are_looked_at(machine: Made) -> None:
+    password, ca = "/etc/tinyedge/mqtt.password", "/etc/tinyedge/ca.pem"
+    named = config(mqtt={"url": "mqtts://broker", "password_file": password, "ca_file": ca})
+    machine.write(ca)
+    found = one(check.broker_files, machine, named)
+    assert (found.level, found.remedy) == (
+        WARNING,
+        "put it there, readable for root, or correct mqtt.password_file",
+    )
+    machine.write(password, "secret")
+    os.chmod(machine.at(password), 0o644)
+    assert one(check.broker_files, machine, named).remedy == f"chmod 600 {password}"
+    os.chmod(machine.at(password), 0o600)
+    assert levels(check.broker_files(machine, named)) == [OK, OK]
+    assert list(check.broker_files(machine, config(mqtt={"ca_file": ca}))) == []  # no broker is used
 
 
 def test_a_wrong_configuration_is_the_one_finding(cli: Cli, tmp_path: Path) -> None:

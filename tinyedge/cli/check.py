@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tinyedge.cli.errors import EXIT_FAILED
 from tinyedge.cli.output import show, structured
 from tinyedge.cli.text import size
-from tinyedge.config import DEFAULT_PATH, Config, load
+from tinyedge.config import DEFAULT_PATH, Config, DmiConfig, load
 from tinyedge.errors import TinyEdgeError
 from tinyedge.limits import MIB
 
@@ -131,7 +131,7 @@ def runtime(machine: Machine, config: Config) -> Iterator[Finding]:
             ERROR,
             "runtime",
             f"there is no socket at {endpoint}",
-            f"{_stack(machine)}, or set runtime.endpoint; without containerd: runtime.kind = \"process\"",
+            f'{_stack(machine)}, or set runtime.endpoint; without containerd: runtime.kind = "process"',
         )
         return
     try:
@@ -441,31 +441,76 @@ def _owner_trouble(machine: Machine, path: str) -> Iterator[Finding]:
 
 
 def api_socket(machine: Machine, config: Config) -> Iterator[Finding]:
-    path, group = config.api.socket, config.api.group
-    folder = os.path.dirname(path)
+    yield from _socket(machine, "api.socket", config.api.socket, config.api.group, ", which is as powerful as root")
+
+
+def mapper_sockets(machine: Machine, config: Config) -> Iterator[Finding]:
+    """Where device mappers find the daemon, and where it finds them."""
+    dmi = config.dmi
+    for key, path in (("dmi.socket", dmi.socket), ("dmi.kubeedge_socket", dmi.kubeedge_socket)):
+        if path:
+            yield from _socket(machine, key, path, dmi.group, ", whose members report for devices")
+    for folder in dmi.mapper_dirs if dmi.socket or dmi.kubeedge_socket else ():
+        yield from _mapper_folder(machine, folder, usual=folder in DmiConfig().mapper_dirs)
+
+
+def _mapper_folder(machine: Machine, folder: str, *, usual: bool) -> Iterator[Finding]:
+    where = f"{folder} of dmi.mapper_dirs"
+    if not machine.exists(folder):
+        if not usual:  # who uses the others makes them
+            yield Finding(
+                WARNING, "dmi", f"{where} is not there: no mapper can listen in it", f"mkdir -m 755 -p {folder}"
+            )
+    elif not os.path.isdir(machine.at(folder)):
+        yield Finding(WARNING, "dmi", f"{where} is no folder: no mapper can listen in it", "correct dmi.mapper_dirs")
+    elif _open_to_all(machine, folder):
+        what = f"{where} may be written by everyone: they could take a mapper's socket away"
+        yield Finding(WARNING, "dmi", what, f"chmod o-w {folder}")
+
+
+def _socket(machine: Machine, key: str, path: str, group: str, may: str) -> Iterator[Finding]:
+    """One that the daemon makes; `may`: what its group is then."""
+    section = key.partition(".")[0]
+    check = "socket" if section == "api" else section
     if len(path.encode()) > SOCKET_PATH_BYTES_MAX:
-        yield Finding(
-            ERROR, "socket", f"{path} is longer than {SOCKET_PATH_BYTES_MAX} bytes", "set a shorter api.socket"
-        )
+        what = f"{path} is longer than {SOCKET_PATH_BYTES_MAX} bytes"
+        yield Finding(ERROR, check, what, f"set a shorter {key}")
     if machine.exists(path) and not stat.S_ISSOCK(os.stat(machine.at(path)).st_mode):
-        yield Finding(ERROR, "socket", f"{path} is there, and it is no socket", "remove it, or set api.socket")
-    above = _existing(machine, folder)
+        yield Finding(ERROR, check, f"{path} is there, and it is no socket", f"remove it, or set {key}")
+    above = _existing(machine, os.path.dirname(path))
     if not os.access(machine.at(above), os.W_OK | os.X_OK):
-        yield Finding(ERROR, "socket", f"nothing can be made in {above}", "use sudo, or set api.socket")
-    elif os.stat(machine.at(above)).st_mode & stat.S_IWOTH and not os.stat(machine.at(above)).st_mode & stat.S_ISVTX:
-        yield Finding(
-            WARNING,
-            "socket",
-            f"{above} may be written by everyone: they could put a socket of theirs there",
-            f"chmod o-w {above}",
-        )
+        yield Finding(ERROR, check, f"nothing can be made in {above}", f"use sudo, or set {key}")
+    elif _open_to_all(machine, above):
+        what = f"{above} may be written by everyone: they could put a socket of theirs there"
+        yield Finding(WARNING, check, what, f"chmod o-w {above}")
     elif not group or _group_known(machine, group):
-        who = f"root and the group {group}, which is as powerful as root" if group else "root alone"
-        yield Finding(OK, "socket", f"{path}, for {who}")
+        who = f"root and the group {group}{may}" if group else "root alone"
+        yield Finding(OK, check, f"{path}, for {who}")
     if group and not _group_known(machine, group):
-        yield Finding(
-            ERROR, "socket", f"api.group is {group}, and there is no such group", f"groupadd --system {group}"
-        )
+        what = f"{section}.group is {group}, and there is no such group"
+        yield Finding(ERROR, check, what, f"groupadd --system {group}")
+
+
+def _open_to_all(machine: Machine, folder: str) -> bool:
+    mode = os.stat(machine.at(folder)).st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
+def broker_files(machine: Machine, config: Config) -> Iterator[Finding]:
+    """What the node reads each time that it connects to its broker."""
+    mqtt = config.mqtt
+    named = {key: getattr(mqtt, key) for key in ("password_file", "ca_file", "cert_file", "key_file")}
+    for key, path in named.items() if mqtt.url else ():
+        if not path:
+            continue
+        where = f"{path} of mqtt.{key}"
+        if not os.path.isfile(machine.at(path)) or not os.access(machine.at(path), os.R_OK):
+            what = f"{where} can't be read: the broker will not be reached"
+            yield Finding(WARNING, "mqtt", what, f"put it there, readable for root, or correct mqtt.{key}")
+        elif key in ("password_file", "key_file") and os.stat(machine.at(path)).st_mode & stat.S_IROTH:
+            yield Finding(WARNING, "mqtt", f"{where} may be read by everyone", f"chmod 600 {path}")
+        else:
+            yield Finding(OK, "mqtt", where)
 
 
 def _group_known(machine: Machine, group: str) -> bool:
@@ -508,5 +553,7 @@ CHECKS: tuple[Check, ...] = (
     clock,
     manifests,
     api_socket,
+    mapper_sockets,
+    broker_files,
     image_folder,
 )
