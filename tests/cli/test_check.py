@@ -256,9 +256,10 @@ def test_folders_in_which_mappers_may_listen_are_looked_at(machine: Made) -> Non
     named = config(dmi={"mapper_dirs": ["/run/tinyedge", "/srv/mappers"]})
     assert one(check.mapper_sockets, machine, named).remedy == "mkdir -m 755 -p /srv/mappers"
     os.makedirs(machine.at("/srv/mappers"))
-    os.chmod(machine.at("/srv/mappers"), stat.S_IRWXU | stat.S_IWOTH)
+    everyone = stat.S_IRWXU | stat.S_IWOTH
+    os.chmod(machine.at("/srv/mappers"), everyone)
     assert one(check.mapper_sockets, machine, named).remedy == "chmod o-w /srv/mappers"
-    os.chmod(machine.at("/srv/mappers"), stat.S_IRWXU | stat.S_IWOTH | stat.S_ISVTX)
+    os.chmod(machine.at("/srv/mappers"), everyone | stat.S_ISVTX)
     assert one(check.mapper_sockets, machine, named).level == OK
     os.rmdir(machine.at("/srv/mappers"))
     machine.write("/srv/mappers")

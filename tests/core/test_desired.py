@@ -150,3 +150,15 @@ def test_only_what_there_is_can_be_taken_back() -> None:
         found = site.answer(site.ask(ev.SetDesired("default", name, "colour", None)))
         assert found is not None
         assert found.error == words
+
+
+def test_a_method_sets_nothing_that_is_read_only() -> None:
+    site = Site(model(), device(methods=[{"name": "warm", "propertyNames": ["temperature"]}]))
+    site.register(OWN)
+    answer(site)
+    found = site.answer(site.ask(ev.CallMethod("default", "pump-1", "warm", {"temperature": "20"})))
+    assert found is not None
+    assert found.error == (
+        f"warm of {KEY} can't be called: temperature is ReadOnly in the device's model, and warm would set it"
+    )
+    assert not site.rig.calls

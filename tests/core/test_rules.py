@@ -495,7 +495,7 @@ def test_whatever_happens_a_rule_acts_as_often_as_it_should(history: list[tuple[
 )
 def test_what_can_never_be_told_by_the_types_of_its_inputs_is_said(when: str, clear: str, words: str) -> None:
     found = site(rule(when=when, clear=clear))
-    [(what, reason, remedy)] = [one for one in why(found) if one[0] == "something in it can never be told"]
+    [(_, reason, remedy)] = [one for one in why(found) if one[0] == "something in it can never be told"]
     assert words in reason
     assert "by their models" in reason
     assert remedy == "correct the rule, or the type in the DeviceModel"

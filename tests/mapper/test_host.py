@@ -197,6 +197,14 @@ async def test_methods_bring_values() -> None:
         assert [(one.property, one.value) for one in answer.values] == [("speed", "3"), ("note", "stop 1")]
 
 
+async def test_a_method_that_would_write_nothing_is_not_done() -> None:
+    async with hosted(Plain()) as (host, _):
+        await host.put(device())
+        answer = await host.ask("default/pump", CallNow("stop"))
+    assert answer.error.startswith("stop without a value does nothing")
+    assert "it takes speed" in answer.error
+
+
 async def test_a_method_writes_only_its_own_properties() -> None:
     async with hosted(one := Plain()) as (host, _):
         await host.put(device())

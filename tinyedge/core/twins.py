@@ -194,6 +194,8 @@ def call_problem(shape: Shape, method: str, arguments: dict[str, str]) -> str:
     for name, value in arguments.items():
         if name not in takes or name not in shape.properties:
             return f"{method} takes no {name[:128]!r}; it takes {', '.join(takes) or 'nothing'}"
+        if not shape.properties[name].writable:
+            return f"{name} is ReadOnly in the device's model, and {method} would set it"
         if problem := shape.properties[name].problem(value):
             return f"{name} is {value[:40]!r}, expected {problem}"
     return ""

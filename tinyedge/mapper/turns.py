@@ -90,6 +90,11 @@ class Turns:
             outcome.call_failed = self._unless_away(error)
 
     async def _call_by_writing(self, device: Device, call: CallNow, outcome: Outcome) -> None:
+        if not call.arguments:
+            known = ", ".join(device.methods[call.method]) or "nothing"
+            why = f"its driver knows methods only as writing, and it takes {known}"
+            outcome.call_failed = Refused(f"{call.method} without a value does nothing", why, "such as PROPERTY=VALUE")
+            return
         for name, _ in call.arguments:
             if name not in device.methods[call.method] or name not in device.properties:
                 known = ", ".join(device.methods[call.method]) or "nothing"
