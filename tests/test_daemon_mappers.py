@@ -60,6 +60,23 @@ spec:
 """
 
 
+LOCKED = """\
+from tinyedge.mapper import Refused, run
+
+
+class Locked:
+    def read(self, device, prop):
+        return 7
+
+    def write(self, device, prop, value):
+        if value > 7:
+            raise Refused("the valve is locked")
+
+
+run(Locked(), protocol="example", name="locked-mapper")
+"""
+
+
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path)
@@ -110,6 +127,35 @@ def test_what_a_device_answers_and_that_nobody_does_are_its_reasons(node: Node) 
     until(lambda: "Connection refused" in status(node).get("reason", ""))
     events = node.client.get("/v1/events")["items"]
     assert any("unhealthy" in one["message"] and words in one["message"] for one in events)
+
+
+def test_a_value_that_an_sdk_mapper_refuses_stays_refused_until_it_is_taken_back(node: Node) -> None:
+    (node.manifests / "tank.yaml").write_text(TANK)
+    script = node.folder / "locked.py"
+    script.write_text(LOCKED)
+    node.start("--set", f"dmi.mapper_dirs={node.folder}")
+    until(node.status)
+    environ = {**os.environ, "TINYEDGE_DMI": f"{node.folder}/dmi.sock", "PYTHONPATH": str(ROOT)}
+
+    def whys() -> list[str]:
+        return [one["what"] for one in node.client.get(f"{PATH}/why")["reasons"]]
+
+    with subprocess.Popen([sys.executable, str(script)], env=environ, cwd=ROOT) as process:
+        try:
+            until(lambda: status(node)["state"] == "online")
+            refused = refusal(node, "POST", f"{PATH}/properties/level", {"value": "9"})
+            words = "mapper locked-mapper refuses it: the valve is locked"
+            assert refused.what == f"level of default/pump-1 can't be 9: {words}"
+            node.stop()
+            node.start("--set", f"dmi.mapper_dirs={node.folder}")
+            until(lambda: whys() == ["level can't be set"])
+            assert status(node)["twins"][0]["observedDesired"]["metadata"] == {"refused": words}
+            node.client.ask("DELETE", f"{PATH}/properties/level")
+            assert whys() == []
+            node.client.ask("POST", f"{PATH}/properties/level", body={"value": "5"})
+            assert status(node)["twins"][0]["observedDesired"] == {"value": "5", "metadata": {}}
+        finally:
+            process.send_signal(signal.SIGKILL)
 
 
 def test_a_mapper_that_is_killed_shows_with_the_next_read_and_is_back_by_itself(node: Node) -> None:

@@ -181,7 +181,7 @@ async def test_a_real_server_of_grpc_is_a_mapper_like_another(tmp_path: Path) ->
 
     def update(request: pb.UpdateDeviceRequest, context: Any) -> pb.UpdateDeviceResponse:
         heard.append(request)
-        return pb.UpdateDeviceResponse()
+        return pb.UpdateDeviceResponse(refused={"speed": "the valve is locked"})
 
     async with calling(tmp_path, serve=False) as rig:
         server = grpc.server(ThreadPoolExecutor(2))
@@ -195,7 +195,8 @@ async def test_a_real_server_of_grpc_is_a_mapper_like_another(tmp_path: Path) ->
         server.add_insecure_port(f"unix:{rig.path}")
         server.start()
         try:
-            assert (await rig.call("UpdateDevice", device=DEVICE)).error == ""
+            done = await rig.call("UpdateDevice", device=DEVICE)
+            assert (done.error, done.refused) == ("", {"speed": "the valve is locked"})
             assert heard[0].device == dmi.to_wire(DEVICE, doubles=False)
             outcome = await rig.call("RemoveDevice")
             assert "Method not found" in outcome.error

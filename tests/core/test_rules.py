@@ -520,7 +520,9 @@ def test_the_types_are_looked_at_again_when_the_model_changes() -> None:
 
 def test_who_asks_why_an_input_is_not_known_is_told_which_device_to_look_at() -> None:
     found = site(rule())
-    for what, reason, remedy in why(found):
+    missing = why(found)
+    assert len(missing) == 3
+    for what, reason, remedy in missing:
         assert what.endswith(" is not known")
         assert reason == "it has not reported yet"
         assert remedy.endswith("tinyedge why device/pump-1 -n default")
