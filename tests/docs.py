@@ -20,8 +20,9 @@ that works, so an empty or missing file is fine. Each key can also be set on the
 `tinyedge config` prints the configuration that is in force, `tinyedge check` holds it against the machine.
 
 A value that does not fit is an error that names the key; nothing is started. An unknown key is an error for
-`tinyedge check`. The daemon passes it over, and says so in its log (`config.unknown`) and in `tinyedge status`, with the
-key that it is most like: it may be one of a newer version, whose file an older one has to start with after a way back.
+`tinyedge check`. The daemon passes it over, and says so in its log (`config.unknown`) and in `tinyedge status`, with
+the key that it is most like: it may be one of a newer version, whose file an older one has to start with after a way
+back.
 
 This page is made from `tinyedge/config.py` (`make docs`).
 """

@@ -115,8 +115,8 @@ class ManifestsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     paths: Annotated[
         tuple[AbsolutePath, ...],
         Meta(
-            description="Folders of YAML or JSON manifests (pods, ConfigMaps, Secrets, devices and their models, rules), "
-            "watched for changes."
+            description="Folders of YAML or JSON manifests (pods, ConfigMaps, Secrets, devices and their models, "
+            "rules), watched for changes."
         ),
     ] = ("/etc/tinyedge/manifests",)
 
