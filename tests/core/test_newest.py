@@ -92,7 +92,7 @@ def test_what_was_restored_is_saved_in_time() -> None:
 def test_a_rule_hears_of_what_was_restored() -> None:
     site = served()
     site.report(temperature="2")
-    site.rig.boot("power")
+    site.rig.boot("crash")
     values = site.rig.edge._devices
     values.remembered(ev.Remembered(of(site.readings())))
     before = values.changed_values[KEY, "temperature"]

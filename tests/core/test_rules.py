@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.core.device_rig import OWN, Site, device, model
 from tinyedge import events as ev
+from tinyedge.core.newest import Waiting
 from tinyedge.limits import PUSH_TARGETS_MAX
 from tinyedge.model import decode
 from tinyedge.model.rule import LocalRule
@@ -240,6 +241,40 @@ def test_after_a_power_cut_values_of_before_start_nothing_until_they_are_reporte
     assert "since the machine was started" in status(found)["inputs"]["temperature"]["problem"]
     found.report(temperature=5)
     assert fired(found) == 2
+
+
+def waiting(found: Site) -> ev.Remembered:
+    """What the store finds in the series after an unclean end."""
+    newest = Waiting()
+    for number, report in reversed(list(enumerate(found.readings()))):
+        newest.take(number, report)
+    return ev.Remembered(dict(newest.values()))
+
+
+def test_after_a_crash_a_rule_does_not_act_again_by_a_value_that_was_kept_long_before() -> None:
+    found = site(rule(when="temperature > 80", clear="temperature < 50"))
+    found.report(temperature=20)  # is written down, and what follows is not
+    found.report(temperature=90)
+    assert fired(found) == 1
+    last = waiting(found)
+    found.rig.boot("crash")
+    before = fired(found)
+    assert status(found)["active"]
+    found.rig.step(last)
+    found.report(temperature=91)
+    assert (fired(found), status(found)["active"]) == (before, True)
+
+
+def test_what_is_found_in_the_series_counts_after_a_crash_and_not_after_a_start_of_the_machine() -> None:
+    found = site(rule(when="temperature > 80"))
+    found.report(temperature=20)
+    found.report(temperature=90)
+    last = waiting(found)
+    for reason, results in (("crash", ("unknown", "true")), ("power", ("unknown", "unknown"))):
+        found.rig.boot(reason)
+        before = status(found)["result"]
+        found.rig.step(last)
+        assert (before, status(found)["result"]) == results, reason
 
 
 def test_a_hold_begins_anew_with_each_life() -> None:

@@ -307,14 +307,23 @@ class Devices:
             key, _, name_of = name.rpartition("/")
             twin, before = self.twins.get(key), self.latest(name)
             if twin is not None and twin.shape is not None:
-                one = twin.shape.properties.get(name_of)
-                wanted = one is not None and one.history
+                wanted = self.has_history(name)
             else:  # its device or model is set aside, or still to come
                 wanted = before is not None and row.at_ms >= before.at_ms
             if wanted and self._newest.restore(name, row):
-                self.changed_values.setdefault((key, name_of), before)
                 self.changed_twins[key] = None
+                if (
+                    not self._desk.rebooted
+                ):  # else it is of before the machine's start, and nothing is to follow from it
+                    self.changed_values.setdefault((key, name_of), before)
         self._newest.restored()
+
+    def has_history(self, name: str) -> bool:
+        """Of namespace/name/property, as the device and its model have it now."""
+        key, _, of = name.rpartition("/")
+        twin = self.twins.get(key)
+        one = twin.shape.properties.get(of) if twin is not None and twin.shape is not None else None
+        return one is not None and one.history
 
     def stopping(self, event: Stopping) -> None:
         self._newest.save()
@@ -581,4 +590,3 @@ def _sorted_out(shape: Shape, values: Iterable[Value]) -> tuple[list[tuple[Value
         else:
             good.append((value, one))
     return good, bad
-

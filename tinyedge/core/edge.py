@@ -468,7 +468,7 @@ class Edge:
         self._outbox.booted()
         self._devices.booted()
         desk.on()
-        self._reactions.rules.booted()
+        self._reactions.rules.booted(event.reason)
         if desk.rebooted and before.boot_id:
             message = f"Node {event.node.name} has been rebooted, boot id: {event.node.boot_id}"
             desk.node_event("Warning", "Rebooted", message)

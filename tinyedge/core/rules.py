@@ -98,12 +98,16 @@ class Rules:
 
     # --- what the edge tells -----------------------------------------------------------------------
 
-    def booted(self) -> None:
+    def booted(self, reason: str) -> None:
+        """`reason` is why the last life ended. What is kept of values with history may be old if nobody could save it,
+        and counts once they have been reported again, or were found in the series."""
         self._born_ms = self._desk.now
         self._dirty = dict.fromkeys(self._runs)
         tables = self._desk.tables
         if self._desk.rebooted:
             self._old = set(tables.readings)
+        elif reason != "clean":
+            self._old = {name for name in tables.readings if self._devices.has_history(name)}
         unread = {key for table, key, _ in tables.unreadable if table == "localrule"}
         for key in tables.rule_states.keys() - self._runs.keys() - unread:
             tables.delete("rulestate", key)
