@@ -240,13 +240,13 @@ def test_a_daemon_that_can_not_start_says_why(
 
 def test_the_daemons_process_loads_no_command_line_library() -> None:
     code = (
-        "import sys; sys.argv = ['tinyedge', 'run', '--set', 'node.nam=x']\n"
+        "import sys; sys.argv = ['tinyedge', 'run', '--set', 'log.level=loud']\n"
         "from tinyedge.__main__ import main\n"
         "try: main()\n"
         "except SystemExit: print(*sorted({'argparse', 'yaml', 'tinyedge.cli.main'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
-    assert "node.nam" in done.stderr, done.stderr
+    assert "log.level" in done.stderr, done.stderr
     assert done.stdout.strip() == ""
 
 
