@@ -106,8 +106,10 @@ def _later(product: str, version: str, store_format: int, copy: Path) -> Path:
     for folder in SOURCES[product]:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "LICENSE", copy)
+    tools = ROOT / ".work" / "build"  # what is built with is the same
+    tools.mkdir(parents=True, exist_ok=True)
     (copy / ".work").mkdir()
-    (copy / ".work" / "build").symlink_to(ROOT / ".work" / "build")  # what is built with is the same
+    (copy / ".work" / "build").symlink_to(tools)
     _say(copy / "tinyedge" / "__init__.py", "__version__ = ", f'"{version}"')
     if store_format:
         _say(copy / "tinyedge" / "store" / "record.py", "FORMAT = ", str(store_format))

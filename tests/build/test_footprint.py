@@ -3,6 +3,7 @@ the figures, and those that are times, which no test holds: they are the machine
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,10 @@ def test_on_disk_it_is_as_small_as_promised() -> None:
 
 @pytest.mark.containerd
 @pytest.mark.mosquitto
-def test_its_memory_is_as_little_as_promised_whatever_it_has_to_do(tmp_path: Path) -> None:
+def test_its_memory_is_as_little_as_promised_whatever_it_has_to_do() -> None:
     figures: dict[str, dict[str, float]] = {}
-    Memory(rig.folder_of("edge") / "tinyedge", tmp_path, 0.0, figures.__setitem__).measure()
+    with tempfile.TemporaryDirectory(prefix="te-") as folder:  # a path that containerd's sockets have room for
+        Memory(rig.folder_of("edge") / "tinyedge", Path(folder), 0.0, figures.__setitem__).measure()
     assert figures.keys() == RSS_MB_MAX.keys()
     over = {what: found["rss"] for what, found in figures.items() if found["rss"] > RSS_MB_MAX[what]}
     assert not over, f"MB, of at most {RSS_MB_MAX}"
