@@ -201,7 +201,8 @@ class _Line:
                 await self._hand_over(client, target, payload)
                 return
         self._posted = None
-        raise self._denied or PeerError("the broker was not dialled", "its address was not allowed", "it is tried again")
+        why = "its address was not allowed"
+        raise self._denied or PeerError("the broker was not dialled", why, "it is tried again")
 
     async def _hand_over(self, client: Client, target: MqttTarget, payload: bytes) -> None:
         if self._posted is None:
