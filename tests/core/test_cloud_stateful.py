@@ -302,7 +302,8 @@ class Member(RuleBasedStateMachine):
         assert cluster.told["mirror"].keys() == mirrored
         outlines = rig.edge.view.outlines()
         assert cluster.told["podstatus"] == outlines["podstatus"]
-        assert outlines["podstatus"].keys() == rows.keys()
+        stays = refused & cluster.told["podstatus"].keys()  # what was told of a pod before its name was taken
+        assert outlines["podstatus"].keys() == rows.keys() | stays
         assert outlines["pod"] == cluster.outline("pod")
         rig.unlink()
         assert self.link_up() == 0

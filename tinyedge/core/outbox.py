@@ -204,8 +204,8 @@ class Outbox:
         if kind == "node":
             return key == NODE
         run = self._runs.get(key)
-        if run is not None and run.row is not None:
-            return kind == "podstatus" or run.row.source != CLOUD
+        if run is not None and run.row is not None:  # not of a pod that was let go: it may come again, and be refused
+            return run.row.source != CLOUD or (kind == "podstatus" and not run.row.released)
         return kind == "podstatus" and key in self._desk.tables.gone
 
     def _forget(self, uid: str) -> None:
