@@ -66,3 +66,16 @@ def test_a_device_that_is_removed_while_it_is_registered_in_vain_leaves_nothing(
     site.rig.advance(60)
     assert site.take() == []
     assert not site.rig.tables["twin"]
+
+
+def test_while_nothing_can_be_kept_no_mapper_is_told_of_a_device_that_it_may_not_have() -> None:
+    site = registering()
+    call = site.call()
+    site.rig.calls.clear()
+    site.rig.step(ev.MapperCalled(call.op, "no such port"))
+    site.rig.step(ev.StoreFault("EROFS", "the disk takes no writes", True))
+    site.rig.advance(60)
+    assert site.take() == []
+    site.rig.step(ev.StoreFault("", "", False))
+    site.rig.boot("store")
+    assert "RegisterDevice default/pump-1" in site.take()

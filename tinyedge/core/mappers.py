@@ -398,6 +398,8 @@ class Mappers:
         if twin.registered and twin.row.told == twin.want:
             self._settled(twin)
             return True
+        if self._desk.read_only and twin.row.mapper != line.info.name:
+            return True  # that it may have the device could not be kept; the life that can write again tells it
         model = self._tables.models[twin.model].object
         hashed = _model_digest(model)
         if line.models.get(twin.model) != hashed:
