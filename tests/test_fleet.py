@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.fakes.surroundings import Surroundings
 from tests.upgrade.rig import Device, bundle
 from tinyedge import events as ev
 from tinyedge import fleet
@@ -30,21 +31,18 @@ OLD_TEXT = '[log]\nlevel = "info"\n'
 JOB = "configupdatejob/c"
 
 
-class Node:
+class Node(Surroundings):
     """A daemon's surroundings; what it sees is set by hand."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.reachable = False  # which is no excuse for a configuration
         self.device = Device(folder)
         self.folder = folder
         self.file = folder / "tinyedge.toml"
         self.file.write_text(OLD_TEXT)
         self.marks = Marks(str(self.device.root), str(self.device.state))
         self.trials = ConfigTrials(str(self.device.state))
-        self.up = (3, 3, 3)
-        self.down: set[str] = set()
-        self.answers = True
-        self.writable = True
-        self.link: dict[str, Any] = {"state": "up", "synced": True}
         self.posted: list[ev.Event] = []
         self.told: list[ev.Request] = []
         self.notes: list[str] = []
@@ -87,24 +85,6 @@ class Node:
     async def ask(self, what: str, body: bytes) -> bytes:
         await trio.lowlevel.checkpoint()
         raise PeerError("there is no such version", retryable=False)
-
-    def runtime_answers(self) -> bool:
-        return self.answers
-
-    def pods_up(self) -> tuple[int, int, int]:
-        return self.up
-
-    def pods_steady(self) -> list[str]:
-        return [f"uid-{number}" for number in range(self.up[2])]
-
-    def pods_missing(self, uids: Collection[str]) -> list[str]:
-        return [f"default/{uid}" for uid in uids if uid in self.down]
-
-    def status(self) -> dict[str, Any]:
-        return self.link
-
-    def reached(self) -> bool:
-        return False
 
     def done(self) -> ev.JobDone:
         found = [one for one in self.posted if isinstance(one, ev.JobDone)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -174,3 +175,12 @@ def test_every_module_says_what_it_is_for() -> None:
         if path.name != "__init__.py" and path.read_text().strip() and not ast.get_docstring(_tree(path))
     ]
     assert not silent, "a module's docstring says what it promises"
+
+
+def test_no_folder_with_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """pytest by itself looks into no folder that is named build."""
+    patterns = pytestconfig.getini("norecursedirs")
+    folders = {path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")}
+    names = {name for path in folders for name in path.parts}
+    assert "build" in names
+    assert not {name for name in names for pattern in patterns if fnmatch(name, pattern)}

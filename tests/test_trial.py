@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.fakes.surroundings import Surroundings
 from tests.upgrade.rig import LAUNCHER, Device, bundle
 from tinyedge import trial
 from tinyedge.config import Config
@@ -27,18 +28,13 @@ OLD, NEW = f"0.1.0-{ARCH}", f"0.2.0-{ARCH}"
 Fields = Mapping[str, str | int | bool]
 
 
-class Node:
+class Node(Surroundings):
     """A device whose daemon is on trial, or not; what it sees is set by hand."""
 
     def __init__(self, device: Device) -> None:
+        super().__init__()
         self.device = device
         self.marks = Marks(str(device.root), str(device.state))
-        self.up = (3, 3, 3)
-        self.down: set[str] = set()
-        self.answers = True
-        self.writable = True
-        self.link: dict[str, Any] = {"state": "up", "synced": True}
-        self.reachable = True
         self.notes: list[tuple[str, dict[str, Any]]] = []
         self.records: list[Record] = []
         self.told: list[Request] = []
@@ -63,24 +59,6 @@ class Node:
         await trio.lowlevel.checkpoint()
         self.told.append(what)
         return Answer(1, self.refusal)
-
-    def runtime_answers(self) -> bool:
-        return self.answers
-
-    def pods_up(self) -> tuple[int, int, int]:
-        return self.up
-
-    def pods_steady(self) -> list[str]:
-        return [f"uid-{number}" for number in range(self.up[2])]
-
-    def pods_missing(self, uids: Collection[str]) -> list[str]:
-        return [f"default/{uid}" for uid in uids if uid in self.down]
-
-    def status(self) -> dict[str, Any]:
-        return self.link
-
-    def reached(self) -> bool:
-        return self.reachable
 
 
 @pytest.fixture

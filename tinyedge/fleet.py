@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import trio
@@ -25,10 +25,11 @@ from msgspec import Struct
 from tinyedge import events as ev
 from tinyedge.config import Config
 from tinyedge.errors import TinyEdgeError, WorldError
-from tinyedge.trial import ANSWER_S, LOOK_S, Launch, Link, Restart, View
+from tinyedge.health import Health, Link, View
+from tinyedge.trial import ANSWER_S, LOOK_S, Launch, Restart
 from tinyedge.upgrade import config_trial
 from tinyedge.upgrade.config_trial import ConfigTrial, ConfigTrials, Started
-from tinyedge.upgrade.gate import Gate, Seen
+from tinyedge.upgrade.gate import Gate
 from tinyedge.upgrade.marks import Asked, Busy
 
 Json = dict[str, Any]
@@ -87,12 +88,11 @@ class Fleet:
         self._view = view
         self._link = link
         self._upgrades = upgrades
-        self._writable = writable
+        self._health = Health(view, link, writable)
         self._post = post
         self._note = note
         self._tasks = tasks
         self._scopes: dict[int, trio.CancelScope] = {}
-        self._linked = False
         self._leave = trio.Event()
         self._acts: dict[type, Callable[[Any], Awaitable[ev.JobLooked | ev.JobDone]]] = {
             ev.LookAtMachine: self._look_at_machine,
@@ -149,7 +149,7 @@ class Fleet:
         self._note("warning", "config.trial", {"job": trial.job, "start": trial.starts})
         missing: tuple[str, ...] = ()
         while True:
-            verdict = gate.look(self._seen(trial.uids))
+            verdict = gate.look(self._health.seen(trial.uids, gateway_reachable=True))
             if verdict.missing and verdict.missing != missing:
                 self._note("info", "config.not_yet", {"job": trial.job, "missing": "; ".join(verdict.missing)})
             missing = verdict.missing or missing
@@ -158,21 +158,6 @@ class Fleet:
             if verdict.passed is False or trio.current_time() - started_s >= trial.window_s + trial.hold_s:
                 await self._give_up(trial, "; ".join(missing) or "it was not well for long enough")
             await trio.sleep(min(LOOK_S, trial.hold_s / 5))
-
-    def _seen(self, uids: Sequence[str]) -> Seen:
-        wanted, running, _ = self._view.pods_up()
-        link = self._link.status()
-        self._linked = self._linked or (link["state"] == "up" and bool(link.get("synced")))
-        return Seen(
-            trio.current_time(),
-            store_writable=self._writable(),
-            runtime_up=self._view.runtime_answers(),
-            pods_wanted=wanted,
-            pods_running=running,
-            linked=self._linked,
-            gateway_reachable=True,
-            pods_missing=tuple(self._view.pods_missing(uids)) if uids else None,
-        )
 
     async def _confirm(self, trial: ConfigTrial) -> bool:
         """False: it could not be made durable, and is tried again."""

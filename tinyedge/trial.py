@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any, NoReturn, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NoReturn
 
 import trio
 from msgspec import Struct
@@ -26,7 +26,8 @@ from msgspec import Struct
 from tinyedge.config import Config
 from tinyedge.errors import TinyEdgeError, WorldError
 from tinyedge.events import Answer, Record, Request, UpgradeEnded
-from tinyedge.upgrade.gate import Gate, Seen
+from tinyedge.health import Health, Link, View
+from tinyedge.upgrade.gate import Gate
 from tinyedge.upgrade.marks import CONFIRMED, ROLLED_BACK, STARTS, Marks, Result, Trial, came_up, marks_of, parse_trial
 
 Json = dict[str, Any]
@@ -93,26 +94,6 @@ def fresh(environ: Mapping[str, str], *, frozen: bool | None = None) -> dict[str
     return found
 
 
-class View(Protocol):
-    """What of the core's view is looked at."""
-
-    def runtime_answers(self) -> bool: ...
-
-    def pods_up(self) -> tuple[int, int, int]: ...
-
-    def pods_steady(self) -> list[str]: ...
-
-    def pods_missing(self, uids: Collection[str]) -> list[str]: ...
-
-
-class Link(Protocol):
-    """`uplink.Uplink`."""
-
-    def status(self) -> Json: ...
-
-    def reached(self) -> bool: ...
-
-
 class Upgrades:
     """`writable` says whether the store takes commits; `record` keeps an entry in the black box."""
 
@@ -136,10 +117,9 @@ class Upgrades:
         self._hold_s, self._window_s = config.upgrade.hold_s, config.upgrade.window_s
         self._view = view
         self._link = link
-        self._writable = writable
+        self._health = Health(view, link, writable)
         self._note = note
         self._record = record
-        self._linked = False
         self._missing: tuple[str, ...] = ("it has just been started",)
         self._current = ""
         self._last: Result | None = None
@@ -177,7 +157,7 @@ class Upgrades:
         self._note("warning", "upgrade.trial", {"version": trial.name, "start": start})
         self._record(Record("upgrade", {"version": trial.name, "verdict": "trial", "what": start}))
         while True:
-            verdict = gate.look(self._seen())
+            verdict = gate.look(self._health.seen(self._pods, gateway_reachable=self._link.reached()))
             if verdict.missing and verdict.missing != self._missing:
                 self._note("info", "upgrade.not_yet", {"version": trial.name, "missing": "; ".join(verdict.missing)})
             self._missing = verdict.missing
@@ -194,21 +174,6 @@ class Upgrades:
         except TinyEdgeError as error:
             self._note("warning", "upgrade.unreadable", {"why": str(error)})
             return ()
-
-    def _seen(self) -> Seen:
-        wanted, running, _ = self._view.pods_up()
-        link = self._link.status()
-        self._linked = self._linked or (link["state"] == "up" and bool(link.get("synced")))
-        return Seen(
-            trio.current_time(),
-            store_writable=self._writable(),
-            runtime_up=self._view.runtime_answers(),
-            pods_wanted=wanted,
-            pods_running=running,
-            linked=self._linked,
-            gateway_reachable=self._link.reached(),
-            pods_missing=tuple(self._view.pods_missing(self._pods)) if self._pods else None,
-        )
 
     async def _confirm(self, name: str) -> bool:
         """False: it could not be made durable, and is tried again."""

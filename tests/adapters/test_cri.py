@@ -98,6 +98,8 @@ async def test_what_is_gone_may_be_stopped_and_removed_again(rig: ContainerdRig,
             await runtime.remove_container(container_id)
             await runtime.stop_sandbox(sandbox_id)
             await runtime.remove_sandbox(sandbox_id)
+            left = await runtime.pod(spec.uid)
+            assert (left.sandboxes, left.containers) == ((), ())
 
 
 async def test_a_running_container_is_seen_whole(rig: ContainerdRig, tmp_path: Path) -> None:

@@ -148,7 +148,8 @@ def test_a_rule_of_kubeedge_that_is_set_aside_costs_its_own_messages_only() -> N
 # --- from the cloud --------------------------------------------------------------------------------
 
 
-def test_what_the_cloud_sends_again_as_it_was_is_refused_and_what_it_changes_is_taken() -> None:
+def of_the_cloud() -> Site:
+    """A node whose device came over the link, and is set aside."""
     site = Site(boot=False)
     rig = site.rig
     rig.boot()
@@ -157,6 +158,12 @@ def test_what_the_cloud_sends_again_as_it_was_is_refused_and_what_it_changes_is_
     rig.put(model(), revision=b"m1")
     rig.put(device(), revision=b"d1")
     set_aside(site, "device", "default/pump-1")
+    return site
+
+
+def test_what_the_cloud_sends_again_as_it_was_is_refused_and_what_it_changes_is_taken() -> None:
+    site = of_the_cloud()
+    rig = site.rig
     rig.join()
     rig.link()
     assert rig.edge.view.outlines()["device"] == {}  # so that the gateway sends it, and gets to know
@@ -197,14 +204,8 @@ def test_a_pod_of_the_cloud_that_is_aside_ends_when_it_is_deleted_there() -> Non
 
 
 def test_leaving_the_gateway_takes_along_what_is_aside() -> None:
-    site = Site(boot=False)
+    site = of_the_cloud()
     rig = site.rig
-    rig.boot()
-    rig.join()
-    rig.link()
-    rig.put(model(), revision=b"m1")
-    rig.put(device(), revision=b"d1")
-    set_aside(site, "device", "default/pump-1")
     rig.join()
     rig.join(gateway="", node="")
     assert rig.edge.view.device_objects() == []

@@ -24,6 +24,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
+SHELLS = [("sh",), ("busybox", "sh")]
 binary, overlay, deb = _load("binary"), _load("overlay"), _load("deb")
 
 

@@ -16,25 +16,11 @@ from tinyedge.upgrade.bundle import this_architecture
 
 ARCH = this_architecture()
 NAME = f"0.1.0-{ARCH}"
-SHELLS = [("sh",), ("busybox", "sh")]
 INITS = {
     "systemd": ("etc/systemd/system/multi-user.target.wants/tinyedge.service", "../tinyedge.service"),
     "openrc": ("etc/runlevels/default/tinyedge", "/etc/init.d/tinyedge"),
     "sysv": ("etc/rc3.d/S20tinyedge", "../init.d/tinyedge"),
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_file(tmp_path_factory.mktemp("run"), "0.1.0")
-
-
-@pytest.fixture(params=SHELLS, ids=["sh", "busybox"])
-def shell(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    found: tuple[str, ...] = request.param
-    if shutil.which(found[0]) is None:
-        pytest.skip("needs busybox (apt-get install busybox-static)")
-    return found
 
 
 def installed(run: Path, root: Path, shell: tuple[str, ...] = ("sh",)) -> dict[str, tuple[str, str]]:

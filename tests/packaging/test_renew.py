@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.packaging.rig import image, run_file, sh
-from tests.packaging.test_install import SHELLS, installed
+from tests.packaging.rig import image, sh
+from tests.packaging.test_install import installed
 from tests.test_trial import Node
 from tests.upgrade.rig import LAUNCHER
 from tinyedge.config import Config
@@ -64,19 +64,6 @@ class Renewed:
 
     def settled(self) -> str:
         return (self.root / LIB / "installed").read_text().splitlines()[0]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_file(tmp_path_factory.mktemp("run"), "0.1.0")
-
-
-@pytest.fixture(params=SHELLS, ids=["sh", "busybox"])
-def shell(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    found: tuple[str, ...] = request.param
-    if shutil.which(found[0]) is None:
-        pytest.skip("needs busybox (apt-get install busybox-static)")
-    return found
 
 
 @pytest.mark.parametrize("init", OF)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.rig import sh
-from tests.packaging.test_install import SHELLS
+from tests.packaging.rig import SHELLS, sh
 from tests.upgrade.rig import ROOT
 
 PACKAGING = ROOT / "packaging"

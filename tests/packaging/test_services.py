@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.packaging.rig import sh
-from tests.packaging.test_install import SHELLS
 from tests.packaging.test_scripts import PACKAGING, UNIT
 from tests.upgrade.rig import LAUNCHER
 
@@ -26,14 +24,6 @@ BINDS_NO_POD = {
     *("MemoryMax", "TasksMax", "LimitNOFILE", "LimitCORE", "ConfigurationDirectory"),
     *("RuntimeDirectory", "RuntimeDirectoryMode", "RuntimeDirectoryPreserve", "StateDirectory", "StateDirectoryMode"),
 }
-
-
-@pytest.fixture(params=SHELLS, ids=["sh", "busybox"])
-def shell(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    found: tuple[str, ...] = request.param
-    if shutil.which(found[0]) is None:
-        pytest.skip("needs busybox (apt-get install busybox-static)")
-    return found
 
 
 # --- systemd -----------------------------------------------------------------------------------------
@@ -77,6 +67,7 @@ class Installed:
             "PATH": f"{stub.parent}:{os.environ['PATH']}",
             "TINYEDGE_ROOT": str(self.root),
             "TINYEDGE_UPGRADE_STATE": str(folder / "state"),
+            "TINYEDGE_STARTS": str(folder / "starts"),
         }
 
     def __call__(self, *words: str, **environ: str) -> str:
@@ -180,7 +171,7 @@ class SysV:
             os.close(fd)
 
     def launcher(self) -> int:
-        return int((self.folder / "run" / "tinyedge.pid").read_text())
+        return int((self.folder / "run" / "tinyedge.pid").read_text().split()[0])
 
 
 NOTED = 'until grep -q "^$$ " FOLDER/run/tinyedge.daemon.pid 2>/dev/null; do :; done'  # by the launcher
@@ -246,8 +237,9 @@ def test_a_daemon_whose_launcher_was_killed_is_neither_forgotten_nor_doubled(sys
     assert not is_there(second)
 
 
-def test_another_process_of_the_daemons_number_is_left_alone(sysv: SysV) -> None:
-    (sysv.folder / "run" / "tinyedge.daemon.pid").write_text(f"{os.getpid()} 1\n")
+@pytest.mark.parametrize("name", ["tinyedge.pid", "tinyedge.daemon.pid"])
+def test_another_process_of_that_number_is_left_alone(sysv: SysV, name: str) -> None:
+    (sysv.folder / "run" / name).write_text(f"{os.getpid()} 1\n")
     assert sysv("status").returncode == 3
     assert sysv("stop").returncode == 0
 

@@ -16,18 +16,6 @@ from tinyedge.protocol.revision import DOWN, UP
 MODEL: Json = {"properties": [{"name": "speed", "type": "INT"}], "protocol": "modbus"}
 
 
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.start()
-    return world
-
-
-@pytest.fixture
-def edge(world: World) -> Edge:
-    return world.joined("n1")
-
-
 def body(edge: Edge, kind: str, key: str) -> Json:
     found: Json = msgspec.msgpack.decode(edge.objects[kind][key][1])
     return found

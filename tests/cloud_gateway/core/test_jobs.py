@@ -22,13 +22,6 @@ CHECKED = (Action(words.CHECK, words.TRUE),)
 UPGRADED = (*CHECKED, Action(words.BACK_UP, words.TRUE), Action(words.UPGRADING, words.TRUE))
 
 
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.start()
-    return world
-
-
 def fleet(world: World, count: int) -> list[Edge]:
     return [world.joined(f"n{number}") for number in range(1, count + 1)]
 

@@ -12,19 +12,6 @@ from tests.cloud_gateway.core.rig import Edge, Json, World, node_report, running
 from tinyedge.protocol import asks
 from tinyedge.protocol.revision import encode, revision, status_revision
 
-
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.start()
-    return world
-
-
-@pytest.fixture
-def edge(world: World) -> Edge:
-    return world.joined("n1")
-
-
 # --- nodes -------------------------------------------------------------------------------------------------
 
 

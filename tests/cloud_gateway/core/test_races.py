@@ -6,25 +6,12 @@ import copy
 from typing import Any
 
 import msgspec
-import pytest
 
 from cloud_gateway.core import facts, translate
 from tests.cloud_gateway.core.rig import Edge, World, node_report, running, volume_of
 from tinyedge.protocol.revision import encode
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def world() -> World:
-    world = World()
-    world.start()
-    return world
-
-
-@pytest.fixture
-def edge(world: World) -> Edge:
-    return world.joined("n1")
 
 
 def key_of(pod: Json) -> str:

@@ -21,13 +21,6 @@ SPEC: Json = {
 
 
 @pytest.fixture
-def world() -> World:
-    world = World()
-    world.start()
-    return world
-
-
-@pytest.fixture
 def edge(world: World) -> Edge:
     edge = world.joined("n1")
     world.custom("localrules", "warm", {"nodeName": "n1", "when": "t > 1"})
