@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -321,3 +322,18 @@ Member.TestCase.settings = settings(
 
 class TestMember(Member.TestCase):  # type: ignore[misc, valid-type]
     """The machine above."""
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_what_was_told_of_a_pod_that_is_refused_when_it_comes_again_stays(seconds: int) -> None:
+    """Its node has left and joined again, and given its name to a pod of its own meanwhile."""
+    history = Member()
+    history.boot()
+    history.leave_and_join_again()
+    history.apply("a", 1, False, False)
+    history.the_link_goes_or_comes()
+    history.leave_and_join_again()
+    if seconds:
+        history.wait(seconds)
+    history.a_manifest_comes_or_goes("a", True)
+    history.teardown()

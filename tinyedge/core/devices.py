@@ -312,9 +312,7 @@ class Devices:
                 wanted = before is not None and row.at_ms >= before.at_ms
             if wanted and self._newest.restore(name, row):
                 self.changed_twins[key] = None
-                if (
-                    not self._desk.rebooted
-                ):  # else it is of before the machine's start, and nothing is to follow from it
+                if not self._desk.rebooted:  # else it is of before the machine's start, and nothing follows from it
                     self.changed_values.setdefault((key, name_of), before)
         self._newest.restored()
 
